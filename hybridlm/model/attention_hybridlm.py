@@ -1,0 +1,48 @@
+"""`attention`: causal softmax attention with RoPE and grouped queries, through transformers' attention interface.
+
+The one mixer whose memory grows with the text. It brings its own projections, so it replaces the shell's inner line.
+"""
+
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, eager_attention_forward
+
+
+class Attention(nn.Module):
+    """hidden states (B, T, D) -> (B, T, D)."""
+
+    layer_type = "full_attention"
+    is_causal = True
+
+    def __init__(self, config, layer_idx: int):
+        super().__init__()
+        self.config, self.layer_idx = config, layer_idx
+        D, self.head_dim = config.hidden_size, config.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_dropout
+        self.q_proj = nn.Linear(D, D, bias=False)
+        self.k_proj = nn.Linear(D, config.num_key_value_heads * self.head_dim, bias=False)
+        self.v_proj = nn.Linear(D, config.num_key_value_heads * self.head_dim, bias=False)
+        self.o_proj = nn.Linear(D, D, bias=False)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        past_key_values=None,
+        **kwargs,
+    ) -> tuple[Tensor, Tensor | None]:
+        """attention_mask as `create_causal_mask` made it; position_embeddings: RoPE's (cos, sin), (B, T, head_dim) each."""
+        assert position_embeddings is not None
+        heads = (*hidden_states.shape[:-1], -1, self.head_dim)
+        query, key, value = (proj(hidden_states).view(heads).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        dropout = self.attention_dropout if self.training else 0.0
+        output, weights = attend(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
+        return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1)), weights
+

@@ -1,0 +1,111 @@
+"""The shell around a mixer: one residual block serves every cell, so that a cell file holds only its recurrence.
+
+    u = norm(x);  v = conv(W_u u)
+    y = W_o((sum of the cells' outputs on v) * silu(W_g u))
+    x = x + y;    x = x + mlp(norm(x))                       SwiGLU
+
+`attention` brings its own projections and replaces the two inner lines.
+"""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .cache_hybridlm import HybridRecurrentLayer
+from .cell_hybridlm import State
+from .conv_hybridlm import ShortConv
+from .mixers_hybridlm import CELLS, STANDALONE
+
+
+class RecurrentMixer(nn.Module):
+    """Cells side by side on the same v, (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, config, block: str, layer_idx: int):
+        super().__init__()
+        self.layer_idx = layer_idx
+        D, N = config.hidden_size, config.recurrence_size
+        self.in_proj = nn.Linear(D, N, bias=False)
+        self.gate_proj = nn.Linear(D, N, bias=False) if config.output_gate else None
+        self.out_proj = nn.Linear(N, D, bias=False)
+        self.conv = ShortConv(N, config.conv_kernel) if config.conv_kernel > 0 else None
+        self.cells = nn.ModuleList([CELLS[name](config) for name in block.split("+")])
+
+    def forward(self, u: Tensor, mask: Tensor | None, reset: Tensor | None, cache: HybridRecurrentLayer | None) -> Tensor:
+        """mask, reset: (B, T) bool or None. The cache, if given, is read and moved on by T tokens."""
+        v, window = self.in_proj(u), None
+        held = cache if cache is not None and cache.is_initialized else None
+        if self.conv is not None:
+            v, window = self.conv(v, held.conv if held else None, mask, reset)
+        total, trajectory = None, {}
+        for i, cell in enumerate(self.cells):
+            state = self._state(cell, i, held, v)
+            h, states = cell(v, state, mask, reset)
+            total = h if total is None else total + h
+            trajectory.update({f"{i}.{name}": steps for name, steps in states.items()})
+        if cache is not None:
+            cache.append(trajectory, window)
+        assert total is not None
+        if self.gate_proj is not None:
+            total = total * F.silu(self.gate_proj(u))
+        return self.out_proj(total)
+
+    def _state(self, cell, i: int, held: HybridRecurrentLayer | None, like: Tensor) -> State:
+        if held is None:
+            return cell.initial_state(like.shape[0], like.device)
+        return {name: held.states[f"{i}.{name}"].to(like.device) for name in cell.state_names}
+
+
+class SwiGLU(nn.Module):
+    """W_down(silu(W_gate x) * W_up x)."""
+
+    def __init__(self, width: int, inner: int):
+        super().__init__()
+        self.gate_proj = nn.Linear(width, inner, bias=False)
+        self.up_proj = nn.Linear(width, inner, bias=False)
+        self.down_proj = nn.Linear(inner, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class HybridLMDecoderLayer(GradientCheckpointingLayer):
+    """One layer of the pattern. `hidden_states` comes positionally, as transformers' hooks and checkpointing want it."""
+
+    def __init__(self, config, block: str, layer_idx: int):
+        super().__init__()
+        self.layer_idx = layer_idx
+        self.is_attention = block in STANDALONE
+        self.mixer_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mixer = STANDALONE[block](config, layer_idx) if self.is_attention else RecurrentMixer(config, block, layer_idx)
+        self.mlp_norm = self.mlp = None
+        if config.mlp_size > 0:
+            self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+            self.mlp = SwiGLU(config.hidden_size, config.mlp_size)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        causal_mask: Tensor | None = None,
+        mask: Tensor | None = None,
+        reset: Tensor | None = None,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        past_key_values=None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> Tensor:
+        u = self.mixer_norm(hidden_states)
+        if self.is_attention:
+            y, _ = self.mixer(
+                u,
+                attention_mask=causal_mask,
+                position_embeddings=position_embeddings,
+                past_key_values=past_key_values,
+                **kwargs,
+            )
+        else:
+            cache = None if past_key_values is None else past_key_values.layers[self.layer_idx]
+            y = self.mixer(u, mask, reset, cache)
+        hidden_states = hidden_states + y
+        if self.mlp is not None and self.mlp_norm is not None:
+            hidden_states = hidden_states + self.mlp(self.mlp_norm(hidden_states))
+        return hidden_states

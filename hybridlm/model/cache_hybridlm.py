@@ -1,0 +1,209 @@
+"""The cache of a recurrent layer: its states and its convolution window, of constant size, whatever the cells are.
+
+transformers' own layer for linear attention is only read once its convolution has been written, and keeps one state of the
+model's dtype; ours keeps any number of named fp32 states, with or without a convolution. It counts tokens, so that caches of attention-free
+models know their length, and it can take steps back (`crop`), which assisted decoding needs.
+
+Importing this module makes the layer known to transformers under `RECURRENT_LAYER`, for DynamicCache and StaticCache.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import (
+    STATIC_LAYER_TYPE_MAPPING,
+    Cache,
+    CacheLayerMixin,
+    DynamicCache,
+    LinearAttentionCacheLayerMixin,
+)
+from transformers.masking_utils import LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING
+from transformers.utils import is_torchdynamo_compiling
+
+from .cell_hybridlm import RECURRENT_LAYER, State
+from .conv_hybridlm import Window
+
+
+class HybridRecurrentLayer(LinearAttentionCacheLayerMixin, CacheLayerMixin):
+    """States {name: (B, ...) fp32} and `conv`, the last inputs of the convolution (B, K-1, N)."""
+
+    _layer_type = RECURRENT_LAYER
+    is_compileable = True
+    is_sliding = False
+    supports_early_init = False
+
+    def __init__(self, **kwargs):
+        self.keys = self.values = None  # read by DynamicCache.__iter__
+        self.is_initialized = False
+        self.states: State = {}
+        self.conv: Tensor | None = None
+        self.cumulative_length: Any = 0
+        self.record_past = False
+        self._past: tuple[State, Tensor | None, State, Window | None] | None = None
+
+    @property
+    def has_previous_state(self) -> dict[int, bool]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return {0: self.is_initialized}
+
+    @property
+    def batch_size(self) -> int:
+        return next(iter(self.states.values())).shape[0] if self.is_initialized else -1
+
+    def append(self, trajectory: State, window: Window | None) -> None:
+        """Takes the states after each of T new tokens, {name: (B, T, ...)}, and the convolution's window over them."""
+        length = next(iter(trajectory.values())).shape[1]
+        if self.record_past:
+            before = {name: state.clone() for name, state in self.states.items()}
+            self._past = (before, None if self.conv is None else self.conv.clone(), trajectory, window)
+        self._write({name: states[:, -1] for name, states in trajectory.items()}, window and window.tail())
+        self.cumulative_length += length
+
+    def _write(self, states: State, conv: Tensor | None) -> None:
+        if torch.is_grad_enabled():  # never in place under autograd
+            self.states, self.conv = {name: state.float() for name, state in states.items()}, conv
+        elif not self.is_initialized:
+            self.states = {name: state.float().clone() for name, state in states.items()}
+            self.conv = None if conv is None else conv.clone()
+            self._mark_static()
+        else:  # same storage, which CUDA graphs need
+            for name, state in states.items():
+                self.states[name].copy_(state)
+            if self.conv is not None:
+                self.conv.copy_(conv)
+        self.is_initialized = True
+
+    def _mark_static(self) -> None:
+        """Only the static layer promises addresses."""
+
+    def _tensors(self) -> list[Tensor]:
+        return [*self.states.values(), *([] if self.conv is None else [self.conv])]
+
+    def _apply(self, change) -> None:
+        self.states = {name: change(state) for name, state in self.states.items()}
+        self.conv = None if self.conv is None else change(self.conv)
+
+    # What transformers asks of a layer
+
+    def activate_past_recording(self) -> None:
+        self.record_past = True
+
+    @property
+    def is_croppable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.record_past
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Takes back the last -tokens_to_remove tokens of the last call; crop(0) only drops what was kept for that."""
+        count = -int(tokens_to_remove)
+        if count < 0:
+            raise ValueError(f"tokens_to_remove={tokens_to_remove}: a recurrent layer takes minus the number of tokens, or 0.")
+        if count:
+            if self._past is None:
+                raise RuntimeError("crop: nothing is recorded. Call activate_past_recording() on the cache before the forward.")
+            states, conv, trajectory, window = self._past
+            length = next(iter(trajectory.values())).shape[1]
+            if count > length:
+                raise ValueError(f"tokens_to_remove={tokens_to_remove}: the last call had {length} tokens; no more can be taken back.")
+            if count < length:
+                states = {name: steps[:, -1 - count] for name, steps in trajectory.items()}
+                conv = window and window.tail(count)
+            if states:
+                self._write(states, conv)
+            else:
+                self.reset()
+                count = 0
+            self.cumulative_length -= count
+        self._past = None
+
+    def get_seq_length(self) -> Any:
+        return self.cumulative_length
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.cumulative_length + query_length, 0
+
+    def reset(self) -> None:
+        """As new: no state, no tokens."""
+        self.states, self.conv, self._past, self.is_initialized = {}, None, None, False
+        self.cumulative_length = self.cumulative_length * 0
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self._apply(lambda t: t.index_select(0, beam_idx.to(t.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._apply(lambda t: t.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._apply(lambda t: t[indices.to(t.device)])
+
+    def offload(self) -> None:
+        self._apply(lambda t: t.to("cpu", non_blocking=True))
+
+    def prefetch(self) -> None:
+        """A state is small: the next call moves it where it is needed."""
+
+    def lazy_initialization(self, *args, **kwargs) -> None:
+        raise RuntimeError("A recurrent layer of hybridlm is filled by append(), with the states that its cells computed.")
+
+    update = update_conv_state = update_recurrent_state = lazy_initialization  # pyright: ignore[reportAssignmentType]
+
+
+class HybridStaticRecurrentLayer(HybridRecurrentLayer):
+    """The same with fixed addresses, and the length as a tensor: one compiled graph serves every decode step."""
+
+    _layer_type = None
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.cumulative_length = torch.tensor(0, dtype=torch.long)
+
+    def append(self, trajectory: State, window: Window | None) -> None:
+        if not self.is_initialized:
+            self.cumulative_length = self.cumulative_length.to(next(iter(trajectory.values())).device)
+        super().append(trajectory, window)
+
+    def _mark_static(self) -> None:
+        if not is_torchdynamo_compiling():
+            for tensor in [*self._tensors(), self.cumulative_length]:
+                torch._dynamo.mark_static_address(tensor)
+
+    def reset(self) -> None:
+        """Empty, at the same addresses."""
+        self._past, self.is_initialized = None, False
+        self.cumulative_length.zero_()
+
+
+def padding_mask(attention_mask: Tensor | None, length: int) -> Tensor | None:
+    """The last `length` columns of a 2-D attention mask as bool (B, T), False at padding; None where nothing is padded.
+
+    Also for a single step, which transformers' own function takes for valid always.
+    """
+    if attention_mask is None or attention_mask.ndim != 2:
+        return None
+    mask = attention_mask[:, -length:].bool()
+    if not (is_torchdynamo_compiling() or torch.jit.is_tracing()) and bool(mask.all()):
+        return None
+    return mask.contiguous()
+
+
+def _mask_for_generate(config, inputs_embeds: Tensor, attention_mask: Tensor | None, **kwargs) -> Tensor | None:
+    return padding_mask(attention_mask, inputs_embeds.shape[1])
+
+
+def layered(cache: Cache, config) -> Cache:
+    """`cache` with one layer for each of the model's. A DynamicCache made without a config has none yet: they are added."""
+    if not cache.layers and isinstance(cache, DynamicCache):
+        cache.layers, cache.layer_class_to_replicate = DynamicCache(config=config).layers, None
+    kinds = [isinstance(layer, HybridRecurrentLayer) for layer in cache.layers]
+    if kinds != [kind == RECURRENT_LAYER for kind in config.layer_types]:
+        raise ValueError(
+            f"past_key_values is a {type(cache).__name__} whose layers do not fit the pattern {config.pattern!r}. "
+            "Make it with DynamicCache(config=model.config) or StaticCache(config=model.config, max_cache_len=...)."
+        )
+    return cache
+
+
+STATIC_LAYER_TYPE_MAPPING[RECURRENT_LAYER] = HybridStaticRecurrentLayer
+LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING[RECURRENT_LAYER] = _mask_for_generate

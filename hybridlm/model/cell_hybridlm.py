@@ -1,0 +1,52 @@
+"""What every recurrent cell is: one function (inputs, state, mask, reset) -> (outputs, states).
+
+Training, prefill and a decode step (T = 1) are the same call. A cell says which tensors its state consists of; the cache
+carries them without knowing the cell. The recurrence runs in fp32 whatever the model's dtype.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+
+RECURRENT_LAYER = "hybridlm_linear_attention"
+"""Name of a recurrent layer in `layer_types`. Tools that look for "linear_attention" in it treat it as one."""
+
+State = dict[str, Tensor]
+
+
+class Cell(nn.Module):
+    """A recurrence of width N on inputs of width N.
+
+    Subclasses give `state_names`, `forward`, and `reset_weights` where a parameter does not start as a plain linear map does.
+    """
+
+    state_names: tuple[str, ...] = ("s",)
+    """One tensor each, (B, N), fp32."""
+
+    anneals = False
+    """Whether epsilon is a training schedule of this cell, rather than a constant."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.width = config.recurrence_size
+
+    def initial_state(self, rows: int, device: torch.device) -> State:
+        """s_0 for `rows` sequences: zeros, where a cell does not say otherwise."""
+        return {name: torch.zeros(rows, self.width, device=device) for name in self.state_names}
+
+    def forward(self, x: Tensor, state: State, mask: Tensor | None, reset: Tensor | None) -> tuple[Tensor, State]:
+        """x (B, T, N); state: (B, N) each; mask, reset: (B, T) bool or None, as in the scans.
+
+        Returns what the cell emits, (B, T, N) in x's dtype, and its states after every token, (B, T, N) each, fp32.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define forward.")
+
+    def reset_weights(self) -> None:
+        """Fills the parameters that the general rule for linear maps does not, through `transformers.initialization`."""
+
+
+def lecun_normal_(weight: Tensor, fan_in: int, scale: float = 1.0) -> None:
+    """Normal with standard deviation scale / sqrt(fan_in)."""
+    init.normal_(weight, std=scale / math.sqrt(fan_in))

@@ -1,0 +1,223 @@
+"""HybridLMConfig: everything that decides the shape of a model, and nothing that belongs to its training.
+
+Departures from a stock transformers configuration: the stack is one string, `pattern`, from which the number and kinds of the
+layers follow (`num_hidden_layers`, `block_types` and `layer_types` are properties); a keyword that nobody knows is refused
+instead of kept; every problem found is reported at once, as a ValueError. Widths left at None follow `hidden_size`, through
+properties, so that they never go stale.
+"""
+
+import math
+from difflib import get_close_matches
+from functools import wraps
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import GenerationConfig, PreTrainedConfig
+from transformers.modeling_rope_utils import RopeParameters
+from transformers.utils import logging
+
+from huggingface_hub.dataclasses import strict
+
+from .mixers_hybridlm import MIXERS, RECURRENT_LAYER, STANDALONE
+from .pattern_hybridlm import parse
+
+logger = logging.get_logger(__name__)
+
+FORMAT_VERSION = 1
+"""Version of the fields in config.json; a higher one in a checkpoint means that a newer hybridlm wrote it."""
+
+# What PreTrainedConfig itself takes beside its fields, and what it writes into config.json.
+_BASE_KEYWORDS = {
+    "_attn_implementation", "_attn_implementation_internal", "_commit_hash", "_experts_implementation",
+    "_experts_implementation_internal", "_name_or_path", "_output_attentions", "_post_init_done", "attn_implementation",
+    "auto_map", "experts_implementation", "model_type", "name_or_path", "num_labels", "output_attentions",
+    "quantization_config", "rope_scaling", "rope_theta", "tie_last_hidden_states", "torch_dtype", "transformers_weights",
+}  # fmt: skip
+_FROM_PATTERN = {"num_hidden_layers", "num_layers", "layer_types", "block_types"}
+
+
+def _raises_value_error(cls):
+    """Strict dataclasses raise an Exception of their own; users and `except ValueError` expect a ValueError."""
+    init = cls.__init__
+
+    @wraps(init)
+    def __init__(self, *args, **kwargs):
+        try:
+            init(self, *args, **kwargs)
+        except StrictDataclassError as error:
+            cause = error.__cause__
+            if isinstance(cause, ValueError):
+                raise cause from None
+            raise ValueError(f"HybridLMConfig: {error}".replace("\n    TypeError:", "")) from None
+
+    cls.__init__ = __init__
+    return cls
+
+
+@_raises_value_error
+@strict
+class HybridLMConfig(PreTrainedConfig):
+    r"""Configuration of a hybrid language model. Keyword arguments only.
+
+    Stack
+        pattern: the layers, e.g. `"(rglru bmru)*6"`, `"lru*2 bmru attention"`, `"rglru+bmru"` (side by side in one layer).
+        vocab_size, hidden_size (D): number of tokens; width of the residual stream.
+        state_size (N): width of the recurrences; None: hidden_size.
+        intermediate_size: width of the SwiGLU MLP; None: 8/3 hidden_size rounded up to a multiple of 32; 0: no MLP.
+        conv_kernel: taps of the short causal convolution in front of the cells; 0: none.
+        output_gate: multiply what the cells emit with silu(W_g u).
+        tie_word_embeddings: the output projection is the embedding.
+    Attention and gates
+        num_attention_heads: heads of `attention`, and blocks of the block-diagonal gates of `rglru`.
+        num_key_value_heads: grouped-query attention; None: num_attention_heads.
+        max_position_embeddings: the length that RoPE scaling and evaluation tools assume; no cell is limited by it.
+        rope_parameters: transformers' RoPE dictionary (`rope_type`, `rope_theta`, ...).
+        attention_dropout: probability.
+    Recurrences
+        decay_min, decay_max: range of |decay| at the start, for `lru` (r_min, r_max) and `rglru`.
+        phase_max: largest phase of `lru` at the start, in radians.
+        threshold_init: b_beta, the threshold of memory units at the start.
+        amplitude_init: alpha, the amplitude of memory units at the start.
+        surrogate_slope: k of the surrogate gradients.
+        learn_initial_state: s_0 of `bmru` is learned through the sign function, instead of drawn once and kept.
+    Other
+        rms_norm_eps, initializer_range (standard deviation of the embeddings), use_cache, pad/bos/eos_token_id.
+
+    Raises ValueError that lists every problem with field, value and what is allowed.
+    """
+
+    model_type = "hybridlm"
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    pattern: str = "(rglru bmru)*6"
+    vocab_size: int = 32000
+    hidden_size: int = 512
+    state_size: int | None = None
+    intermediate_size: int | None = None
+    conv_kernel: int = 4
+    output_gate: bool = True
+    num_attention_heads: int = 8
+    num_key_value_heads: int | None = None
+    max_position_embeddings: int = 2048
+    rope_parameters: RopeParameters | dict | None = None
+    attention_dropout: int | float = 0.0
+    decay_min: float = 0.9
+    decay_max: float = 0.999
+    phase_max: float = 2 * math.pi
+    threshold_init: int | float = 1.0
+    amplitude_init: int | float = 1.0
+    surrogate_slope: int | float = 1.0
+    learn_initial_state: bool = False
+    rms_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = True
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self, **kwargs):
+        unknown = sorted(set(kwargs) - _known_keywords(type(self)))
+        if unknown:
+            raise ValueError(_unknown_message(type(self), unknown))
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """As in transformers, but fields written by a newer hybridlm are named in a warning and left out, and other unknown ones refused."""
+        fields = dict(config_dict)
+        unknown = sorted(set(fields) - _known_keywords(cls) - set(cls.__dataclass_fields__))
+        version = fields.get("format_version", FORMAT_VERSION)
+        if unknown and isinstance(version, int) and version > FORMAT_VERSION:
+            logger.warning(
+                f"This checkpoint was written by a newer hybridlm (format {version}; this one knows {FORMAT_VERSION}). "
+                f"Left out, since unknown here: {', '.join(unknown)}. Upgrade hybridlm if the model behaves differently."
+            )
+            for name in unknown:
+                del fields[name]
+            fields["format_version"] = FORMAT_VERSION
+        return super().from_dict(fields, **kwargs)
+
+    @property
+    def block_types(self) -> tuple[str, ...]:
+        """The layers in depth order, each a mixer's name or `"a+b"`."""
+        return parse(self.pattern, MIXERS, STANDALONE)
+
+    @property
+    def num_hidden_layers(self) -> int:
+        return len(self.block_types)
+
+    @property
+    def layer_types(self) -> list[str]:
+        """What transformers' caches and masks call the layers."""
+        return [MIXERS[block].layer_type if block in STANDALONE else RECURRENT_LAYER for block in self.block_types]
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def recurrence_size(self) -> int:
+        """N: `state_size`, or `hidden_size` where it is None."""
+        return self.hidden_size if self.state_size is None else self.state_size
+
+    @property
+    def mlp_size(self) -> int:
+        """`intermediate_size`, or 8/3 hidden_size rounded up to a multiple of 32 where it is None."""
+        return 32 * math.ceil(self.hidden_size / 12) if self.intermediate_size is None else self.intermediate_size
+
+    def validate_layer_type(self):
+        """The layers come from the pattern, which is checked below; transformers' list of names does not know ours."""
+
+    def validate_architecture(self):
+        blocks = self.block_types  # a ValueError of its own where the pattern is wrong
+        names = {name for block in blocks for name in block.split("+")}
+        problems = [
+            f"{field}={value!r}: must be {allowed}" for field, value, allowed, good in self._ranges(names) if not good
+        ]
+        if problems:
+            raise ValueError("HybridLMConfig: " + "; ".join(problems) + ".")
+
+    def _ranges(self, names: set[str]):
+        """(field, value, what is allowed, whether it holds); checks of a mixer only where the pattern uses it."""
+        D, N, heads, kv = self.hidden_size, self.recurrence_size, self.num_attention_heads, self.num_key_value_heads
+        for field in ("vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads", "max_position_embeddings"):
+            yield field, getattr(self, field), "at least 1", getattr(self, field) >= 1
+        yield "state_size", self.state_size, "None or at least 1", N >= 1
+        yield "intermediate_size", self.intermediate_size, "None or at least 0", self.mlp_size >= 0
+        yield "conv_kernel", self.conv_kernel, "at least 0", self.conv_kernel >= 0
+        yield "decay_min", self.decay_min, f"in (0, decay_max={self.decay_max})", 0 < self.decay_min < self.decay_max
+        yield "decay_max", self.decay_max, "below 1", self.decay_max < 1
+        yield "phase_max", self.phase_max, "in (0, 2 pi]", 0 < self.phase_max <= 2 * math.pi
+        yield "threshold_init", self.threshold_init, "at least 0", self.threshold_init >= 0
+        yield "surrogate_slope", self.surrogate_slope, "above 0", self.surrogate_slope > 0
+        yield "rms_norm_eps", self.rms_norm_eps, "above 0", self.rms_norm_eps > 0
+        yield "initializer_range", self.initializer_range, "at least 0", self.initializer_range >= 0
+        yield "attention_dropout", self.attention_dropout, "in [0, 1)", 0 <= self.attention_dropout < 1
+        if heads < 1 or kv < 1:
+            return
+        if "attention" in names:
+            yield "hidden_size", D, f"a multiple of 2 * num_attention_heads = {2 * heads}, for attention with RoPE", D % (2 * heads) == 0
+            yield "num_attention_heads", heads, f"a multiple of num_key_value_heads={kv}", heads % kv == 0
+        if "rglru" in names:
+            field = "hidden_size" if self.state_size is None else "state_size"
+            yield field, N, f"a multiple of num_attention_heads={heads}, for the block-diagonal gates of rglru", N % heads == 0
+
+
+def _known_keywords(cls) -> set[str]:
+    return _BASE_KEYWORDS | set(GenerationConfig._get_default_generation_params())
+
+
+def _unknown_message(cls, unknown: list[str]) -> str:
+    allowed = sorted(cls.__dataclass_fields__)
+    parts = []
+    for name in unknown:
+        close = get_close_matches(name, allowed, n=1)
+        if name in _FROM_PATTERN:
+            parts.append(f"{name!r} follows from the pattern, and cannot be set; write e.g. pattern='(rglru bmru)*6'")
+        else:
+            parts.append(f"{name!r} is not a field" + (f"; did you mean {close[0]!r}?" if close else ""))
+    return f"HybridLMConfig: {'. '.join(parts)}. Fields: {', '.join(allowed)}."

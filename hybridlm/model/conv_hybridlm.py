@@ -1,0 +1,87 @@
+"""The short causal depthwise convolution in front of the cells, blind to padding and to other documents.
+
+    v_t = b + sum_k w_k * u_{t-k}        k = 0 ... K-1
+
+A step of padding is invisible: the K-1 inputs behind a token are the last K-1 *valid* ones, wherever the padding stands. So
+a row that was padded on the right goes on as if it had not been, in one call or in chunks. A tap that would
+reach into the document before is left out.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import initialization as init
+
+
+@dataclass
+class Window:
+    """The inputs a convolution has just seen, valid ones last: what the next call needs, and any rollback of this one.
+
+    inputs (B, K-1+T, N); document (B, K-1+T) int64, which document of this call each belongs to, or None if there is only one.
+    """
+
+    inputs: Tensor
+    document: Tensor | None
+    taps: int
+
+    def tail(self, dropped: int = 0) -> Tensor:
+        """The last K-1 inputs (B, K-1, N) once `dropped` steps are taken back; what belongs to an earlier document is zero."""
+        end = self.inputs.shape[1] - dropped
+        tail = self.inputs[:, end - self.taps : end]
+        if self.document is None:
+            return tail
+        current = self.document[:, end - 1 : end]
+        return tail.masked_fill((self.document[:, end - self.taps : end] != current).unsqueeze(2), 0.0)
+
+
+class ShortConv(nn.Module):
+    """Depthwise over N channels with K taps; weight (N, K), its last column acts on the present."""
+
+    def __init__(self, width: int, kernel: int):
+        super().__init__()
+        self.kernel = kernel
+        self.weight = nn.Parameter(torch.empty(width, kernel))
+        self.bias = nn.Parameter(torch.empty(width))
+
+    def forward(
+        self, u: Tensor, past: Tensor | None = None, mask: Tensor | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, Window]:
+        """u (B, T, N); past: the tail of the call before (B, K-1, N), None at the start; mask, reset (B, T) bool.
+
+        Returns v (B, T, N) and the window.
+        """
+        taps, length = self.kernel - 1, u.shape[1]
+        inputs = F.pad(u, (0, 0, taps, 0)) if past is None else torch.cat([past.to(u.dtype), u], dim=1)
+        document = None
+        if reset is not None:
+            starts = reset if mask is None else reset & mask
+            document = F.pad(starts.long().cumsum(1), (taps, 0))
+        order = None
+        if mask is not None:
+            # Padding first, valid inputs behind it in their order.
+            order = torch.argsort(F.pad(mask, (taps, 0), value=True).long(), dim=1, stable=True)
+            inputs = inputs.gather(1, order.unsqueeze(2).expand_as(inputs))
+            document = None if document is None else document.gather(1, order)
+        v = self._convolve(inputs, document, length)
+        if order is not None:
+            back = torch.argsort(order, dim=1)[:, taps:] - taps
+            v = v.gather(1, back.clamp_min(0).unsqueeze(2).expand_as(v))
+        return v, Window(inputs, document, taps)
+
+    def _convolve(self, inputs: Tensor, document: Tensor | None, length: int) -> Tensor:
+        weight = self.weight.to(inputs.dtype)
+        v = torch.addcmul(self.bias.to(inputs.dtype), inputs[:, -length:], weight[:, -1])
+        for k in range(1, self.kernel):
+            start = self.kernel - 1 - k
+            shifted = inputs[:, start : start + length]
+            if document is not None:
+                same = document[:, start : start + length] == document[:, -length:]
+                shifted = shifted * same.unsqueeze(2)
+            v = torch.addcmul(v, shifted, weight[:, -1 - k])
+        return v
+
+    def reset_weights(self) -> None:
+        init.normal_(self.weight, std=self.kernel**-0.5)
+        init.zeros_(self.bias)

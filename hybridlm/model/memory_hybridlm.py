@@ -1,0 +1,38 @@
+"""What the memory recurrent units share: candidate, threshold, and the share of units that write.
+
+    c_t = W_c x_t + b_c          candidate (drive)
+    beta_t = |W_beta x_t + b_beta|    threshold
+    z_t = H(|c_t| - beta_t)      1 = write, 0 = hold
+
+De Geeter, Lambrechts, Ernst, Drion, *Parallelizable memory recurrent units*, arXiv 2601.09495.
+"""
+
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from .cell_hybridlm import Cell
+from .surrogate_hybridlm import heaviside
+
+
+class MemoryCell(Cell):
+    """A cell that writes or holds. `record_writes` keeps the mean of z of the last forward, for a penalty or a log."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.slope = float(config.surrogate_slope)
+        self.threshold_init, self.amplitude_init = config.threshold_init, config.amplitude_init
+        self.candidate = nn.Linear(self.width, self.width)
+        self.threshold = nn.Linear(self.width, self.width)
+        self.record_writes = False
+        self.write_share: Tensor | None = None
+
+    def drive(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """c and beta, (B, T, N) each, fp32."""
+        c, beta = self.candidate(x).float(), self.threshold(x).float().abs()
+        if self.record_writes:
+            z = heaviside(c.abs() - beta, self.slope)
+            self.write_share = z.mean() if mask is None else z[mask].mean()
+        return c, beta
+
+    def reset_weights(self) -> None:
+        init.constant_(self.threshold.bias, self.threshold_init)

@@ -1,0 +1,288 @@
+"""HybridLMModel and HybridLMForCausalLM: embedding, the blocks of the pattern, norm, logits.
+
+Start of the weights, all in one place (`_init_weights`):
+
+    embedding, untied output projection     normal, standard deviation initializer_range
+    linear maps                             normal, 1 / sqrt(fan in) (LeCun); biases 0
+    maps back into the residual stream      the same / sqrt(2 * layers): mixers' out_proj and o_proj, MLP's down_proj
+    norms                                   1
+    convolutions, cells                     their own `reset_weights`
+
+Packed rows: `position_ids` that restart at 0 mark where documents begin; states, convolution windows and attention begin anew there.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.utils import can_return_tuple, is_torchdynamo_compiling
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .attention_hybridlm import Attention
+from .block_hybridlm import HybridLMDecoderLayer
+from .cache_hybridlm import layered, padding_mask
+from .cell_hybridlm import RECURRENT_LAYER, lecun_normal_
+from .configuration_hybridlm import HybridLMConfig
+from .memory_hybridlm import MemoryCell
+
+FULL_ATTENTION = Attention.layer_type
+_RESIDUAL_MAPS = ("out_proj", "o_proj", "down_proj")
+
+
+class HybridLMRotaryEmbedding(LlamaRotaryEmbedding):
+    """RoPE with transformers' scaling variants."""
+
+
+class HybridLMPreTrainedModel(PreTrainedModel):
+    """What both classes share: the start of the weights, and the training state epsilon."""
+
+    config: HybridLMConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["HybridLMDecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _is_stateful = False
+    _can_record_outputs = {"hidden_states": HybridLMDecoderLayer, "attentions": Attention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if hasattr(module, "reset_weights"):
+            module.reset_weights()
+        elif isinstance(module, nn.Linear):
+            lecun_normal_(module.weight, fan_in=module.in_features)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)
+        for name, child in module.named_children():
+            if name in _RESIDUAL_MAPS:
+                lecun_normal_(child.weight, child.in_features, (2 * self.config.num_hidden_layers) ** -0.5)
+            elif name == "lm_head":
+                init.normal_(child.weight, std=self.config.initializer_range)
+
+    def _memory_cells(self) -> Iterator[MemoryCell]:
+        return (module for module in self.modules() if isinstance(module, MemoryCell))
+
+    @property
+    def epsilon(self) -> float | None:
+        """epsilon of the annealed (`bmru`) layers; None where the pattern has none."""
+        return next((float(cell.epsilon) for cell in self._memory_cells() if cell.anneals), None)
+
+    def set_epsilon(self, value: float) -> None:
+        """Sets epsilon, in [0, 1], of every annealed layer. Training state: neither saved with the weights nor loaded."""
+        if not 0 <= value <= 1:
+            raise ValueError(f"epsilon={value}: must be in [0, 1]; 0 is bistable, 1 cumulative.")
+        for cell in self._memory_cells():
+            if cell.anneals:
+                cell.epsilon = float(value)
+
+    def record_writes(self, record: bool = True) -> None:
+        """Whether memory cells keep the mean of z, the share of units that write, of their last forward."""
+        for cell in self._memory_cells():
+            cell.record_writes = record
+            cell.write_share = None
+
+    def write_penalty(self) -> Tensor | None:
+        """(mean z)^2, averaged over the memory cells' last forward: a scalar with a gradient; None where nothing was recorded."""
+        shares = [cell.write_share for cell in self._memory_cells() if cell.write_share is not None]
+        return torch.stack(shares).square().mean() if shares else None
+
+
+class HybridLMModel(HybridLMPreTrainedModel):
+    """The stack without a head: token ids to hidden states."""
+
+    def __init__(self, config: HybridLMConfig):
+        super().__init__(config)
+        # No padding_idx: a pad token is often the start or end symbol too, whose embedding must learn.
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList([HybridLMDecoderLayer(config, block, i) for i, block in enumerate(config.block_types)])
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = HybridLMRotaryEmbedding(config) if FULL_ATTENTION in config.layer_types else None
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | dict | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """input_ids (B, T) int64, or inputs_embeds (B, T, D).
+
+        attention_mask (B, past + T): 0 at padding, anywhere in a row; states hold there. position_ids (B or 1, T): 0 begins a document.
+        past_key_values: a DynamicCache or StaticCache made from this config; moved on in place.
+        """
+        inputs_embeds = self._embed(input_ids, inputs_embeds)
+        rows, length = inputs_embeds.shape[:2]
+        fresh = past_key_values is None
+        if fresh and use_cache:
+            past_key_values = DynamicCache(config=self.config)
+        elif past_key_values is not None:
+            past_key_values = layered(past_key_values, self.config)
+
+        seen = 0 if fresh or past_key_values is None else past_key_values.get_seq_length()
+        if isinstance(attention_mask, dict):  # made by `generate`, one mask for each kind of layer
+            mask, columns = attention_mask.get(RECURRENT_LAYER), None
+        else:
+            mask, columns = padding_mask(attention_mask, length), attention_mask
+        reset = None
+        if position_ids is not None:
+            reset = _document_starts(position_ids.expand(rows, length), mask, columns, seen)
+        causal_mask = position_embeddings = None
+        if self.rotary_emb is not None:
+            if reset is not None and not fresh and _may_look():
+                raise ValueError(_PACKED_CACHE)
+            if position_ids is None:
+                position_ids = (torch.arange(length, device=inputs_embeds.device) + seen).unsqueeze(0)
+            # A cache that was made just now is empty: without it, transformers finds packed documents in position_ids.
+            causal_mask = self._causal(attention_mask, inputs_embeds, None if fresh else past_key_values, position_ids)
+            position_embeddings = self.rotary_emb(inputs_embeds, position_ids)
+
+        hidden_states = inputs_embeds
+        for layer in self.layers:
+            hidden_states = layer(
+                hidden_states,
+                causal_mask=causal_mask,
+                mask=mask,
+                reset=reset,
+                position_embeddings=position_embeddings,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                **kwargs,
+            )
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+
+    def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        given = input_ids if input_ids is not None else inputs_embeds
+        assert given is not None
+        if given.shape[1] == 0:
+            raise ValueError(f"input of shape {tuple(given.shape)} has no token; give at least one, e.g. the start symbol.")
+        if input_ids is None:
+            return given
+        if input_ids.device.type == "cpu" and not is_torchdynamo_compiling() and not torch.jit.is_tracing():
+            low, high = (int(extreme) for extreme in input_ids.aminmax())
+            if low < 0 or high >= self.config.vocab_size:
+                raise ValueError(
+                    f"input_ids holds {low if low < 0 else high}; token ids must be in [0, vocab_size) = [0, {self.config.vocab_size}). "
+                    "Use the tokenizer that belongs to the checkpoint."
+                )
+        return self.embed_tokens(input_ids)
+
+    def _causal(self, attention_mask: Tensor | dict | None, inputs_embeds: Tensor, cache: Cache | None, position_ids: Tensor):
+        if isinstance(attention_mask, dict):
+            return attention_mask.get(FULL_ATTENTION)
+        return create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=cache,
+            position_ids=position_ids,
+        )
+
+
+_PACKED_CACHE = (
+    "position_ids begin a new document in a row that has a cache: attention layers cannot separate it from what the cache holds. "
+    "Pass packed rows without past_key_values, or begin the document with an empty cache."
+)
+
+
+def _may_look() -> bool:
+    """Whether values may decide what is computed: not under a trace."""
+    return not is_torchdynamo_compiling() and not torch.jit.is_tracing()
+
+
+def _document_starts(position_ids: Tensor, mask: Tensor | None, columns: Tensor | None, seen) -> Tensor | None:
+    """True where a document begins behind another one, (B, T); None where there is no such place (asked on CPU, where it is free).
+
+    A position 0 with nothing but padding before it changes nothing: the state is still s_0 there. mask: this call's padding, (B, T);
+    columns: the attention mask of the past too, (B, past + T), where it is known; seen: tokens in the cache.
+    """
+    length = position_ids.shape[1]
+    if mask is None and (columns is None or columns.ndim != 2):
+        history = torch.arange(length, device=position_ids.device) + seen > 0
+    elif columns is not None and columns.ndim == 2:
+        valid = columns.long()
+        history = (valid.cumsum(1) - valid)[:, -length:] > 0
+    else:
+        assert mask is not None
+        valid = mask.long()
+        history = (valid.cumsum(1) - valid > 0) | (torch.as_tensor(seen, device=mask.device) > 0)
+    starts = (position_ids == 0) & history
+    if mask is not None:
+        starts = starts & mask
+    if starts.device.type == "cpu" and _may_look() and not bool(starts.any()):
+        return None
+    return starts
+
+
+class HybridLMForCausalLM(HybridLMPreTrainedModel, GenerationMixin):
+    """The language model: next-token logits, loss, and `generate` from a state of constant size."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+
+    def __init__(self, config: HybridLMConfig):
+        super().__init__(config)
+        self.model = HybridLMModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | dict | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """Inputs as in `HybridLMModel.forward`.
+
+        labels (B, T): shifted inside; or shift_labels (B, T): already shifted. -100 is ignored. num_items_in_batch divides the summed loss.
+        logits_to_keep: the last so many positions only, or the positions of an index tensor. Logits (B, T or fewer, V).
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        loss = None
+        if labels is not None or kwargs.get("shift_labels") is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
