@@ -5,7 +5,20 @@ The one mixer whose memory grows with the text. It brings its own projections, s
 
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, eager_attention_forward
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb, eager_attention_forward
+
+from .cell_hybridlm import starting
+
+
+class HybridLMRotaryEmbedding(LlamaRotaryEmbedding):
+    """RoPE with transformers' scaling variants; its frequencies stay fp32 when the model is cast, as they are after loading."""
+
+    def _apply(self, fn, recurse=True):
+        exact = {name: buffer for name, buffer in self.named_buffers() if not buffer.is_meta}
+        super()._apply(fn, recurse)
+        for name, buffer in exact.items():
+            self.register_buffer(name, buffer.to(getattr(self, name).device), persistent=False)
+        return self
 
 
 class Attention(nn.Module):
@@ -24,7 +37,7 @@ class Attention(nn.Module):
         self.q_proj = nn.Linear(D, D, bias=False)
         self.k_proj = nn.Linear(D, config.num_key_value_heads * self.head_dim, bias=False)
         self.v_proj = nn.Linear(D, config.num_key_value_heads * self.head_dim, bias=False)
-        self.o_proj = nn.Linear(D, D, bias=False)
+        self.o_proj = starting(nn.Linear(D, D, bias=False), scale=config.residual_scale)
 
     def forward(
         self,

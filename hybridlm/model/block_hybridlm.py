@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .cache_hybridlm import HybridRecurrentLayer
-from .cell_hybridlm import State
+from .cell_hybridlm import State, starting
 from .conv_hybridlm import ShortConv
 from .mixers_hybridlm import CELLS, STANDALONE
 
@@ -26,7 +26,7 @@ class RecurrentMixer(nn.Module):
         D, N = config.hidden_size, config.recurrence_size
         self.in_proj = nn.Linear(D, N, bias=False)
         self.gate_proj = nn.Linear(D, N, bias=False) if config.output_gate else None
-        self.out_proj = nn.Linear(N, D, bias=False)
+        self.out_proj = starting(nn.Linear(N, D, bias=False), scale=config.residual_scale)
         self.conv = ShortConv(N, config.conv_kernel) if config.conv_kernel > 0 else None
         self.cells = nn.ModuleList([CELLS[name](config) for name in block.split("+")])
 
@@ -58,11 +58,12 @@ class RecurrentMixer(nn.Module):
 class SwiGLU(nn.Module):
     """W_down(silu(W_gate x) * W_up x)."""
 
-    def __init__(self, width: int, inner: int):
+    def __init__(self, config):
         super().__init__()
+        width, inner = config.hidden_size, config.mlp_size
         self.gate_proj = nn.Linear(width, inner, bias=False)
         self.up_proj = nn.Linear(width, inner, bias=False)
-        self.down_proj = nn.Linear(inner, width, bias=False)
+        self.down_proj = starting(nn.Linear(inner, width, bias=False), scale=config.residual_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -80,7 +81,7 @@ class HybridLMDecoderLayer(GradientCheckpointingLayer):
         self.mlp_norm = self.mlp = None
         if config.mlp_size > 0:
             self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-            self.mlp = SwiGLU(config.hidden_size, config.mlp_size)
+            self.mlp = SwiGLU(config)
 
     def forward(
         self,

@@ -61,9 +61,9 @@ class HybridRecurrentLayer(LinearAttentionCacheLayerMixin, CacheLayerMixin):
 
     def _write(self, states: State, conv: Tensor | None) -> None:
         if torch.is_grad_enabled():  # never in place under autograd
-            self.states, self.conv = {name: state.float() for name, state in states.items()}, conv
+            self.states, self.conv = dict(states), conv
         elif not self.is_initialized:
-            self.states = {name: state.float().clone() for name, state in states.items()}
+            self.states = {name: state.clone() for name, state in states.items()}
             self.conv = None if conv is None else conv.clone()
             self._mark_static()
         else:  # same storage, which CUDA graphs need

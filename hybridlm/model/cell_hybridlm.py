@@ -1,7 +1,8 @@
 """What every recurrent cell is: one function (inputs, state, mask, reset) -> (outputs, states).
 
 Training, prefill and a decode step (T = 1) are the same call. A cell says which tensors its state consists of; the cache
-carries them without knowing the cell. The recurrence runs in fp32 whatever the model's dtype.
+carries them without knowing the cell. The recurrence runs in fp32 whatever the model's dtype (fp64 in an
+fp64 model).
 """
 
 import math
@@ -44,7 +45,32 @@ class Cell(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define forward.")
 
     def reset_weights(self) -> None:
-        """Fills the parameters that the general rule for linear maps does not, through `transformers.initialization`."""
+        """Fills the parameters that the cell owns itself, through `transformers.initialization`; see `starting` for its maps."""
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in the dtype of the recurrence: fp32, or fp64 where x already is."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def starting(linear: nn.Linear, *, std: float | None = None, scale: float = 1.0, bias: float = 0.0) -> nn.Linear:
+    """Marks how a linear map starts: normal with deviation `std`, or LeCun's times `scale`, and a constant bias.
+
+    Said where the map is made, since transformers starts every module that owns parameters by itself, and no other.
+    """
+    linear.start = {"std": std, "scale": scale, "bias": bias}  # pyright: ignore[reportArgumentType]
+    return linear
+
+
+def start_linear_(linear: nn.Linear) -> None:
+    """Fills a linear map as `starting` said; LeCun-normal with bias 0 where it said nothing."""
+    start = getattr(linear, "start", {"std": None, "scale": 1.0, "bias": 0.0})
+    if start["std"] is not None:
+        init.normal_(linear.weight, std=start["std"])
+    else:
+        lecun_normal_(linear.weight, linear.in_features, start["scale"])
+    if linear.bias is not None:
+        init.constant_(linear.bias, start["bias"])
 
 
 def lecun_normal_(weight: Tensor, fan_in: int, scale: float = 1.0) -> None:

@@ -8,9 +8,8 @@ The form is inferred from the published description of the cumulative unit (arXi
 
 import torch
 from torch import Tensor, nn
-from transformers import initialization as init
 
-from .cell_hybridlm import State
+from .cell_hybridlm import State, starting, wide
 from .memory_hybridlm import MemoryCell
 from .scan_hybridlm import linear_scan
 from .surrogate_hybridlm import heaviside, sign
@@ -21,14 +20,10 @@ class AcmruCell(MemoryCell):
 
     def __init__(self, config):
         super().__init__(config)
-        self.amplitude = nn.Linear(self.width, self.width)
+        self.amplitude = starting(nn.Linear(self.width, self.width), bias=config.amplitude_init)
 
     def forward(self, x: Tensor, state: State, mask: Tensor | None, reset: Tensor | None) -> tuple[Tensor, State]:
         c, beta = self.drive(x, mask)
-        step = heaviside(c.abs() - beta, self.slope) * self.amplitude(x).float() * sign(c, self.slope)
+        step = heaviside(c.abs() - beta, self.slope) * wide(self.amplitude(x)) * sign(c, self.slope)
         s, _ = linear_scan(torch.ones_like(step), step, state["s"], reset=reset, mask=mask)
         return s.to(x.dtype), {"s": s}
-
-    def reset_weights(self) -> None:
-        super().reset_weights()
-        init.constant_(self.amplitude.bias, self.amplitude_init)

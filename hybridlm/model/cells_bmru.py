@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .cell_hybridlm import State
+from .cell_hybridlm import State, wide
 from .memory_hybridlm import MemoryCell
 from .scan_hybridlm import memory_scan
 from .surrogate_hybridlm import sign
@@ -23,6 +23,7 @@ class _ScannedMemoryCell(MemoryCell):
 
     def __init__(self, config):
         super().__init__(config)
+        self.amplitude_init = config.amplitude_init
         self.alpha = nn.Parameter(torch.empty(self.width))
 
     def start(self) -> Tensor | None:
@@ -38,10 +39,9 @@ class _ScannedMemoryCell(MemoryCell):
         s, _ = memory_scan(
             c, beta, state["s"], epsilon=self.epsilon, slope=self.slope, reset=reset, reset_state=self.start(), mask=mask
         )
-        return (self.alpha.float() * s).to(x.dtype), {"s": s}
+        return (wide(self.alpha) * s).to(x.dtype), {"s": s}
 
     def reset_weights(self) -> None:
-        super().reset_weights()
         init.constant_(self.alpha, self.amplitude_init)
 
 
@@ -59,7 +59,7 @@ class BmruCell(_ScannedMemoryCell):
             self.register_buffer("s0", torch.empty(self.width))
 
     def start(self) -> Tensor:
-        return sign(self.s0.float(), self.slope)
+        return sign(wide(self.s0), self.slope)
 
     def reset_weights(self) -> None:
         super().reset_weights()

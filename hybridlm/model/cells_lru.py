@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .cell_hybridlm import Cell, State
+from .cell_hybridlm import Cell, State, starting, wide
 from .scan_hybridlm import lru_scan
 
 
@@ -30,17 +30,17 @@ class LruCell(Cell):
         self.nu_log = nn.Parameter(torch.empty(N))
         self.theta_log = nn.Parameter(torch.empty(N))
         self.gamma_log = nn.Parameter(torch.empty(N))
-        self.B = nn.Linear(N, 2 * N, bias=False)
-        self.C = nn.Linear(2 * N, N, bias=False)
+        self.B = starting(nn.Linear(N, 2 * N, bias=False), std=1 / math.sqrt(2 * N))
+        self.C = starting(nn.Linear(2 * N, N, bias=False), std=1 / math.sqrt(N))
         self.d = nn.Parameter(torch.empty(N))
 
     def decay(self) -> tuple[Tensor, Tensor]:
         """Real and imaginary part of lambda, (N,) each, fp32."""
-        modulus, phase = torch.exp(-torch.exp(self.nu_log.float())), torch.exp(self.theta_log.float())
+        modulus, phase = torch.exp(-torch.exp(wide(self.nu_log))), torch.exp(wide(self.theta_log))
         return modulus * torch.cos(phase), modulus * torch.sin(phase)
 
     def forward(self, x: Tensor, state: State, mask: Tensor | None, reset: Tensor | None) -> tuple[Tensor, State]:
-        drive = self.B(x).float() * torch.exp(self.gamma_log.float()).repeat(2)
+        drive = wide(self.B(x)) * torch.exp(wide(self.gamma_log)).repeat(2)
         (re, im), _ = lru_scan(self.decay(), drive.chunk(2, dim=-1), (state["re"], state["im"]), reset=reset, mask=mask)
         h = self.C(torch.cat([re, im], dim=-1).to(x.dtype)) + self.d.to(x.dtype) * x
         return h, {"re": re, "im": im}
@@ -52,6 +52,4 @@ class LruCell(Cell):
         init.copy_(self.nu_log, torch.log(-torch.log(modulus)))
         init.copy_(self.theta_log, torch.log(self.phase_max * u[1]))
         init.copy_(self.gamma_log, 0.5 * torch.log1p(-(modulus**2)))
-        init.normal_(self.B.weight, std=1 / math.sqrt(2 * self.width))
-        init.normal_(self.C.weight, std=1 / math.sqrt(self.width))
         init.normal_(self.d)

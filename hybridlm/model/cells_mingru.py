@@ -7,7 +7,7 @@
 import torch
 from torch import Tensor, nn
 
-from .cell_hybridlm import Cell, State
+from .cell_hybridlm import Cell, State, wide
 from .scan_hybridlm import linear_scan
 
 
@@ -20,7 +20,7 @@ class MingruCell(Cell):
         self.candidate = nn.Linear(self.width, self.width)
 
     def forward(self, x: Tensor, state: State, mask: Tensor | None, reset: Tensor | None) -> tuple[Tensor, State]:
-        logits = self.gate(x).float()
-        drive = torch.sigmoid(logits) * self.candidate(x).float()
+        logits = wide(self.gate(x))
+        drive = torch.sigmoid(logits) * wide(self.candidate(x))
         s, _ = linear_scan(torch.sigmoid(-logits), drive, state["s"], reset=reset, mask=mask)
         return s.to(x.dtype), {"s": s}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from .cell_hybridlm import Cell, State, lecun_normal_
+from .cell_hybridlm import Cell, State, lecun_normal_, wide
 from .scan_hybridlm import linear_scan
 
 DECAY_SHARPNESS = 8.0
@@ -48,14 +48,14 @@ class RglruCell(Cell):
     def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """r and i, (B, T, N) each, fp32."""
         rows = x.reshape(-1, self.heads, self.width // self.heads).transpose(0, 1)
-        both = (rows @ self.gate_weight.to(x.dtype)).float() + self.gate_bias.float().unsqueeze(1)
+        both = wide(rows @ self.gate_weight.to(x.dtype)) + wide(self.gate_bias).unsqueeze(1)
         r, i = torch.sigmoid(both).transpose(0, 1).chunk(2, dim=-1)
         return r.reshape(x.shape), i.reshape(x.shape)
 
     def forward(self, x: Tensor, state: State, mask: Tensor | None, reset: Tensor | None) -> tuple[Tensor, State]:
         r, i = self.gates(x)
-        log_a = -DECAY_SHARPNESS * r * F.softplus(self.p.float())
-        drive = _BoundedSqrt.apply(-torch.expm1(2 * log_a)) * (i * x.float())
+        log_a = -DECAY_SHARPNESS * r * F.softplus(wide(self.p))
+        drive = _BoundedSqrt.apply(-torch.expm1(2 * log_a)) * (i * wide(x))
         s, _ = linear_scan(torch.exp(log_a), drive, state["s"], reset=reset, mask=mask)
         return s.to(x.dtype), {"s": s}
 

@@ -169,6 +169,11 @@ class HybridLMConfig(PreTrainedConfig):
         """`intermediate_size`, or 8/3 hidden_size rounded up to a multiple of 32 where it is None."""
         return 32 * math.ceil(self.hidden_size / 12) if self.intermediate_size is None else self.intermediate_size
 
+    @property
+    def residual_scale(self) -> float:
+        """1 / sqrt(2 layers): maps back into the residual stream start smaller by it, so that its variance stays near 1."""
+        return (2 * self.num_hidden_layers) ** -0.5
+
     def validate_layer_type(self):
         """The layers come from the pattern, which is checked below; transformers' list of names does not know ours."""
 

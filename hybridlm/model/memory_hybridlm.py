@@ -8,9 +8,8 @@ De Geeter, Lambrechts, Ernst, Drion, *Parallelizable memory recurrent units*, ar
 """
 
 from torch import Tensor, nn
-from transformers import initialization as init
 
-from .cell_hybridlm import Cell
+from .cell_hybridlm import Cell, starting, wide
 from .surrogate_hybridlm import heaviside
 
 
@@ -20,19 +19,15 @@ class MemoryCell(Cell):
     def __init__(self, config):
         super().__init__(config)
         self.slope = float(config.surrogate_slope)
-        self.threshold_init, self.amplitude_init = config.threshold_init, config.amplitude_init
         self.candidate = nn.Linear(self.width, self.width)
-        self.threshold = nn.Linear(self.width, self.width)
+        self.threshold = starting(nn.Linear(self.width, self.width), bias=config.threshold_init)
         self.record_writes = False
         self.write_share: Tensor | None = None
 
     def drive(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """c and beta, (B, T, N) each, fp32."""
-        c, beta = self.candidate(x).float(), self.threshold(x).float().abs()
+        c, beta = wide(self.candidate(x)), wide(self.threshold(x)).abs()
         if self.record_writes:
             z = heaviside(c.abs() - beta, self.slope)
             self.write_share = z.mean() if mask is None else z[mask].mean()
         return c, beta
-
-    def reset_weights(self) -> None:
-        init.constant_(self.threshold.bias, self.threshold_init)

@@ -6,6 +6,7 @@ Start of the weights, all in one place (`_init_weights`):
     linear maps                             normal, 1 / sqrt(fan in) (LeCun); biases 0
     maps back into the residual stream      the same / sqrt(2 * layers): mixers' out_proj and o_proj, MLP's down_proj
     norms                                   1
+    maps marked by `starting`               as it says (thresholds, amplitudes, B and C of `lru`)
     convolutions, cells                     their own `reset_weights`
 
 Packed rows: `position_ids` that restart at 0 mark where documents begin; states, convolution windows and attention begin anew there.
@@ -16,29 +17,22 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationMixin, PreTrainedModel
-from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.utils import can_return_tuple, is_torchdynamo_compiling
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention_hybridlm import Attention
+from .attention_hybridlm import Attention, HybridLMRotaryEmbedding
 from .block_hybridlm import HybridLMDecoderLayer
 from .cache_hybridlm import layered, padding_mask
-from .cell_hybridlm import RECURRENT_LAYER, lecun_normal_
+from .cell_hybridlm import RECURRENT_LAYER, start_linear_, starting
 from .configuration_hybridlm import HybridLMConfig
 from .memory_hybridlm import MemoryCell
 
 FULL_ATTENTION = Attention.layer_type
-_RESIDUAL_MAPS = ("out_proj", "o_proj", "down_proj")
-
-
-class HybridLMRotaryEmbedding(LlamaRotaryEmbedding):
-    """RoPE with transformers' scaling variants."""
 
 
 class HybridLMPreTrainedModel(PreTrainedModel):
@@ -62,16 +56,9 @@ class HybridLMPreTrainedModel(PreTrainedModel):
         if hasattr(module, "reset_weights"):
             module.reset_weights()
         elif isinstance(module, nn.Linear):
-            lecun_normal_(module.weight, fan_in=module.in_features)
-            if module.bias is not None:
-                init.zeros_(module.bias)
+            start_linear_(module)
         else:
             super()._init_weights(module)
-        for name, child in module.named_children():
-            if name in _RESIDUAL_MAPS:
-                lecun_normal_(child.weight, child.in_features, (2 * self.config.num_hidden_layers) ** -0.5)
-            elif name == "lm_head":
-                init.normal_(child.weight, std=self.config.initializer_range)
 
     def _memory_cells(self) -> Iterator[MemoryCell]:
         return (module for module in self.modules() if isinstance(module, MemoryCell))
@@ -245,7 +232,8 @@ class HybridLMForCausalLM(HybridLMPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = HybridLMModel(config)
         self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = starting(head, std=config.initializer_range)
         self.post_init()
 
     @can_return_tuple

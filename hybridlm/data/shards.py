@@ -1,0 +1,120 @@
+"""A prepared data folder, opened: memory-mapped tokens and the index of their documents. Memory grows with documents, not tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from hybridlm.data.tokenizer import load_tokenizer
+from hybridlm.errors import UserError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+SPLITS = ("train", "validation")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a data folder. Raises UserError where there is none, or it is not ours to read."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(f"data folder {str(folder)!r}: there is no {MANIFEST} in it. Make the folder with `hybridlm prepare`.")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        version = manifest["format_version"]
+        manifest["fingerprint"], manifest["splits"], manifest["vocab_size"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: it is damaged ({type(error).__name__}: {error}). Prepare the folder again with overwrite: true.") from None
+    if version != FORMAT_VERSION:
+        raise UserError(f"{path}: format_version is {version}; this hybridlm reads {FORMAT_VERSION}. Prepare the folder again.")
+    return manifest
+
+
+class TokenShards:
+    """One split of a data folder; documents numbered through all shards.
+
+    Attributes: n_tokens (start and end symbols included), n_documents, n_bytes (UTF-8 bytes of the text), vocab_size, fingerprint,
+    lengths (n_documents,) int64 tokens of each. Raises UserError for a folder that is missing or damaged.
+    """
+
+    def __init__(self, folder: str | Path, split: str):
+        if split not in SPLITS:
+            raise UserError(f"split={split!r}: must be one of {', '.join(SPLITS)}.")
+        self.folder, self.split = Path(folder).expanduser(), split
+        if not self.folder.is_dir():
+            raise UserError(f"data folder {str(folder)!r}: there is no such folder. Make it with `hybridlm prepare`.")
+        manifest = read_manifest(self.folder)
+        self.vocab_size: int = manifest["vocab_size"]
+        self.fingerprint: str = manifest["fingerprint"]
+        self._shards: list[dict[str, Any]] = manifest["splits"][split]
+        dtype = np.dtype(manifest["dtype"])
+        self._tokens, offsets, n_bytes = [], [], []
+        for shard in self._shards:
+            self._tokens.append(self._map(shard, dtype))
+            offsets.append(self._load(shard, "docs", shard["documents"] + 1))
+            n_bytes.append(self._load(shard, "bytes", shard["documents"]))
+        self._offsets = offsets
+        self._first = np.cumsum([0, *(shard["documents"] for shard in self._shards)], dtype=np.int64)
+        self.lengths = np.concatenate([np.diff(edges) for edges in offsets] or [np.zeros(0, np.int64)])
+        self._bytes = np.concatenate(n_bytes or [np.zeros(0, np.int64)])
+        self.n_documents, self.n_tokens = len(self.lengths), int(self.lengths.sum())
+        self.n_bytes = int(self._bytes.sum())
+
+    def _map(self, shard: dict[str, Any], dtype: np.dtype) -> np.ndarray:
+        path = self.folder / f"{shard['name']}.bin"
+        found = path.stat().st_size if path.is_file() else None
+        if found != shard["tokens"] * dtype.itemsize:
+            raise UserError(
+                f"{path}: {'it is missing' if found is None else f'it has {found} bytes'}; {shard['tokens'] * dtype.itemsize} are expected. "
+                "The shard is damaged: prepare the folder again with overwrite: true."
+            )
+        return np.memmap(path, dtype=dtype, mode="r")
+
+    def _load(self, shard: dict[str, Any], kind: str, length: int) -> np.ndarray:
+        path = self.folder / f"{shard['name']}.{kind}.npy"
+        try:
+            array = np.load(path)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{path}: it cannot be read ({error}). Prepare the folder again with overwrite: true.") from None
+        if array.shape != (length,) or (kind == "docs" and array[-1] != shard["tokens"]):
+            raise UserError(f"{path}: it does not fit the manifest. Prepare the folder again with overwrite: true.")
+        return array
+
+    @property
+    def tokenizer_path(self) -> Path:
+        return self.folder / "tokenizer"
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self.tokenizer_path)
+
+    def read(self, i: int, start: int, stop: int) -> np.ndarray:
+        """Tokens [start, stop) of document i, a view of the file."""
+        shard = int(np.searchsorted(self._first, i, side="right")) - 1
+        begin = int(self._offsets[shard][i - self._first[shard]])
+        return self._tokens[shard][begin + start : begin + stop]
+
+    def document(self, i: int) -> np.ndarray:
+        """All tokens of document i, its start symbol first."""
+        return self.read(i, 0, int(self.lengths[i]))
+
+    def document_bytes(self, i: int) -> int:
+        """UTF-8 bytes of document i's text."""
+        return int(self._bytes[i])
+
+    def verify(self) -> None:
+        """Reads every file of the split and compares checksums. Raises UserError that names the damaged file."""
+        for shard in self._shards:
+            for name, expected in shard["sha256"].items():
+                with (self.folder / name).open("rb") as file:
+                    found = hashlib.file_digest(file, "sha256").hexdigest()
+                if found != expected:
+                    raise UserError(
+                        f"{self.folder / name}: its content does not fit its checksum; the shard is damaged. "
+                        "Prepare the folder again with overwrite: true."
+                    )

@@ -1,0 +1,214 @@
+"""From files to a data folder: what is read, what is refused, and that nothing is left half-written."""
+
+import json
+import os
+import sys
+
+import datasets
+import numpy as np
+import pytest
+
+from hybridlm.data import Corpus, PrepareConfig, Source, TokenShards, ValidationConfig, prepare
+from hybridlm.data.split import split_document
+from hybridlm.errors import UserError
+
+LINES = [f"line {i}: the sea was calm and the ship number {i * 7919 % 1000} went past" for i in range(200)]
+
+
+def write(path, text, mode="w"):
+    if isinstance(text, bytes):
+        path.write_bytes(text)
+    else:
+        path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def corpus(path, **options):
+    return list(Corpus([Source(path=str(path), **options)]))
+
+
+def config(tmp_path, text="\n".join(LINES), **options):
+    source = write(tmp_path / "text.txt", text)
+    options = {"output": str(tmp_path / "out"), "vocab_size": 300, "validation": {"by": "position", "share": 0.1}} | options
+    return PrepareConfig(sources=[{"path": source}], **options)
+
+
+def quiet(_):
+    pass
+
+
+def test_documents_of_text_files(tmp_path):
+    path = tmp_path / "a.txt"
+    write(path, "\ufeffone\r\ntwo\n\n\nthree\n")
+    assert corpus(path) == ["one\ntwo\n\n\nthree\n"]
+    assert corpus(path, documents="line") == ["one", "two", "three"]
+    assert [text.strip() for text in corpus(path, documents="paragraph")] == ["one\ntwo", "three"]
+    (tmp_path / "below").mkdir()
+    write(tmp_path / "below" / "b.txt", "four")
+    assert corpus(tmp_path)[1] == "four"
+    assert corpus(tmp_path / "*.txt") == ["one\ntwo\n\n\nthree\n"]
+
+
+def test_json_lines_and_data_sets(tmp_path):
+    path = write(tmp_path / "a.jsonl", '{"body": "one"}\n\n{"body": "  "}\n{"body": "two"}\n')
+    found = Corpus([Source(path=path, field="body")])
+    assert list(found) == ["one", "two"]
+    assert found.empty == 1
+    datasets.Dataset.from_dict({"text": ["x", "y"]}).save_to_disk(tmp_path / "set")
+    assert list(Corpus([Source(dataset=str(tmp_path / "set"))])) == ["x", "y"]
+    with pytest.raises(UserError, match="no field 'body'"):
+        list(Corpus([Source(dataset=str(tmp_path / "set"), field="body")]))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", "", "the file is empty"),
+        ("a.txt", b"ab\0c", "byte 2 is 0"),
+        ("a.txt", b"ok\nab\xff", "byte 5 is not UTF-8"),
+        ("a.jsonl", '{"text": "x"}\n{"text": \n', r"a.jsonl:2: not a JSON value"),
+        ("a.jsonl", '{"body": "x"}', r"a.jsonl:1: no text in field 'text'"),
+        ("a.txt", " \n \n", "hold no document"),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path, name, content, message):
+    path = write(tmp_path / name, content)
+    with pytest.raises(UserError, match=message):
+        prepare(PrepareConfig(sources=[{"path": path}], output=str(tmp_path / "out")), quiet)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_paths_that_are_not_there(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for path, message in (("missing.txt", "no such file"), ("*.txt", "no file matches"), ("empty", "holds no")):
+        with pytest.raises(UserError, match=message):
+            corpus(tmp_path / path)
+    with pytest.raises(ValueError, match="exactly one of"):
+        Source()
+    with pytest.raises(ValueError, match="only one of"):
+        PrepareConfig(sources=[{"builtin": "austen"}], output="x", vocab_size=300, tokenizer="y")
+
+
+def test_a_folder_holds_every_token(tmp_path):
+    log = []
+    folder = prepare(config(tmp_path, documents_text(), validation={"by": "position", "share": 0.1}), log.append)
+    train, held_out = TokenShards(folder, "train"), TokenShards(folder, "validation")
+    text = train.tokenizer.decode(train.document(0), skip_special_tokens=True)
+    rest = train.tokenizer.decode(held_out.document(0), skip_special_tokens=True)
+    assert text + rest == documents_text()
+    assert rest.startswith("line")  # cut behind a line
+    assert train.n_bytes + held_out.n_bytes == len(documents_text().encode())
+    assert any("bytes per token" in line for line in log)
+    train.verify()
+
+
+def documents_text():
+    return "\n".join(LINES)
+
+
+def test_small_shards_hold_the_same_documents(tmp_path):
+    source = write(tmp_path / "l.txt", "\n".join(LINES))
+    folders = []
+    for name, size in (("one", 10**6), ("many", 100)):
+        folders.append(
+            prepare(
+                PrepareConfig(
+                    sources=[{"path": source, "documents": "line"}], output=str(tmp_path / name), vocab_size=300, shard_tokens=size,
+                    validation={"by": "document", "share": 0.2},
+                ),
+                quiet,
+            )
+        )  # fmt: skip
+    one, many = (TokenShards(folder, "train") for folder in folders)
+    assert len(list(folders[1].glob("train-*.bin"))) > 10
+    assert one.n_documents == many.n_documents
+    for i in range(one.n_documents):
+        assert np.array_equal(one.document(i), many.document(i))
+        assert one.document_bytes(i) == many.document_bytes(i)
+    assert one.fingerprint != many.fingerprint
+
+
+def test_the_split_by_document_moves_nothing_when_documents_are_added():
+    rule = ValidationConfig(by="document", share=0.3)
+    held_out = [bool(split_document(line, rule, seed=1)[1]) for line in LINES]
+    assert 30 < sum(held_out) < 90
+    assert held_out == [bool(split_document(line, rule, seed=1)[1]) for line in LINES]
+    assert held_out != [bool(split_document(line, rule, seed=2)[1]) for line in LINES]
+
+
+@pytest.mark.parametrize("text", ["é" * 50, "aé" * 30, "no-break", "x", "a b\n\nc d" * 40])
+def test_the_split_by_position_loses_nothing(text):
+    train, held_out = split_document(text, ValidationConfig(by="position", share=0.25), 0)
+    assert train + held_out == text
+    assert len(held_out.encode()) >= 0.25 * len(text.encode())
+
+
+def test_a_split_without_documents_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"validation\.by: position"):
+        prepare(config(tmp_path, "one short text", validation={"by": "document", "share": 0.01}), quiet)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_no_validation(tmp_path):
+    folder = prepare(config(tmp_path, validation={"share": 0.0}), quiet)
+    assert TokenShards(folder, "validation").n_tokens == 0
+
+
+def test_a_second_run_keeps_refuses_or_replaces(tmp_path):
+    folder = prepare(config(tmp_path), quiet)
+    stamp = os.stat(folder / "manifest.json").st_mtime_ns
+    log = []
+    prepare(config(tmp_path), log.append)
+    assert "up to date" in log[0] and os.stat(folder / "manifest.json").st_mtime_ns == stamp
+    with pytest.raises(UserError, match="tokenizer differ"):
+        prepare(config(tmp_path, vocab_size=310), quiet)
+    assert TokenShards(folder, "train").vocab_size <= 300
+    prepare(config(tmp_path, vocab_size=310, overwrite=True), quiet)
+    assert json.loads((folder / "manifest.json").read_text())["made_of"]["tokenizer"] == "bpe-310"
+    assert [path.name for path in tmp_path.glob("out*")] == ["out"]
+
+
+def test_a_folder_of_something_else_is_not_touched(tmp_path):
+    (tmp_path / "out").mkdir()
+    write(tmp_path / "out" / "diary.txt", "mine")
+    with pytest.raises(UserError, match="is no data folder"):
+        prepare(config(tmp_path, overwrite=True), quiet)
+    assert (tmp_path / "out" / "diary.txt").read_text() == "mine"
+
+
+def test_an_interruption_leaves_nothing(tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["hybridlm.data.prepare"], "_write_shards", stop)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config(tmp_path), quiet)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_an_existing_tokenizer_is_taken(tmp_path):
+    first = prepare(config(tmp_path), quiet)
+    again = prepare(config(tmp_path, output=str(tmp_path / "again"), vocab_size=None, tokenizer=str(first / "tokenizer")), quiet)
+    assert np.array_equal(TokenShards(first, "train").document(0), TokenShards(again, "train").document(0))
+
+
+def test_damage_is_named(tmp_path):
+    folder = prepare(config(tmp_path), quiet)
+    shard = folder / "train-00000.bin"
+    data = bytearray(shard.read_bytes())
+    data[10] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(UserError, match=r"train-00000\.bin.*checksum"):
+        TokenShards(folder, "train").verify()
+    shard.write_bytes(data[:-2])
+    with pytest.raises(UserError, match="bytes; .* are expected"):
+        TokenShards(folder, "train")
+    with pytest.raises(UserError, match="no such folder"):
+        TokenShards(tmp_path / "missing", "train")
+    with pytest.raises(UserError, match="no manifest"):
+        TokenShards(tmp_path, "train")
+    with pytest.raises(UserError, match="split='test'"):
+        TokenShards(folder, "test")
+    (folder / "manifest.json").write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        TokenShards(folder, "train")

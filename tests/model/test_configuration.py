@@ -1,0 +1,83 @@
+"""HybridLMConfig: what follows from the pattern, and that nothing unknown or impossible gets in."""
+
+import json
+import logging
+
+import pytest
+from transformers import AutoConfig
+
+from hybridlm import HybridLMConfig
+
+
+def test_the_stack_follows_from_the_pattern():
+    config = HybridLMConfig(pattern="(rglru bmru)*2 attention", hidden_size=64, num_attention_heads=4)
+    assert config.block_types == ("rglru", "bmru", "rglru", "bmru", "attention")
+    assert config.num_hidden_layers == 5
+    assert config.layer_types == ["hybridlm_linear_attention"] * 4 + ["full_attention"]
+    assert (config.head_dim, config.recurrence_size, config.mlp_size) == (16, 64, 192)
+    config.pattern = "lru"
+    config.hidden_size = 96
+    assert (config.num_hidden_layers, config.recurrence_size, config.mlp_size) == (1, 96, 256)
+    assert "num_hidden_layers" not in config.to_dict()
+
+
+def test_it_survives_a_file(tmp_path):
+    config = HybridLMConfig(
+        pattern="lru+bmru attention", vocab_size=99, hidden_size=24, state_size=12, num_attention_heads=2, intermediate_size=0,
+        conv_kernel=0, output_gate=False, threshold_init=0.5, learn_initial_state=True, bos_token_id=1, eos_token_id=[1, 2],
+        rope_parameters={"rope_type": "default", "rope_theta": 500.0},
+    )  # fmt: skip
+    config.save_pretrained(tmp_path)
+    for loaded in (HybridLMConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
+        assert isinstance(loaded, HybridLMConfig)
+        assert loaded.to_dict() | {"_name_or_path": ""} == config.to_dict()
+    assert HybridLMConfig(**config.to_dict()).to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"hiden_size": 64}, "'hiden_size' is not a field; did you mean 'hidden_size'"),
+        ({"num_hidden_layers": 4}, "'num_hidden_layers' follows from the pattern"),
+        ({"layer_types": ["x"]}, "'layer_types' follows from the pattern"),
+        ({"pattern": "rglru bmur"}, "did you mean 'bmru'"),
+        ({"hidden_size": "64"}, "hidden_size"),
+        ({"hidden_size": 64.0}, "hidden_size"),
+        ({"hidden_size": 65, "num_attention_heads": 8}, "hidden_size=65: must be a multiple of num_attention_heads=8"),
+        ({"pattern": "attention", "hidden_size": 24, "num_attention_heads": 8}, "for attention with RoPE"),
+        ({"pattern": "attention", "num_key_value_heads": 3}, "multiple of num_key_value_heads=3"),
+        ({"vocab_size": 0}, "vocab_size=0: must be at least 1"),
+        ({"num_attention_heads": 0}, "num_attention_heads=0: must be at least 1"),
+        ({"decay_min": 0.99, "decay_max": 0.9}, "decay_min=0.99"),
+        ({"conv_kernel": -1, "surrogate_slope": 0.0}, "conv_kernel=-1.*surrogate_slope=0.0"),
+    ],
+)
+def test_bad_values_are_value_errors_that_name_the_field(keywords, message):
+    with pytest.raises(ValueError, match=message):
+        HybridLMConfig(**keywords)
+
+
+def test_heads_matter_only_where_they_are_used():
+    HybridLMConfig(pattern="bmru lru", hidden_size=30, num_attention_heads=8)
+
+
+def test_an_unknown_field_in_a_file(tmp_path, caplog):
+    HybridLMConfig().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    fields = json.loads(path.read_text()) | {"wormhole": 3}
+    path.write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match="'wormhole' is not a field"):
+        HybridLMConfig.from_pretrained(tmp_path)
+    path.write_text(json.dumps(fields | {"format_version": 99}))
+    logging.getLogger("transformers").addHandler(caplog.handler)
+    try:
+        config = HybridLMConfig.from_pretrained(tmp_path)
+    finally:
+        logging.getLogger("transformers").removeHandler(caplog.handler)
+    assert "newer hybridlm" in caplog.text and "wormhole" in caplog.text
+    assert not hasattr(config, "wormhole") and config.format_version == 1
+
+
+def test_overrides_at_loading(tmp_path):
+    HybridLMConfig().save_pretrained(tmp_path)
+    assert HybridLMConfig.from_pretrained(tmp_path, hidden_size=256).hidden_size == 256
