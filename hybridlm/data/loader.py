@@ -1,7 +1,8 @@
 """Token windows whose order is a pure function of (seed, epoch, step), whatever the number of workers or ranks.
 
-An epoch: documents in a drawn order, one after another; that stream is cut into windows of T tokens, and the windows come in a
-drawn order. Every token is a target exactly once an epoch. A window starts at the reset state; position_ids restart at 0 there and at each document.
+An epoch: documents in a drawn order, one after another; that stream is cut into windows of T tokens, and the windows
+come in a drawn order. Every token is a target exactly once an epoch. A window starts at the reset state; position_ids
+restart at 0 there and at each document.
 """
 
 from __future__ import annotations
@@ -30,22 +31,26 @@ class _Epoch:
 
 
 def _order(count: int, bits: np.random.Philox | None) -> np.ndarray:
-    """A permutation drawn from raw bits, which numpy keeps the same in every version (its `permutation` is not promised)."""
+    """A permutation drawn from raw bits, which numpy keeps the same in every version (its `permutation` is not
+    promised)."""
     return np.arange(count) if bits is None else np.argsort(bits.random_raw(count), kind="stable")
 
 
 class Windows(Dataset):
     """Windows of `length` tokens (T) over a split.
 
-    shuffle=False: natural order, the same every epoch. text_only: start and end symbols are no targets, as bits per byte want it.
-    per_epoch: windows in an epoch; the last one of the stream is filled up with a document of its own that has no target.
+    shuffle=False: natural order, the same every epoch. text_only: start and end symbols are no targets, as bits per
+    byte want it. per_epoch: windows in an epoch; the last one of the stream is filled up with a document of its own
+    that has no target.
     """
 
     def __init__(self, shards: TokenShards, length: int, seed: int = 0, shuffle: bool = True, text_only: bool = False):
         if length < 1:
             raise UserError(f"sequence_length={length}: must be at least 1.")
         if not shards.n_tokens:
-            raise UserError(f"{shards.folder}: the {shards.split} split is empty. Prepare the data with a larger share for it.")
+            raise UserError(
+                f"{shards.folder}: the {shards.split} split is empty. Prepare the data with a larger share for it."
+            )
         self.shards, self.length, self.seed, self.shuffle, self.text_only = shards, length, seed, shuffle, text_only
         self.start, self.end = start_and_end(shards.tokenizer)
         self.per_epoch = -(-shards.n_tokens // length)
@@ -68,7 +73,8 @@ class Windows(Dataset):
         return self._epochs[number]
 
     def sample(self, i: int) -> dict[str, np.ndarray]:
-        """Window i, counted through all epochs: input_ids, shift_labels, position_ids, each (T,) int64. A pure function of (seed, i)."""
+        """Window i, counted through all epochs: input_ids, shift_labels, position_ids, each (T,) int64. A pure
+        function of (seed, i)."""
         number, index = divmod(i, self.per_epoch)
         epoch = self._epoch(number)
         first = int(epoch.windows[index]) * self.length
@@ -82,7 +88,9 @@ class Windows(Dataset):
         before_start = begins[1:]
         if self.text_only or self.start != self.end:
             labels[:filled][before_start] = IGNORED
-        if self.text_only and self.start != self.end:  # a document's own end symbol stands right before the next one's start
+        if (
+            self.text_only and self.start != self.end
+        ):  # a document's own end symbol stands right before the next one's start
             last = np.append(before_start[1:], self._document_ends(epoch, first + filled + 1))
             labels[:filled][last] = IGNORED
         positions = np.arange(self.length)
@@ -90,10 +98,15 @@ class Windows(Dataset):
         restarts[:filled] = np.where(begins[:filled], positions[:filled], 0)
         if filled < self.length:
             restarts[filled] = filled
-        return {"input_ids": inputs, "shift_labels": labels, "position_ids": positions - np.maximum.accumulate(restarts)}
+        return {
+            "input_ids": inputs,
+            "shift_labels": labels,
+            "position_ids": positions - np.maximum.accumulate(restarts),
+        }
 
     def _read(self, epoch: _Epoch, first: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens [first, stop) of the stream, and where documents begin among them. Behind the stream stands one start symbol."""
+        """Tokens [first, stop) of the stream, and where documents begin among them. Behind the stream stands one start
+        symbol."""
         total = int(epoch.begins[-1])
         parts, begins = [], np.zeros(stop - first, dtype=bool)
         at, document = first, int(np.searchsorted(epoch.begins, first, side="right")) - 1
@@ -140,14 +153,16 @@ def batches(
     world_size: int = 1,
     num_workers: int = 0,
 ) -> Iterator[list[dict[str, Tensor]]]:
-    """Endless optimizer steps from `start_step`, each the list of this rank's micro-batches, (micro_batch_size, T) int64 tensors.
+    """Endless optimizer steps from `start_step`, each the list of this rank's micro-batches, (micro_batch_size, T)
+    int64 tensors.
 
-    Step k holds the samples [k batch_size, (k + 1) batch_size) over all ranks, a contiguous part for each. Raises UserError where
-    batch_size is no multiple of world_size * micro_batch_size.
+    Step k holds the samples [k batch_size, (k + 1) batch_size) over all ranks, a contiguous part for each. Raises
+    UserError where batch_size is no multiple of world_size * micro_batch_size.
     """
     if batch_size % (world_size * micro_batch_size):
         raise UserError(
-            f"batch_size={batch_size}: must be a multiple of micro_batch_size * processes = {micro_batch_size} * {world_size}. "
+            f"batch_size={batch_size}: must be a multiple of micro_batch_size * processes = {micro_batch_size} * "
+            f"{world_size}. "
             "Change batch_size or micro_batch_size."
         )
     share = batch_size // world_size
@@ -172,7 +187,9 @@ def batches(
         yield [next(micro_batches) for _ in range(share // micro_batch_size)]
 
 
-def validation_batches(windows: Windows, *, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[dict[str, Tensor]]:
+def validation_batches(
+    windows: Windows, *, batch_size: int, rank: int = 0, world_size: int = 1
+) -> Iterator[dict[str, Tensor]]:
     """Every window once, in order, dealt to the ranks batch by batch; the last batch may be short."""
     for number, at in enumerate(range(0, windows.per_epoch, batch_size)):
         if number % world_size == rank:

@@ -7,8 +7,8 @@
     OUT/validation-00000.*            the same
     OUT/manifest.json                 format, fingerprint, checksums
 
-The sources are read three times (content hash, tokenizer, tokens), with one document and one shard in memory. The folder
-is written aside and renamed, so that it is whole or not there.
+The sources are read three times (content hash, tokenizer, tokens), with one document and one shard in memory. The
+folder is written aside and renamed, so that it is whole or not there.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class PrepareConfig:
     output: str
     """The data folder to write."""
     vocab_size: Annotated[int, Field(ge=SMALLEST_VOCABULARY)] | None = None
-    """Train a byte-level BPE tokenizer of this many tokens on the training split; 2048 where `tokenizer` is not given."""
+    """Train a byte-level BPE tokenizer of this many tokens on the training split; 2048 where `tokenizer` is not
+    given."""
     tokenizer: str | None = None
     """Take this tokenizer instead: a folder, or a name on the Hub."""
     validation: ValidationConfig = Field(default_factory=ValidationConfig)
@@ -99,7 +100,9 @@ def _ingredients(config: PrepareConfig, corpus: Corpus, given: PreTrainedTokeniz
         content.update(len(data).to_bytes(8, "big") + data)
         count += 1
     if count == 0:
-        raise UserError("sources: they hold no document, only empty text. Check the files, and what `documents` is set to.")
+        raise UserError(
+            "sources: they hold no document, only empty text. Check the files, and what `documents` is set to."
+        )
     return {
         "documents": count,
         "content": content.hexdigest(),
@@ -122,7 +125,9 @@ def _is_finished(output: Path, fingerprint: str, made_of: dict[str, Any], overwr
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return False
     if not (output / MANIFEST).is_file():
-        raise UserError(f"output={str(output)!r}: it exists and is no data folder. Choose another path; nothing was touched.")
+        raise UserError(
+            f"output={str(output)!r}: it exists and is no data folder. Choose another path; nothing was touched."
+        )
     try:
         before = read_manifest(output)
         if before["fingerprint"] == fingerprint:
@@ -163,7 +168,8 @@ def _written_aside(output: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise UserError(
-            f"output={str(output)!r}: it cannot be written ({error.strerror}). Choose a folder that can be; nothing was left."
+            f"output={str(output)!r}: it cannot be written ({error.strerror}). Choose a folder that can be; nothing "
+            f"was left."
         ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -1,4 +1,5 @@
-"""A prepared data folder, opened: memory-mapped tokens and the index of their documents. Memory grows with documents, not tokens."""
+"""A prepared data folder, opened: memory-mapped tokens and the index of their documents. Memory grows with documents,
+not tokens."""
 
 from __future__ import annotations
 
@@ -23,23 +24,31 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a data folder. Raises UserError where there is none, or it is not ours to read."""
     path = folder / MANIFEST
     if not path.is_file():
-        raise UserError(f"data folder {str(folder)!r}: there is no {MANIFEST} in it. Make the folder with `hybridlm prepare`.")
+        raise UserError(
+            f"data folder {str(folder)!r}: there is no {MANIFEST} in it. Make the folder with `hybridlm prepare`."
+        )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         version = manifest["format_version"]
-        manifest["fingerprint"], manifest["splits"], manifest["vocab_size"]
+        missing = {"fingerprint", "splits", "vocab_size", "dtype"} - set(manifest)
+        if missing:
+            raise KeyError(*sorted(missing))
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: it is damaged ({type(error).__name__}: {error}). Prepare the folder again with overwrite: true.") from None
+        raise UserError(
+            f"{path}: it is damaged ({type(error).__name__}: {error}). Prepare the folder again with overwrite: true."
+        ) from None
     if version != FORMAT_VERSION:
-        raise UserError(f"{path}: format_version is {version}; this hybridlm reads {FORMAT_VERSION}. Prepare the folder again.")
+        raise UserError(
+            f"{path}: format_version is {version}; this hybridlm reads {FORMAT_VERSION}. Prepare the folder again."
+        )
     return manifest
 
 
 class TokenShards:
     """One split of a data folder; documents numbered through all shards.
 
-    Attributes: n_tokens (start and end symbols included), n_documents, n_bytes (UTF-8 bytes of the text), vocab_size, fingerprint,
-    lengths (n_documents,) int64 tokens of each. Raises UserError for a folder that is missing or damaged.
+    Attributes: n_tokens (start and end symbols included), n_documents, n_bytes (UTF-8 bytes of the text), vocab_size,
+    fingerprint, lengths (n_documents,) int64 tokens of each. Raises UserError for a folder that is missing or damaged.
     """
 
     def __init__(self, folder: str | Path, split: str):
@@ -70,7 +79,8 @@ class TokenShards:
         found = path.stat().st_size if path.is_file() else None
         if found != shard["tokens"] * dtype.itemsize:
             raise UserError(
-                f"{path}: {'it is missing' if found is None else f'it has {found} bytes'}; {shard['tokens'] * dtype.itemsize} are expected. "
+                f"{path}: {'it is missing' if found is None else f'it has {found} bytes'}; "
+                f"{shard['tokens'] * dtype.itemsize} are expected. "
                 "The shard is damaged: prepare the folder again with overwrite: true."
             )
         return np.memmap(path, dtype=dtype, mode="r")
@@ -80,7 +90,9 @@ class TokenShards:
         try:
             array = np.load(path)
         except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{path}: it cannot be read ({error}). Prepare the folder again with overwrite: true.") from None
+            raise UserError(
+                f"{path}: it cannot be read ({error}). Prepare the folder again with overwrite: true."
+            ) from None
         if array.shape != (length,) or (kind == "docs" and array[-1] != shard["tokens"]):
             raise UserError(f"{path}: it does not fit the manifest. Prepare the folder again with overwrite: true.")
         return array

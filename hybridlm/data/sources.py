@@ -49,7 +49,8 @@ class Source:
 
 
 class Corpus:
-    """All documents of some sources, in a fixed order, as often as it is iterated. Empty ones are left out and counted."""
+    """All documents of some sources, in a fixed order, as often as it is iterated. Empty ones are left out and
+    counted."""
 
     def __init__(self, sources: list[Source]):
         self.sources = sources
@@ -86,12 +87,16 @@ def _paths(pattern: str) -> list[Path]:
         readable = _TEXT + _JSON_LINES
         found = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in readable)
         if not found:
-            raise UserError(f"sources: folder {pattern!r} holds no {', '.join(readable)} file. Name the files themselves.")
+            raise UserError(
+                f"sources: folder {pattern!r} holds no {', '.join(readable)} file. Name the files themselves."
+            )
         return found
     found = sorted(Path(file) for file in glob.glob(str(path), recursive=True) if Path(file).is_file())
     if not found:
         kind = "no file matches this pattern" if glob.has_magic(pattern) else "there is no such file or folder"
-        raise UserError(f"sources: {pattern!r}: {kind}. Check the path; it is read from the working folder, {Path.cwd()}.")
+        raise UserError(
+            f"sources: {pattern!r}: {kind}. Check the path; it is read from the working folder, {Path.cwd()}."
+        )
     return found
 
 
@@ -104,7 +109,8 @@ def _lines(path: Path) -> Iterator[str]:
                 zero = line.find(b"\0")
                 if zero >= 0:
                     raise UserError(
-                        f"{path}: byte {offset + zero} is 0, so this is a binary file. Give plain UTF-8 text or JSON lines."
+                        f"{path}: byte {offset + zero} is 0, so this is a binary file. Give plain UTF-8 text or JSON "
+                        f"lines."
                     )
                 try:
                     yield line.decode("utf-8")
@@ -145,12 +151,14 @@ def _json_lines(path: Path, field: str) -> Iterator[str]:
             row = json.loads(line.removeprefix("\ufeff"))
         except json.JSONDecodeError as error:
             raise UserError(
-                f"{path}:{number}: not a JSON value ({error.msg} at column {error.colno}). Write one JSON object a line."
+                f"{path}:{number}: not a JSON value ({error.msg} at column {error.colno}). Write one JSON object a "
+                f"line."
             ) from None
         if not isinstance(row, dict) or not isinstance(row.get(field), str):
             found = sorted(row) if isinstance(row, dict) else type(row).__name__
             raise UserError(
-                f"{path}:{number}: no text in field {field!r}; the line has {found}. Set `field` to the one that holds it."
+                f"{path}:{number}: no text in field {field!r}; the line has {found}. Set `field` to the one that "
+                f"holds it."
             )
         yield row[field]
 
@@ -168,12 +176,14 @@ def _dataset(source: Source) -> Iterator[str]:
             data = datasets.load_dataset(str(source.dataset), source.name, split=source.split)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"sources: dataset {source.dataset!r} (split {source.split!r}) cannot be loaded: {error}. Give a folder made by "
+            f"sources: dataset {source.dataset!r} (split {source.split!r}) cannot be loaded: {error}. Give a folder "
+            f"made by "
             "save_to_disk, or a name on the Hub while there is a network."
         ) from error
     if source.field not in data.column_names:
         raise UserError(
-            f"sources: dataset {source.dataset!r} has no field {source.field!r}; it has {data.column_names}. Set `field`."
+            f"sources: dataset {source.dataset!r} has no field {source.field!r}; it has {data.column_names}. Set "
+            f"`field`."
         )
     for row in data:
         yield str(row[source.field])

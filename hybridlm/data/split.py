@@ -1,7 +1,7 @@
 """Which text is held out for validation.
 
-By document: a hash of the document decides, so that adding documents moves none that were there. By position: the end of
-every document is held out, which a corpus of a few long documents needs.
+By document: a hash of the document decides, so that adding documents moves none that were there. By position: the end
+of every document is held out, which a corpus of a few long documents needs.
 """
 
 from __future__ import annotations

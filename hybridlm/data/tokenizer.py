@@ -20,7 +20,8 @@ SMALLEST_VOCABULARY = 257  # 256 bytes and the special token
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of at most `vocab_size` tokens, fewer where the texts have fewer pairs to merge; deterministic."""
+    """A byte-level BPE of at most `vocab_size` tokens, fewer where the texts have fewer pairs to merge;
+    deterministic."""
     if vocab_size < SMALLEST_VOCABULARY:
         raise UserError(
             f"vocab_size={vocab_size}: a byte-level tokenizer has 256 bytes and one special token, so at least "
@@ -58,7 +59,8 @@ def load_tokenizer(path_or_name: str | Path) -> PreTrainedTokenizerBase:
     name = str(path_or_name)
     if looks_local(name) and not Path(name).is_dir():
         raise UserError(
-            f"tokenizer={name!r}: there is no such folder. Give a folder that a tokenizer was saved to, or a name on the Hub."
+            f"tokenizer={name!r}: there is no such folder. Give a folder that a tokenizer was saved to, or a name on "
+            f"the Hub."
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)

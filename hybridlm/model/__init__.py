@@ -1,1 +1,2 @@
-"""The flat room: everything that a checkpoint needs to run. torch and transformers only; files import their siblings by name."""
+"""The flat room: everything that a checkpoint needs to run. torch and transformers only; files import their siblings
+by name."""

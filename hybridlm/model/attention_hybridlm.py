@@ -11,7 +11,8 @@ from .cell_hybridlm import starting
 
 
 class HybridLMRotaryEmbedding(LlamaRotaryEmbedding):
-    """RoPE with transformers' scaling variants; its frequencies stay fp32 when the model is cast, as they are after loading."""
+    """RoPE with transformers' scaling variants; its frequencies stay fp32 when the model is cast, as they are after
+    loading."""
 
     def _apply(self, fn, recurse=True):
         exact = {name: buffer for name, buffer in self.named_buffers() if not buffer.is_meta}
@@ -47,15 +48,19 @@ class Attention(nn.Module):
         past_key_values=None,
         **kwargs,
     ) -> tuple[Tensor, Tensor | None]:
-        """attention_mask as `create_causal_mask` made it; position_embeddings: RoPE's (cos, sin), (B, T, head_dim) each."""
+        """attention_mask as `create_causal_mask` made it; position_embeddings: RoPE's (cos, sin), (B, T, head_dim)
+        each."""
         assert position_embeddings is not None
         heads = (*hidden_states.shape[:-1], -1, self.head_dim)
-        query, key, value = (proj(hidden_states).view(heads).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        query, key, value = (
+            proj(hidden_states).view(heads).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.attention_dropout if self.training else 0.0
-        output, weights = attend(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
+        output, weights = attend(
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+        )
         return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1)), weights
-

@@ -30,7 +30,9 @@ class RecurrentMixer(nn.Module):
         self.conv = ShortConv(N, config.conv_kernel) if config.conv_kernel > 0 else None
         self.cells = nn.ModuleList([CELLS[name](config) for name in block.split("+")])
 
-    def forward(self, u: Tensor, mask: Tensor | None, reset: Tensor | None, cache: HybridRecurrentLayer | None) -> Tensor:
+    def forward(
+        self, u: Tensor, mask: Tensor | None, reset: Tensor | None, cache: HybridRecurrentLayer | None
+    ) -> Tensor:
         """mask, reset: (B, T) bool or None. The cache, if given, is read and moved on by T tokens."""
         v, window = self.in_proj(u), None
         held = cache if cache is not None and cache.is_initialized else None
@@ -70,14 +72,17 @@ class SwiGLU(nn.Module):
 
 
 class HybridLMDecoderLayer(GradientCheckpointingLayer):
-    """One layer of the pattern. `hidden_states` comes positionally, as transformers' hooks and checkpointing want it."""
+    """One layer of the pattern. `hidden_states` comes positionally, as transformers' hooks and checkpointing want
+    it."""
 
     def __init__(self, config, block: str, layer_idx: int):
         super().__init__()
         self.layer_idx = layer_idx
         self.is_attention = block in STANDALONE
         self.mixer_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.mixer = STANDALONE[block](config, layer_idx) if self.is_attention else RecurrentMixer(config, block, layer_idx)
+        self.mixer = (
+            STANDALONE[block](config, layer_idx) if self.is_attention else RecurrentMixer(config, block, layer_idx)
+        )
         self.mlp_norm = self.mlp = None
         if config.mlp_size > 0:
             self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)

@@ -1,8 +1,8 @@
 """The cache of a recurrent layer: its states and its convolution window, of constant size, whatever the cells are.
 
-transformers' own layer for linear attention is only read once its convolution has been written, and keeps one state of the
-model's dtype; ours keeps any number of named fp32 states, with or without a convolution. It counts tokens, so that caches of attention-free
-models know their length, and it can take steps back (`crop`), which assisted decoding needs.
+transformers' own layer for linear attention is only read once its convolution has been written, and keeps one state of
+the model's dtype; ours keeps any number of named fp32 states, with or without a convolution. It counts tokens, so that
+caches of attention-free models know their length, and it can take steps back (`crop`), which assisted decoding needs.
 
 Importing this module makes the layer known to transformers under `RECURRENT_LAYER`, for DynamicCache and StaticCache.
 """
@@ -19,7 +19,6 @@ from transformers.cache_utils import (
     LinearAttentionCacheLayerMixin,
 )
 from transformers.masking_utils import LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING
-from transformers.utils import is_torchdynamo_compiling
 
 from .cell_hybridlm import RECURRENT_LAYER, State
 from .conv_hybridlm import Window
@@ -69,7 +68,7 @@ class HybridRecurrentLayer(LinearAttentionCacheLayerMixin, CacheLayerMixin):
         else:  # same storage, which CUDA graphs need
             for name, state in states.items():
                 self.states[name].copy_(state)
-            if self.conv is not None:
+            if self.conv is not None and conv is not None:
                 self.conv.copy_(conv)
         self.is_initialized = True
 
@@ -96,14 +95,21 @@ class HybridRecurrentLayer(LinearAttentionCacheLayerMixin, CacheLayerMixin):
         """Takes back the last -tokens_to_remove tokens of the last call; crop(0) only drops what was kept for that."""
         count = -int(tokens_to_remove)
         if count < 0:
-            raise ValueError(f"tokens_to_remove={tokens_to_remove}: a recurrent layer takes minus the number of tokens, or 0.")
+            raise ValueError(
+                f"tokens_to_remove={tokens_to_remove}: a recurrent layer takes minus the number of tokens, or 0."
+            )
         if count:
             if self._past is None:
-                raise RuntimeError("crop: nothing is recorded. Call activate_past_recording() on the cache before the forward.")
+                raise RuntimeError(
+                    "crop: nothing is recorded. Call activate_past_recording() on the cache before the forward."
+                )
             states, conv, trajectory, window = self._past
             length = next(iter(trajectory.values())).shape[1]
             if count > length:
-                raise ValueError(f"tokens_to_remove={tokens_to_remove}: the last call had {length} tokens; no more can be taken back.")
+                raise ValueError(
+                    f"tokens_to_remove={tokens_to_remove}: the last call had {length} tokens; no more can be taken "
+                    f"back."
+                )
             if count < length:
                 states = {name: steps[:, -1 - count] for name, steps in trajectory.items()}
                 conv = window and window.tail(count)
@@ -145,7 +151,9 @@ class HybridRecurrentLayer(LinearAttentionCacheLayerMixin, CacheLayerMixin):
         """A state is small: the next call moves it where it is needed."""
 
     def lazy_initialization(self, *args, **kwargs) -> None:
-        raise RuntimeError("A recurrent layer of hybridlm is filled by append(), with the states that its cells computed.")
+        raise RuntimeError(
+            "A recurrent layer of hybridlm is filled by append(), with the states that its cells computed."
+        )
 
     update = update_conv_state = update_recurrent_state = lazy_initialization  # pyright: ignore[reportAssignmentType]
 
@@ -165,7 +173,7 @@ class HybridStaticRecurrentLayer(HybridRecurrentLayer):
         super().append(trajectory, window)
 
     def _mark_static(self) -> None:
-        if not is_torchdynamo_compiling():
+        if may_look():
             for tensor in [*self._tensors(), self.cumulative_length]:
                 torch._dynamo.mark_static_address(tensor)
 
@@ -173,6 +181,11 @@ class HybridStaticRecurrentLayer(HybridRecurrentLayer):
         """Empty, at the same addresses."""
         self._past, self.is_initialized = None, False
         self.cumulative_length.zero_()
+
+
+def may_look() -> bool:
+    """Whether values may decide what is computed: not while a graph is being traced."""
+    return not torch.compiler.is_compiling()
 
 
 def padding_mask(attention_mask: Tensor | None, length: int) -> Tensor | None:
@@ -183,7 +196,7 @@ def padding_mask(attention_mask: Tensor | None, length: int) -> Tensor | None:
     if attention_mask is None or attention_mask.ndim != 2:
         return None
     mask = attention_mask[:, -length:].bool()
-    if not (is_torchdynamo_compiling() or torch.jit.is_tracing()) and bool(mask.all()):
+    if may_look() and bool(mask.all()):
         return None
     return mask.contiguous()
 
@@ -193,7 +206,8 @@ def _mask_for_generate(config, inputs_embeds: Tensor, attention_mask: Tensor | N
 
 
 def layered(cache: Cache, config) -> Cache:
-    """`cache` with one layer for each of the model's. A DynamicCache made without a config has none yet: they are added."""
+    """`cache` with one layer for each of the model's. A DynamicCache made without a config has none yet: they are
+    added."""
     if not cache.layers and isinstance(cache, DynamicCache):
         cache.layers, cache.layer_class_to_replicate = DynamicCache(config=config).layers, None
     kinds = [isinstance(layer, HybridRecurrentLayer) for layer in cache.layers]

@@ -1,7 +1,7 @@
 """What every recurrent cell is: one function (inputs, state, mask, reset) -> (outputs, states).
 
-Training, prefill and a decode step (T = 1) are the same call. A cell says which tensors its state consists of; the cache
-carries them without knowing the cell. The recurrence runs in fp32 whatever the model's dtype (fp64 in an
+Training, prefill and a decode step (T = 1) are the same call. A cell says which tensors its state consists of; the
+cache carries them without knowing the cell. The recurrence runs in fp32 whatever the model's dtype (fp64 in an
 fp64 model).
 """
 
@@ -20,7 +20,8 @@ State = dict[str, Tensor]
 class Cell(nn.Module):
     """A recurrence of width N on inputs of width N.
 
-    Subclasses give `state_names`, `forward`, and `reset_weights` where a parameter does not start as a plain linear map does.
+    Subclasses give `state_names`, `forward`, and `reset_weights` where a parameter does not start as a plain linear
+    map does.
     """
 
     state_names: tuple[str, ...] = ("s",)
@@ -45,7 +46,8 @@ class Cell(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define forward.")
 
     def reset_weights(self) -> None:
-        """Fills the parameters that the cell owns itself, through `transformers.initialization`; see `starting` for its maps."""
+        """Fills the parameters that the cell owns itself, through `transformers.initialization`; see `starting` for
+        its maps."""
 
 
 def wide(x: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
     alpha_t = W_alpha x_t + b_alpha
     s_t = s_{t-1} + z_t * alpha_t * S(c_t)                      h_t = s_t
 
-The form is inferred from the published description of the cumulative unit (arXiv 2605.11855); the paper's own may differ in detail.
+The form is inferred from the published description of the cumulative unit (arXiv 2605.11855); the paper's own may
+differ in detail.
 """
 
 import torch

@@ -2,10 +2,10 @@
 
     s_t = z_t * (S(c_t) + epsilon s_{t-1}) + (1 - z_t) * s_{t-1}         h_t = alpha * s_t
 
-with candidate c, threshold beta and z = H(|c| - beta) of `MemoryCell`. At epsilon = 0 the state is +-1 and a hold keeps it for ever,
-bit for bit; a write blocks the gradient. At epsilon = 1 the state is a counter and the gradient through time is always 1. A
-`bmru` is trained from epsilon = 1 to 0; epsilon belongs to the training schedule, is no part of the weights, and is 0 in a model that
-was just made or loaded.
+with candidate c, threshold beta and z = H(|c| - beta) of `MemoryCell`. At epsilon = 0 the state is +-1 and a hold
+keeps it for ever, bit for bit; a write blocks the gradient. At epsilon = 1 the state is a counter and the gradient
+through time is always 1. A `bmru` is trained from epsilon = 1 to 0; epsilon belongs to the training schedule, is no
+part of the weights, and is 0 in a model that was just made or loaded.
 """
 
 import torch
@@ -19,8 +19,6 @@ from .surrogate_hybridlm import sign
 
 
 class _ScannedMemoryCell(MemoryCell):
-    epsilon: float
-
     def __init__(self, config):
         super().__init__(config)
         self.amplitude_init = config.amplitude_init
@@ -37,7 +35,14 @@ class _ScannedMemoryCell(MemoryCell):
     def forward(self, x: Tensor, state: State, mask: Tensor | None, reset: Tensor | None) -> tuple[Tensor, State]:
         c, beta = self.drive(x, mask)
         s, _ = memory_scan(
-            c, beta, state["s"], epsilon=self.epsilon, slope=self.slope, reset=reset, reset_state=self.start(), mask=mask
+            c,
+            beta,
+            state["s"],
+            epsilon=self.epsilon,
+            slope=self.slope,
+            reset=reset,
+            reset_state=self.start(),
+            mask=mask,
         )
         return (wide(self.alpha) * s).to(x.dtype), {"s": s}
 

@@ -4,8 +4,8 @@
     s_t = lambda * s_{t-1} + exp(gamma) * (B x_t)          complex, N channels
     h_t = Re(C s_t) + d * x_t
 
-All parameters are real: B and C are stored as stacked real and imaginary parts (`C` with its imaginary part negated, so that
-Re(C s) is one matrix product).
+All parameters are real: B and C are stored as stacked real and imaginary parts (`C` with its imaginary part negated,
+so that Re(C s) is one matrix product).
 """
 
 import math
@@ -41,12 +41,19 @@ class LruCell(Cell):
 
     def forward(self, x: Tensor, state: State, mask: Tensor | None, reset: Tensor | None) -> tuple[Tensor, State]:
         drive = wide(self.B(x)) * torch.exp(wide(self.gamma_log)).repeat(2)
-        (re, im), _ = lru_scan(self.decay(), drive.chunk(2, dim=-1), (state["re"], state["im"]), reset=reset, mask=mask)
+        (re, im), _ = lru_scan(
+            self.decay(),
+            (drive[..., : self.width], drive[..., self.width :]),
+            (state["re"], state["im"]),
+            reset=reset,
+            mask=mask,
+        )
         h = self.C(torch.cat([re, im], dim=-1).to(x.dtype)) + self.d.to(x.dtype) * x
         return h, {"re": re, "im": im}
 
     def reset_weights(self) -> None:
-        """|lambda|^2 uniform in [r_min^2, r_max^2], phase uniform in [0, phase_max], gamma normalises the state's variance."""
+        """|lambda|^2 uniform in [r_min^2, r_max^2], phase uniform in [0, phase_max], gamma normalises the state's
+        variance."""
         u = torch.rand(2, self.width).clamp_min(1e-6)
         modulus = torch.sqrt(u[0] * (self.r_max**2 - self.r_min**2) + self.r_min**2)
         init.copy_(self.nu_log, torch.log(-torch.log(modulus)))

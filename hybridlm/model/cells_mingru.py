@@ -1,7 +1,7 @@
 """`mingru`, the minimal gated recurrent unit (Feng et al., arXiv 2410.01201), in its plain form: a hard reset is exact.
 
-    z_t = sigmoid(W_z x_t + b_z)      h~_t = W_h x_t + b_h
-    s_t = (1 - z_t) * s_{t-1} + z_t * h~_t                      h_t = s_t
+z_t = sigmoid(W_z x_t + b_z)      h~_t = W_h x_t + b_h
+s_t = (1 - z_t) * s_{t-1} + z_t * h~_t                      h_t = s_t
 """
 
 import torch

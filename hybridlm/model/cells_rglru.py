@@ -1,8 +1,8 @@
 """`rglru`, the real-gated linear recurrent unit of Griffin (De et al., arXiv 2402.19427).
 
-    r = sigmoid(W_a x + b_a)      i = sigmoid(W_x x + b_x)      block-diagonal over heads
-    log a = -8 r softplus(p)
-    s_t = a * s_{t-1} + sqrt(1 - a^2) * (i * x)                 h_t = s_t
+r = sigmoid(W_a x + b_a)      i = sigmoid(W_x x + b_x)      block-diagonal over heads
+log a = -8 r softplus(p)
+s_t = a * s_{t-1} + sqrt(1 - a^2) * (i * x)                 h_t = s_t
 """
 
 import torch
@@ -26,7 +26,7 @@ class _BoundedSqrt(torch.autograd.Function):
         return root
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx, grad: Tensor) -> Tensor:
         (root,) = ctx.saved_tensors
         return grad * (0.5 / root.clamp_min(1e-3))
 

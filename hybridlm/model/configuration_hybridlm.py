@@ -1,9 +1,9 @@
 """HybridLMConfig: everything that decides the shape of a model, and nothing that belongs to its training.
 
-Departures from a stock transformers configuration: the stack is one string, `pattern`, from which the number and kinds of the
-layers follow (`num_hidden_layers`, `block_types` and `layer_types` are properties); a keyword that nobody knows is refused
-instead of kept; every problem found is reported at once, as a ValueError. Widths left at None follow `hidden_size`, through
-properties, so that they never go stale.
+Departures from a stock transformers configuration: the stack is one string, `pattern`, from which the number and kinds
+of the layers follow (`num_hidden_layers`, `block_types` and `layer_types` are properties); a keyword that nobody knows
+is refused instead of kept; every problem found is reported at once, as a ValueError. Widths left at None follow
+`hidden_size`, through properties, so that they never go stale.
 """
 
 import math
@@ -11,12 +11,11 @@ from difflib import get_close_matches
 from functools import wraps
 from typing import Any
 
+from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import GenerationConfig, PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
 from transformers.utils import logging
-
-from huggingface_hub.dataclasses import strict
 
 from .mixers_hybridlm import MIXERS, RECURRENT_LAYER, STANDALONE
 from .pattern_hybridlm import parse
@@ -31,7 +30,8 @@ _BASE_KEYWORDS = {
     "_attn_implementation", "_attn_implementation_internal", "_commit_hash", "_experts_implementation",
     "_experts_implementation_internal", "_name_or_path", "_output_attentions", "_post_init_done", "attn_implementation",
     "auto_map", "experts_implementation", "model_type", "name_or_path", "num_labels", "output_attentions",
-    "quantization_config", "rope_scaling", "rope_theta", "tie_last_hidden_states", "torch_dtype", "transformers_weights",
+    "quantization_config", "rope_scaling", "rope_theta", "tie_last_hidden_states", "torch_dtype",
+    "transformers_weights",
 }  # fmt: skip
 _FROM_PATTERN = {"num_hidden_layers", "num_layers", "layer_types", "block_types"}
 
@@ -60,8 +60,8 @@ class HybridLMConfig(PreTrainedConfig):
     r"""Configuration of a hybrid language model. Keyword arguments only.
 
     Stack
-        pattern: the layers, e.g. `"(rglru bmru)*6"`, `"lru*2 bmru attention"`, `"rglru+bmru"` (side by side in one layer).
-        vocab_size, hidden_size (D): number of tokens; width of the residual stream.
+        pattern: the layers, e.g. `"(rglru bmru)*6"`, `"lru*2 bmru attention"`, `"rglru+bmru"` (side by side in one
+        layer). vocab_size, hidden_size (D): number of tokens; width of the residual stream.
         state_size (N): width of the recurrences; None: hidden_size.
         intermediate_size: width of the SwiGLU MLP; None: 8/3 hidden_size rounded up to a multiple of 32; 0: no MLP.
         conv_kernel: taps of the short causal convolution in front of the cells; 0: none.
@@ -127,14 +127,16 @@ class HybridLMConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        """As in transformers, but fields written by a newer hybridlm are named in a warning and left out, and other unknown ones refused."""
+        """As in transformers, but fields written by a newer hybridlm are named in a warning and left out, and other
+        unknown ones refused."""
         fields = dict(config_dict)
         unknown = sorted(set(fields) - _known_keywords(cls) - set(cls.__dataclass_fields__))
         version = fields.get("format_version", FORMAT_VERSION)
         if unknown and isinstance(version, int) and version > FORMAT_VERSION:
             logger.warning(
                 f"This checkpoint was written by a newer hybridlm (format {version}; this one knows {FORMAT_VERSION}). "
-                f"Left out, since unknown here: {', '.join(unknown)}. Upgrade hybridlm if the model behaves differently."
+                f"Left out, since unknown here: {', '.join(unknown)}. Upgrade hybridlm if the model behaves "
+                f"differently."
             )
             for name in unknown:
                 del fields[name]
@@ -171,7 +173,8 @@ class HybridLMConfig(PreTrainedConfig):
 
     @property
     def residual_scale(self) -> float:
-        """1 / sqrt(2 layers): maps back into the residual stream start smaller by it, so that its variance stays near 1."""
+        """1 / sqrt(2 layers): maps back into the residual stream start smaller by it, so that its variance stays near
+        1."""
         return (2 * self.num_hidden_layers) ** -0.5
 
     def validate_layer_type(self):
@@ -188,8 +191,19 @@ class HybridLMConfig(PreTrainedConfig):
 
     def _ranges(self, names: set[str]):
         """(field, value, what is allowed, whether it holds); checks of a mixer only where the pattern uses it."""
-        D, N, heads, kv = self.hidden_size, self.recurrence_size, self.num_attention_heads, self.num_key_value_heads
-        for field in ("vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads", "max_position_embeddings"):
+        D, N, heads, kv = (
+            self.hidden_size,
+            self.recurrence_size,
+            self.num_attention_heads,
+            self.num_key_value_heads or 0,
+        )
+        for field in (
+            "vocab_size",
+            "hidden_size",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "max_position_embeddings",
+        ):
             yield field, getattr(self, field), "at least 1", getattr(self, field) >= 1
         yield "state_size", self.state_size, "None or at least 1", N >= 1
         yield "intermediate_size", self.intermediate_size, "None or at least 0", self.mlp_size >= 0
@@ -205,11 +219,21 @@ class HybridLMConfig(PreTrainedConfig):
         if heads < 1 or kv < 1:
             return
         if "attention" in names:
-            yield "hidden_size", D, f"a multiple of 2 * num_attention_heads = {2 * heads}, for attention with RoPE", D % (2 * heads) == 0
+            yield (
+                "hidden_size",
+                D,
+                f"a multiple of 2 * num_attention_heads = {2 * heads}, for attention with RoPE",
+                D % (2 * heads) == 0,
+            )
             yield "num_attention_heads", heads, f"a multiple of num_key_value_heads={kv}", heads % kv == 0
         if "rglru" in names:
             field = "hidden_size" if self.state_size is None else "state_size"
-            yield field, N, f"a multiple of num_attention_heads={heads}, for the block-diagonal gates of rglru", N % heads == 0
+            yield (
+                field,
+                N,
+                f"a multiple of num_attention_heads={heads}, for the block-diagonal gates of rglru",
+                N % heads == 0,
+            )
 
 
 def _known_keywords(cls) -> set[str]:

@@ -2,8 +2,8 @@
 
     v_t = b + sum_k w_k * u_{t-k}        k = 0 ... K-1
 
-A step of padding is invisible: the K-1 inputs behind a token are the last K-1 *valid* ones, wherever the padding stands. So
-a row that was padded on the right goes on as if it had not been, in one call or in chunks. A tap that would
+A step of padding is invisible: the K-1 inputs behind a token are the last K-1 *valid* ones, wherever the padding
+stands. So a row that was padded on the right goes on as if it had not been, in one call or in chunks. A tap that would
 reach into the document before is left out.
 """
 
@@ -19,7 +19,8 @@ from transformers import initialization as init
 class Window:
     """The inputs a convolution has just seen, valid ones last: what the next call needs, and any rollback of this one.
 
-    inputs (B, K-1+T, N); document (B, K-1+T) int64, which document of this call each belongs to, or None if there is only one.
+    inputs (B, K-1+T, N); document (B, K-1+T) int64, which document of this call each belongs to, or None if there is
+    only one.
     """
 
     inputs: Tensor
@@ -27,7 +28,8 @@ class Window:
     taps: int
 
     def tail(self, dropped: int = 0) -> Tensor:
-        """The last K-1 inputs (B, K-1, N) once `dropped` steps are taken back; what belongs to an earlier document is zero."""
+        """The last K-1 inputs (B, K-1, N) once `dropped` steps are taken back; what belongs to an earlier document is
+        zero."""
         end = self.inputs.shape[1] - dropped
         tail = self.inputs[:, end - self.taps : end]
         if self.document is None:

@@ -16,6 +16,8 @@ from .surrogate_hybridlm import heaviside
 class MemoryCell(Cell):
     """A cell that writes or holds. `record_writes` keeps the mean of z of the last forward, for a penalty or a log."""
 
+    epsilon: float
+
     def __init__(self, config):
         super().__init__(config)
         self.slope = float(config.surrogate_slope)

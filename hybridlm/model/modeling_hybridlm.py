@@ -9,7 +9,8 @@ Start of the weights, all in one place (`_init_weights`):
     maps marked by `starting`               as it says (thresholds, amplitudes, B and C of `lru`)
     convolutions, cells                     their own `reset_weights`
 
-Packed rows: `position_ids` that restart at 0 mark where documents begin; states, convolution windows and attention begin anew there.
+Packed rows: `position_ids` that restart at 0 mark where documents begin; states, convolution windows and attention
+begin anew there.
 """
 
 from collections.abc import Iterator
@@ -21,13 +22,12 @@ from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
-from transformers.utils import can_return_tuple, is_torchdynamo_compiling
-from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention_hybridlm import Attention, HybridLMRotaryEmbedding
 from .block_hybridlm import HybridLMDecoderLayer
-from .cache_hybridlm import layered, padding_mask
+from .cache_hybridlm import layered, may_look, padding_mask
 from .cell_hybridlm import RECURRENT_LAYER, start_linear_, starting
 from .configuration_hybridlm import HybridLMConfig
 from .memory_hybridlm import MemoryCell
@@ -54,7 +54,7 @@ class HybridLMPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if hasattr(module, "reset_weights"):
-            module.reset_weights()
+            module.reset_weights()  # pyright: ignore[reportCallIssue]
         elif isinstance(module, nn.Linear):
             start_linear_(module)
         else:
@@ -69,7 +69,8 @@ class HybridLMPreTrainedModel(PreTrainedModel):
         return next((float(cell.epsilon) for cell in self._memory_cells() if cell.anneals), None)
 
     def set_epsilon(self, value: float) -> None:
-        """Sets epsilon, in [0, 1], of every annealed layer. Training state: neither saved with the weights nor loaded."""
+        """Sets epsilon, in [0, 1], of every annealed layer. Training state: neither saved with the weights nor
+        loaded."""
         if not 0 <= value <= 1:
             raise ValueError(f"epsilon={value}: must be in [0, 1]; 0 is bistable, 1 cumulative.")
         for cell in self._memory_cells():
@@ -83,7 +84,8 @@ class HybridLMPreTrainedModel(PreTrainedModel):
             cell.write_share = None
 
     def write_penalty(self) -> Tensor | None:
-        """(mean z)^2, averaged over the memory cells' last forward: a scalar with a gradient; None where nothing was recorded."""
+        """(mean z)^2, averaged over the memory cells' last forward: a scalar with a gradient; None where nothing was
+        recorded."""
         shares = [cell.write_share for cell in self._memory_cells() if cell.write_share is not None]
         return torch.stack(shares).square().mean() if shares else None
 
@@ -95,7 +97,9 @@ class HybridLMModel(HybridLMPreTrainedModel):
         super().__init__(config)
         # No padding_idx: a pad token is often the start or end symbol too, whose embedding must learn.
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList([HybridLMDecoderLayer(config, block, i) for i, block in enumerate(config.block_types)])
+        self.layers = nn.ModuleList(
+            [HybridLMDecoderLayer(config, block, i) for i, block in enumerate(config.block_types)]
+        )
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = HybridLMRotaryEmbedding(config) if FULL_ATTENTION in config.layer_types else None
         self.gradient_checkpointing = False
@@ -115,8 +119,8 @@ class HybridLMModel(HybridLMPreTrainedModel):
     ) -> BaseModelOutputWithPast:
         """input_ids (B, T) int64, or inputs_embeds (B, T, D).
 
-        attention_mask (B, past + T): 0 at padding, anywhere in a row; states hold there. position_ids (B or 1, T): 0 begins a document.
-        past_key_values: a DynamicCache or StaticCache made from this config; moved on in place.
+        attention_mask (B, past + T): 0 at padding, anywhere in a row; states hold there. position_ids (B or 1, T): 0
+        begins a document. past_key_values: a DynamicCache or StaticCache made from this config; moved on in place.
         """
         inputs_embeds = self._embed(input_ids, inputs_embeds)
         rows, length = inputs_embeds.shape[:2]
@@ -136,7 +140,7 @@ class HybridLMModel(HybridLMPreTrainedModel):
             reset = _document_starts(position_ids.expand(rows, length), mask, columns, seen)
         causal_mask = position_embeddings = None
         if self.rotary_emb is not None:
-            if reset is not None and not fresh and _may_look():
+            if reset is not None and not fresh and may_look():
                 raise ValueError(_PACKED_CACHE)
             if position_ids is None:
                 position_ids = (torch.arange(length, device=inputs_embeds.device) + seen).unsqueeze(0)
@@ -164,19 +168,24 @@ class HybridLMModel(HybridLMPreTrainedModel):
         given = input_ids if input_ids is not None else inputs_embeds
         assert given is not None
         if given.shape[1] == 0:
-            raise ValueError(f"input of shape {tuple(given.shape)} has no token; give at least one, e.g. the start symbol.")
+            raise ValueError(
+                f"input of shape {tuple(given.shape)} has no token; give at least one, e.g. the start symbol."
+            )
         if input_ids is None:
             return given
-        if input_ids.device.type == "cpu" and not is_torchdynamo_compiling() and not torch.jit.is_tracing():
+        if input_ids.device.type == "cpu" and may_look():
             low, high = (int(extreme) for extreme in input_ids.aminmax())
             if low < 0 or high >= self.config.vocab_size:
                 raise ValueError(
-                    f"input_ids holds {low if low < 0 else high}; token ids must be in [0, vocab_size) = [0, {self.config.vocab_size}). "
+                    f"input_ids holds {low if low < 0 else high}; token ids must be in [0, vocab_size) = [0, "
+                    f"{self.config.vocab_size}). "
                     "Use the tokenizer that belongs to the checkpoint."
                 )
         return self.embed_tokens(input_ids)
 
-    def _causal(self, attention_mask: Tensor | dict | None, inputs_embeds: Tensor, cache: Cache | None, position_ids: Tensor):
+    def _causal(
+        self, attention_mask: Tensor | dict | None, inputs_embeds: Tensor, cache: Cache | None, position_ids: Tensor
+    ):
         if isinstance(attention_mask, dict):
             return attention_mask.get(FULL_ATTENTION)
         return create_causal_mask(
@@ -189,21 +198,19 @@ class HybridLMModel(HybridLMPreTrainedModel):
 
 
 _PACKED_CACHE = (
-    "position_ids begin a new document in a row that has a cache: attention layers cannot separate it from what the cache holds. "
+    "position_ids begin a new document in a row that has a cache: attention layers cannot separate it from what the "
+    "cache holds. "
     "Pass packed rows without past_key_values, or begin the document with an empty cache."
 )
 
 
-def _may_look() -> bool:
-    """Whether values may decide what is computed: not under a trace."""
-    return not is_torchdynamo_compiling() and not torch.jit.is_tracing()
-
-
 def _document_starts(position_ids: Tensor, mask: Tensor | None, columns: Tensor | None, seen) -> Tensor | None:
-    """True where a document begins behind another one, (B, T); None where there is no such place (asked on CPU, where it is free).
+    """True where a document begins behind another one, (B, T); None where there is no such place (asked on CPU, where
+    it is free).
 
-    A position 0 with nothing but padding before it changes nothing: the state is still s_0 there. mask: this call's padding, (B, T);
-    columns: the attention mask of the past too, (B, past + T), where it is known; seen: tokens in the cache.
+    A position 0 with nothing but padding before it changes nothing: the state is still s_0 there. mask: this call's
+    padding, (B, T); columns: the attention mask of the past too, (B, past + T), where it is known; seen: tokens in the
+    cache.
     """
     length = position_ids.shape[1]
     if mask is None and (columns is None or columns.ndim != 2):
@@ -218,7 +225,7 @@ def _document_starts(position_ids: Tensor, mask: Tensor | None, columns: Tensor 
     starts = (position_ids == 0) & history
     if mask is not None:
         starts = starts & mask
-    if starts.device.type == "cpu" and _may_look() and not bool(starts.any()):
+    if starts.device.type == "cpu" and may_look() and not bool(starts.any()):
         return None
     return starts
 
@@ -251,8 +258,9 @@ class HybridLMForCausalLM(HybridLMPreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Inputs as in `HybridLMModel.forward`.
 
-        labels (B, T): shifted inside; or shift_labels (B, T): already shifted. -100 is ignored. num_items_in_batch divides the summed loss.
-        logits_to_keep: the last so many positions only, or the positions of an index tensor. Logits (B, T or fewer, V).
+        labels (B, T): shifted inside; or shift_labels (B, T): already shifted. -100 is ignored. num_items_in_batch
+        divides the summed loss. logits_to_keep: the last so many positions only, or the positions of an index tensor.
+        Logits (B, T or fewer, V).
         """
         outputs = self.model(
             input_ids=input_ids,

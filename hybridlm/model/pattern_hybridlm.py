@@ -5,8 +5,8 @@
     unit    := layer | '(' pattern ')'
     layer   := mixer ('+' mixer)*          cells that run side by side in one layer, their outputs summed
 
-`"(rglru bmru)*2 attention"` is five layers; `"rglru+bmru"` is one. `parse` gives one string a layer, `render` writes the
-shortest pattern it can find, and `parse(render(layers)) == layers` always.
+`"(rglru bmru)*2 attention"` is five layers; `"rglru+bmru"` is one. `parse` gives one string a layer, `render` writes
+the shortest pattern it can find, and `parse(render(layers)) == layers` always.
 """
 
 import re
@@ -59,8 +59,10 @@ class _Parser:
         if at is None:
             at = self.tokens[self.next][1] if self.next < len(self.tokens) else len(self.pattern)
         return ValueError(
-            f"pattern {self.pattern!r}: {problem} at position {at}. Write mixers separated by spaces, '+' for cells side by "
-            f"side in one layer, '*n' and brackets to repeat, as in '(rglru bmru)*6'. Known mixers: {', '.join(self.mixers)}."
+            f"pattern {self.pattern!r}: {problem} at position {at}. Write mixers separated by spaces, '+' for cells "
+            f"side by "
+            f"side in one layer, '*n' and brackets to repeat, as in '(rglru bmru)*6'. Known mixers: "
+            f"{', '.join(self.mixers)}."
         )
 
     def peek(self) -> str | None:
@@ -103,7 +105,9 @@ class _Parser:
             names.append(self.mixer())
         for name in names:
             if len(names) > 1 and name in self.standalone:
-                raise self.error(f"{name!r} brings its own projections and cannot stand in 'a+b'; give it a layer of its own")
+                raise self.error(
+                    f"{name!r} brings its own projections and cannot stand in 'a+b'; give it a layer of its own"
+                )
         return "+".join(names)
 
     def mixer(self) -> str:
@@ -144,7 +148,7 @@ def _fold(layers: tuple[str, ...]) -> tuple[str, ...]:
 
 def _longest_repeat(layers: tuple[str, ...], at: int) -> tuple[int, int]:
     """(width, count) of the repetition that starts at `at` and covers most layers; the narrowest of equals."""
-    best = (1, 1)
+    best: tuple[int, int] = (1, 1)
     for width in range(1, (len(layers) - at) // 2 + 1):
         unit, count = layers[at : at + width], 1
         while layers[at + count * width : at + (count + 1) * width] == unit:

@@ -4,11 +4,12 @@
     lru_scan      s_t = lambda * s_{t-1} + b_t           lambda constant over time, complex (planar re, im)
     memory_scan   the memory recurrent unit, from its candidate c and threshold beta
 
-All three share one contract. Layout (B, T, N) with T >= 1. `initial_state` (B, N), zeros if None. `mask` (B, T) bool, False
-where a token is padding: the state holds and the output there is the held state. `reset` (B, T) bool, True at the first
-token of a document: the state before it is the reset state again. A masked position never resets. The recurrence runs in
-fp32 (fp64 for fp64 inputs); the states come back in the input's dtype, the final state (B, N) in the dtype of the recurrence, so that
-carrying it on loses nothing. Gradients arrive on both and leave for every float input, once (no double backward).
+All three share one contract. Layout (B, T, N) with T >= 1. `initial_state` (B, N), zeros if None. `mask` (B, T) bool,
+False where a token is padding: the state holds and the output there is the held state. `reset` (B, T) bool, True at
+the first token of a document: the state before it is the reset state again. A masked position never resets. The
+recurrence runs in fp32 (fp64 for fp64 inputs); the states come back in the input's dtype, the final state (B, N) in
+the dtype of the recurrence, so that carrying it on loses nothing. Gradients arrive on both and leave for every float
+input, once (no double backward).
 
 Two levels of about sqrt(T): T is cut into chunks, and the steps inside a chunk are looped over while all chunks advance
 side by side. Pass one composes each chunk to one (A, B), a short loop carries the state over the chunks, pass two
@@ -29,7 +30,12 @@ SHORT = 32  # up to here one plain loop over time beats two passes
 
 
 def linear_scan(
-    a: Tensor, b: Tensor, initial_state: Tensor | None = None, *, reset: Tensor | None = None, mask: Tensor | None = None
+    a: Tensor,
+    b: Tensor,
+    initial_state: Tensor | None = None,
+    *,
+    reset: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """s_t = a_t * s_{t-1} + b_t, elementwise and real; a reset puts s_{t-1} = 0.
 
@@ -41,11 +47,17 @@ def linear_scan(
 
 
 def lru_scan(
-    decay: Planar, b: Planar, initial_state: Planar | None = None, *, reset: Tensor | None = None, mask: Tensor | None = None
+    decay: Planar,
+    b: Planar,
+    initial_state: Planar | None = None,
+    *,
+    reset: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> tuple[Planar, Planar]:
     """s_t = lambda * s_{t-1} + b_t, complex with constant lambda; a reset puts s_{t-1} = 0 (arXiv 2303.06349, eq. 1).
 
-    decay: (re, im) of lambda, each (N,). b: (re, im), each (B, T, N). Returns the states and the final state, both planar.
+    decay: (re, im) of lambda, each (N,). b: (re, im), each (B, T, N). Returns the states and the final state, both
+    planar.
     """
     _check("b", b[0], reset, mask, b_im=b[1])
     rows, width = b[0].shape[0], b[0].shape[2]
@@ -73,9 +85,10 @@ def memory_scan(
 
         z_t = H(|c_t| - beta_t);   s_t = z_t (S(c_t) + epsilon s_{t-1}) + (1 - z_t) s_{t-1}
 
-    c, beta: (B, T, N), beta >= 0. epsilon 0: bistable, states +-1; 1: cumulative, a counter. `slope` is k of the surrogate
-    gradients. `reset_state` (N,) is s_0 of a document (zeros if None). At epsilon = 0 every value inside is 0 or +-1, so any chunking
-    gives the same bits. A NaN in c or beta becomes a NaN state in its own channel, from there on.
+    c, beta: (B, T, N), beta >= 0. epsilon 0: bistable, states +-1; 1: cumulative, a counter. `slope` is k of the
+    surrogate gradients. `reset_state` (N,) is s_0 of a document (zeros if None). At epsilon = 0 every value inside is
+    0 or +-1, so any chunking gives the same bits. A NaN in c or beta becomes a NaN state in its own channel, from
+    there on.
     """
     _check("c", c, reset, mask, beta=beta)
     _check_state("initial_state", initial_state, (c.shape[0], c.shape[2]))
@@ -88,10 +101,15 @@ def _check(name: str, x: Tensor, reset: Tensor | None, mask: Tensor | None, **sa
         raise ValueError(f"{name} has shape {tuple(x.shape)}; a scan takes (B, T, N) with T >= 1.")
     for other, tensor in same.items():
         if tensor.shape != x.shape:
-            raise ValueError(f"{other} has shape {tuple(tensor.shape)}; it must have the shape of {name}, {tuple(x.shape)}.")
+            raise ValueError(
+                f"{other} has shape {tuple(tensor.shape)}; it must have the shape of {name}, {tuple(x.shape)}."
+            )
     for other, flags in (("reset", reset), ("mask", mask)):
         if flags is not None and (flags.shape != x.shape[:2] or flags.dtype != torch.bool):
-            raise ValueError(f"{other} is {flags.dtype} of shape {tuple(flags.shape)}; it must be bool of shape {tuple(x.shape[:2])}.")
+            raise ValueError(
+                f"{other} is {flags.dtype} of shape {tuple(flags.shape)}; it must be bool of shape "
+                f"{tuple(x.shape[:2])}."
+            )
 
 
 def _check_state(name: str, state: Tensor | None, shape: tuple[int, ...]) -> None:
@@ -104,7 +122,8 @@ def _recurrence_dtype(x: Tensor) -> torch.dtype:
 
 
 def _steps(length: int) -> int:
-    """Steps of a chunk: about sqrt(T), the nearest divisor of T where one is close, so that nothing has to be padded."""
+    """Steps of a chunk: about sqrt(T), the nearest divisor of T where one is close, so that nothing has to be
+    padded."""
     if length <= SHORT:
         return length
     root = math.isqrt(length - 1) + 1
@@ -120,7 +139,8 @@ def _chunked(x: Tensor, steps: int, fill: float) -> Tensor:
 
 
 def _scan(a: Tensor, b: Tensor, start: Tensor, reverse: bool = False) -> Tensor:
-    """s_t = a_t s_{t-1} + b_t from s_0 = start; reversed: s_t = a_t s_{t+1} + b_t from the right end. (B, T, N), no autograd."""
+    """s_t = a_t s_{t-1} + b_t from s_0 = start; reversed: s_t = a_t s_{t+1} + b_t from the right end. (B, T, N), no
+    autograd."""
     length = b.shape[1]
     if length == 1:
         return torch.addcmul(b, a, start.unsqueeze(1))
@@ -243,7 +263,7 @@ class _MemoryScan(torch.autograd.Function):
             lam = lam.masked_fill(~mask.unsqueeze(2), 0.0)
         grad_reset = None
         if reset is not None and reset_state is not None:
-            grad_reset = (lam * kept * here).sum((0, 1)).to(reset_state.dtype)
+            grad_reset = (lam * kept * reset.unsqueeze(2)).sum((0, 1)).to(reset_state.dtype)
         through_write = lam * (signs + (epsilon - 1) * previous) * surrogate_slope(margin, slope)
         through_sign = lam * write * (2 * surrogate_slope(drive, slope))
         grad_c = through_sign + through_write * signs
@@ -261,7 +281,8 @@ def _times_plus(x: Planar, y: Planar, z: Planar) -> Planar:
 
 
 class _Decay:
-    """lambda as each step sees it: itself, 1 where the token is padding, 0 where a document starts. Chunks side by side."""
+    """lambda as each step sees it: itself, 1 where the token is padding, 0 where a document starts. Chunks side by
+    side."""
 
     def __init__(self, decay: Planar, reset: Tensor | None, mask: Tensor | None, steps: int):
         self.decay, self.steps = decay, steps
@@ -334,7 +355,8 @@ class _LruScan(torch.autograd.Function):
         lam_re, lam_im, b_re, s_re, start_re, start_im, re, im, reset, mask = ctx.saved_tensors
         dtype = re.dtype
         conj = lam_re.to(dtype), -lam_im.to(dtype)
-        # Time reversed: a step's factor is that of the step after it, so the flags move by one; at the right end nothing decays.
+        # Time reversed: a step's factor is that of the step after it, so the flags move by one; at the right end
+        # nothing decays.
         later_reset = None if reset is None else F.pad(reset[:, 1:], (0, 1), value=False).flip(1)
         later_mask = mask if mask is not None else torch.ones(re.shape[:2], dtype=torch.bool, device=re.device)
         later_mask = F.pad(later_mask[:, 1:], (0, 1), value=False).flip(1)

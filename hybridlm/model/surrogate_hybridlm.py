@@ -1,7 +1,7 @@
 """The two step functions of memory recurrent units, exact forward and smooth backward (arXiv 2601.09495).
 
-    H(x) = 1[x >= 0]        H'(x) := k / (1 + (pi k x)^2)
-    S(x) = 2 H(x) - 1       S'(x) := 2 k / (1 + (pi k x)^2)
+H(x) = 1[x >= 0]        H'(x) := k / (1 + (pi k x)^2)
+S(x) = 2 H(x) - 1       S'(x) := 2 k / (1 + (pi k x)^2)
 """
 
 import math
@@ -23,7 +23,7 @@ class _Heaviside(torch.autograd.Function):
         return (x >= 0).to(x.dtype)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx, grad: Tensor):
         (x,) = ctx.saved_tensors
         return grad * surrogate_slope(x, ctx.k), None
 

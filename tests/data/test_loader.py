@@ -1,7 +1,7 @@
 """Windows: every token a target once an epoch, boundaries right, and an order that nothing but (seed, step) decides."""
 
 from collections import Counter
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
@@ -33,7 +33,13 @@ documents = st.lists(st.lists(st.integers(2, 9), min_size=1, max_size=12), min_s
 
 
 @settings(max_examples=80, deadline=None)
-@given(documents=documents, length=st.integers(1, 20), seed=st.integers(0, 5), epoch=st.integers(0, 2), end=st.sampled_from([0, 1]))
+@given(
+    documents=documents,
+    length=st.integers(1, 20),
+    seed=st.integers(0, 5),
+    epoch=st.integers(0, 2),
+    end=st.sampled_from([0, 1]),
+)
 def test_every_token_is_a_target_once_an_epoch(documents, length, seed, epoch, end):
     shards = Tokens(documents, end)
     windows = Windows(shards, length, seed=seed)
@@ -56,7 +62,7 @@ def test_windows_know_their_documents(documents, length, seed, end):
         sample = windows.sample(i)
         inputs, labels, positions = sample["input_ids"], sample["shift_labels"], sample["position_ids"]
         assert positions[0] == 0
-        assert all(p == 0 or p == q + 1 for q, p in zip(positions, positions[1:], strict=False))
+        assert all(p == 0 or p == q + 1 for q, p in pairwise(positions))
         for start in np.flatnonzero(positions == 0):
             stop = next((t for t in range(start + 1, length) if positions[t] == 0), length)
             targets = labels[start:stop]
@@ -115,7 +121,11 @@ def test_the_loader_leaves_the_random_state_alone():
 def test_validation_batches_hold_every_window_once():
     windows = Windows(Tokens([[2, 3, 4, 5]] * 5), 3, shuffle=False)
     for world in (1, 2, 3):
-        rows = [batch["input_ids"] for rank in range(world) for batch in validation_batches(windows, batch_size=2, rank=rank, world_size=world)]
+        rows = [
+            batch["input_ids"]
+            for rank in range(world)
+            for batch in validation_batches(windows, batch_size=2, rank=rank, world_size=world)
+        ]
         found = Counter(tuple(row.tolist()) for batch in rows for row in batch)
         assert found == Counter(tuple(windows.sample(i)["input_ids"].tolist()) for i in range(windows.per_epoch))
 
@@ -125,7 +135,12 @@ def test_bytes_of_the_first_windows(tmp_path):
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
     (tmp_path / "b.txt").write_text(text[::-1], encoding="utf-8")
     folder = prepare(
-        PrepareConfig(sources=[{"path": str(tmp_path / "*.txt")}], output=str(tmp_path / "out"), vocab_size=280, validation={"share": 0}),
+        PrepareConfig(
+            sources=[{"path": str(tmp_path / "*.txt")}],
+            output=str(tmp_path / "out"),
+            vocab_size=280,
+            validation={"share": 0},
+        ),
         log=lambda _: None,
     )
     shards = TokenShards(folder, "train")

@@ -27,9 +27,13 @@ def corpus(path, **options):
     return list(Corpus([Source(path=str(path), **options)]))
 
 
-def config(tmp_path, text="\n".join(LINES), **options):
-    source = write(tmp_path / "text.txt", text)
-    options = {"output": str(tmp_path / "out"), "vocab_size": 300, "validation": {"by": "position", "share": 0.1}} | options
+def config(tmp_path, text=None, **options):
+    source = write(tmp_path / "text.txt", text or "\n".join(LINES))
+    options = {
+        "output": str(tmp_path / "out"),
+        "vocab_size": 300,
+        "validation": {"by": "position", "share": 0.1},
+    } | options
     return PrepareConfig(sources=[{"path": source}], **options)
 
 
@@ -113,7 +117,8 @@ def test_small_shards_hold_the_same_documents(tmp_path):
         folders.append(
             prepare(
                 PrepareConfig(
-                    sources=[{"path": source, "documents": "line"}], output=str(tmp_path / name), vocab_size=300, shard_tokens=size,
+                    sources=[{"path": source, "documents": "line"}], output=str(tmp_path / name), vocab_size=300,
+                    shard_tokens=size,
                     validation={"by": "document", "share": 0.2},
                 ),
                 quiet,
@@ -159,7 +164,8 @@ def test_a_second_run_keeps_refuses_or_replaces(tmp_path):
     stamp = os.stat(folder / "manifest.json").st_mtime_ns
     log = []
     prepare(config(tmp_path), log.append)
-    assert "up to date" in log[0] and os.stat(folder / "manifest.json").st_mtime_ns == stamp
+    assert "up to date" in log[0]
+    assert os.stat(folder / "manifest.json").st_mtime_ns == stamp
     with pytest.raises(UserError, match="tokenizer differ"):
         prepare(config(tmp_path, vocab_size=310), quiet)
     assert TokenShards(folder, "train").vocab_size <= 300
@@ -188,7 +194,9 @@ def test_an_interruption_leaves_nothing(tmp_path, monkeypatch):
 
 def test_an_existing_tokenizer_is_taken(tmp_path):
     first = prepare(config(tmp_path), quiet)
-    again = prepare(config(tmp_path, output=str(tmp_path / "again"), vocab_size=None, tokenizer=str(first / "tokenizer")), quiet)
+    again = prepare(
+        config(tmp_path, output=str(tmp_path / "again"), vocab_size=None, tokenizer=str(first / "tokenizer")), quiet
+    )
     assert np.array_equal(TokenShards(first, "train").document(0), TokenShards(again, "train").document(0))
 
 
@@ -201,11 +209,11 @@ def test_damage_is_named(tmp_path):
     with pytest.raises(UserError, match=r"train-00000\.bin.*checksum"):
         TokenShards(folder, "train").verify()
     shard.write_bytes(data[:-2])
-    with pytest.raises(UserError, match="bytes; .* are expected"):
+    with pytest.raises(UserError, match=r"bytes; .* are expected"):
         TokenShards(folder, "train")
     with pytest.raises(UserError, match="no such folder"):
         TokenShards(tmp_path / "missing", "train")
-    with pytest.raises(UserError, match="no manifest"):
+    with pytest.raises(UserError, match=r"no manifest\.json"):
         TokenShards(tmp_path, "train")
     with pytest.raises(UserError, match="split='test'"):
         TokenShards(folder, "test")

@@ -9,7 +9,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from hybridlm.data.tokenizer import END_OF_TEXT, document_ids, load_tokenizer, text_bytes, train_tokenizer
 from hybridlm.errors import UserError
 
-TEXTS = ["the sea was calm and the old ship went slowly past the house", "she wrote one more letter, and waited; naïve café"]
+TEXTS = [
+    "the sea was calm and the old ship went slowly past the house",
+    "she wrote one more letter, and waited; naïve café",
+]
 TOKENIZER = train_tokenizer(TEXTS, 300)
 
 
@@ -18,7 +21,8 @@ TOKENIZER = train_tokenizer(TEXTS, 300)
 def test_any_text_round_trips(text):
     ids = TOKENIZER(text)["input_ids"]
     assert TOKENIZER.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) == text
-    assert ids[0] == TOKENIZER.eos_token_id and document_ids(TOKENIZER, text) == ids
+    assert ids[0] == TOKENIZER.eos_token_id
+    assert document_ids(TOKENIZER, text) == ids
     assert text_bytes(TOKENIZER, ids[1:]) == len(text.encode())
 
 
@@ -34,7 +38,11 @@ def test_training_is_deterministic_and_survives_a_save(tmp_path):
     again.save_pretrained(tmp_path)
     loaded = load_tokenizer(tmp_path)
     text = f"past the house {END_OF_TEXT}"
-    assert loaded(text)["input_ids"] == AutoTokenizer.from_pretrained(tmp_path)(text)["input_ids"] == TOKENIZER(text)["input_ids"]
+    assert (
+        loaded(text)["input_ids"]
+        == AutoTokenizer.from_pretrained(tmp_path)(text)["input_ids"]
+        == TOKENIZER(text)["input_ids"]
+    )
 
 
 def test_a_tokenizer_with_two_symbols_puts_one_at_each_end():

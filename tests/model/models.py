@@ -12,7 +12,12 @@ PATTERNS = [*sorted(MIXERS), "rglru+bmru", "(rglru bmru)*2", "lru bmru attention
 def make_model(pattern, seed=0, dtype=torch.float32, **options):
     """A model in eval mode whose parts all matter: biases and thresholds off their starting values."""
     torch.manual_seed(seed)
-    options = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": VOCABULARY} | options
+    options = {
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": VOCABULARY,
+    } | options
     options.setdefault("eos_token_id", 0)
     model = HybridLMForCausalLM(HybridLMConfig(pattern=pattern, initializer_range=0.5, threshold_init=0.4, **options))
     with torch.no_grad():

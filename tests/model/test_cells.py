@@ -22,8 +22,10 @@ def test_lru_starts_inside_its_ring():
     cell = make_cell("lru", decay_min=0.5, decay_max=0.9, phase_max=1.0)
     re, im = cell.decay()
     modulus, phase = torch.hypot(re, im), torch.atan2(im, re)
-    assert 0.5 <= modulus.min() < 0.55 and 0.85 < modulus.max() <= 0.9
-    assert 0 <= phase.min() and phase.max() <= 1.0
+    assert 0.5 <= modulus.min() < 0.55
+    assert 0.85 < modulus.max() <= 0.9
+    assert phase.min() >= 0
+    assert phase.max() <= 1.0
     assert torch.allclose(torch.exp(cell.gamma_log), torch.sqrt(1 - modulus**2), atol=1e-5)
     assert not any(p.is_complex() for p in cell.parameters())
 
@@ -31,7 +33,8 @@ def test_lru_starts_inside_its_ring():
 def test_rglru_starts_inside_its_range_and_keeps_its_gradient_finite():
     cell = make_cell("rglru", decay_min=0.9, decay_max=0.999)
     start = torch.exp(-torch.nn.functional.softplus(cell.p))
-    assert 0.9 <= start.min() and start.max() <= 0.999
+    assert start.min() >= 0.9
+    assert start.max() <= 0.999
     x = torch.zeros(1, 3, WIDTH, requires_grad=True)
     with torch.no_grad():
         cell.p.fill_(-60.0)  # a = 1: the slope of sqrt(1 - a^2) is infinite
@@ -151,13 +154,14 @@ def test_every_parameter_gets_a_gradient():
 
 def test_epsilon_is_training_state(tmp_path):
     model = make_model("bmru cmru")
-    assert model.epsilon == 0.0 and make_model("cmru lru").epsilon is None
+    assert model.epsilon == 0.0
+    assert make_model("cmru lru").epsilon is None
     model.set_epsilon(0.7)
     assert model.epsilon == model.model.epsilon == 0.7
     assert model.model.layers[1].mixer.cells[0].epsilon == 1.0  # cmru is not annealed
     model.save_pretrained(tmp_path)
     assert HybridLMForCausalLM.from_pretrained(tmp_path).epsilon == 0.0
-    with pytest.raises(ValueError, match="epsilon=1.5"):
+    with pytest.raises(ValueError, match=r"epsilon=1\.5"):
         model.set_epsilon(1.5)
 
 
@@ -186,7 +190,9 @@ def test_write_penalty():
 
 def test_the_start_of_the_weights():
     torch.manual_seed(0)
-    model = HybridLMForCausalLM(HybridLMConfig(pattern="(rglru attention)*2", hidden_size=256, vocab_size=500, tie_word_embeddings=False))
+    model = HybridLMForCausalLM(
+        HybridLMConfig(pattern="(rglru attention)*2", hidden_size=256, vocab_size=500, tie_word_embeddings=False)
+    )
     layer, attention = model.model.layers[0], model.model.layers[1].mixer
 
     def std(linear):

@@ -23,8 +23,10 @@ def test_the_stack_follows_from_the_pattern():
 
 def test_it_survives_a_file(tmp_path):
     config = HybridLMConfig(
-        pattern="lru+bmru attention", vocab_size=99, hidden_size=24, state_size=12, num_attention_heads=2, intermediate_size=0,
-        conv_kernel=0, output_gate=False, threshold_init=0.5, learn_initial_state=True, bos_token_id=1, eos_token_id=[1, 2],
+        pattern="lru+bmru attention", vocab_size=99, hidden_size=24, state_size=12, num_attention_heads=2,
+        intermediate_size=0,
+        conv_kernel=0, output_gate=False, threshold_init=0.5, learn_initial_state=True, bos_token_id=1,
+        eos_token_id=[1, 2],
         rope_parameters={"rope_type": "default", "rope_theta": 500.0},
     )  # fmt: skip
     config.save_pretrained(tmp_path)
@@ -74,8 +76,10 @@ def test_an_unknown_field_in_a_file(tmp_path, caplog):
         config = HybridLMConfig.from_pretrained(tmp_path)
     finally:
         logging.getLogger("transformers").removeHandler(caplog.handler)
-    assert "newer hybridlm" in caplog.text and "wormhole" in caplog.text
-    assert not hasattr(config, "wormhole") and config.format_version == 1
+    assert "newer hybridlm" in caplog.text
+    assert "wormhole" in caplog.text
+    assert not hasattr(config, "wormhole")
+    assert config.format_version == 1
 
 
 def test_overrides_at_loading(tmp_path):

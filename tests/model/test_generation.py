@@ -62,7 +62,12 @@ def test_a_static_cache_gives_the_same_tokens(pattern):
     ids, mask = left_padded(make_ids(2, 8), (0, 3))
     torch.manual_seed(11)
     config = GenerationConfig(
-        max_new_tokens=9, pad_token_id=0, eos_token_id=None, do_sample=False, cache_implementation="static", disable_compile=True
+        max_new_tokens=9,
+        pad_token_id=0,
+        eos_token_id=None,
+        do_sample=False,
+        cache_implementation="static",
+        disable_compile=True,
     )
     static = model.generate(ids, attention_mask=mask, generation_config=config)
     assert torch.equal(static, generate(model, ids, "greedy", attention_mask=mask))

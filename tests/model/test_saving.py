@@ -16,9 +16,12 @@ def test_save_and_load_bit_for_bit(pattern, dtype, tmp_path):
     torch.manual_seed(99)  # nothing may depend on what is drawn while loading
     loaded, report = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype, output_loading_info=True)
     assert isinstance(loaded, HybridLMForCausalLM)
-    assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert not report["mismatched_keys"]
     for (name, want), (other, got) in zip(tensors(model), tensors(loaded), strict=True):
-        assert name == other and want.dtype == got.dtype and torch.equal(want, got), name
+        assert (name, want.dtype) == (other, got.dtype)
+        assert torch.equal(want, got), name
     with torch.no_grad():
         assert torch.equal(model(ids).logits, loaded.eval()(ids).logits)
     base = AutoModel.from_pretrained(tmp_path, dtype=dtype)

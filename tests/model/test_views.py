@@ -86,9 +86,10 @@ def test_all_views_agree_in_float32(pattern):
 def test_all_views_agree_in_bfloat16(pattern):
     """The tolerance is the forward's own noise: how far the bf16 logits lie from those of the same weights in fp32.
 
-    Matrix products of other shapes round differently by a unit in the last place of bf16; a memory unit whose |c| lies that close to
-    beta flips, and is then wrong by as much as it is in the comparison with fp32, where the same happens. So two bf16 views may
-    differ by the sum of what each differs from fp32: twice the noise, as root mean square over all logits.
+    Matrix products of other shapes round differently by a unit in the last place of bf16; a memory unit whose |c| lies
+    that close to beta flips, and is then wrong by as much as it is in the comparison with fp32, where the same
+    happens. So two bf16 views may differ by the sum of what each differs from fp32: twice the noise, as root mean
+    square over all logits.
     """
     model, ids = make_model(pattern, dtype=torch.bfloat16), make_ids(3, LENGTH)
     want = whole(model, ids).float()
@@ -161,7 +162,9 @@ def test_gradients_of_packed_rows_equal_those_of_separate_ones(pattern):
     packed_labels = labels.clone()
     packed_labels[1, 0] = -100  # the last token of the first document does not predict the second document
     positions = torch.arange(20).repeat(2)[None]
-    model(ids.view(1, -1), position_ids=positions, labels=packed_labels.view(1, -1), num_items_in_batch=torch.tensor(38)).loss.backward()
+    model(
+        ids.view(1, -1), position_ids=positions, labels=packed_labels.view(1, -1), num_items_in_batch=torch.tensor(38)
+    ).loss.backward()
     for name, parameter in model.named_parameters():
         assert torch.allclose(parameter.grad, want[name], rtol=1e-6, atol=1e-9), name
 

@@ -1,7 +1,7 @@
 """Every pure-PyTorch scan against its reference loop: outputs, final states and every gradient."""
 
 import math
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -120,7 +120,7 @@ def test_equals_reference_in_float64(name, length):
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-5), (torch.bfloat16, 1 / 128)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 1 / 128)])
 def test_equals_reference_in_low_precision(name, width, dtype, tolerance):
     # bf16 keeps 8 bits; both sides run in fp32 and round once, so they differ by at most one unit in the last place.
     compare(name, 3, 65, width, dtype, True, True, True, tolerance)
@@ -145,7 +145,12 @@ def test_surrogates_are_exact_forward_and_smooth_backward():
 
 
 @settings(max_examples=40, deadline=None)
-@given(length=st.integers(1, 150), cuts=st.lists(st.integers(1, 149), max_size=4), seed=st.integers(0, 9), dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
+@given(
+    length=st.integers(1, 150),
+    cuts=st.lists(st.integers(1, 149), max_size=4),
+    seed=st.integers(0, 9),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+)
 def test_bistable_states_are_bitwise_the_same_under_any_chunking(length, cuts, seed, dtype):
     generator = torch.Generator().manual_seed(seed)
     c, beta, s0 = memory_case(2, length, 5, generator, dtype, True)
@@ -154,7 +159,7 @@ def test_bistable_states_are_bitwise_the_same_under_any_chunking(length, cuts, s
     want, _ = memory_reference.memory_scan(c, beta, s0, reset=reset, mask=mask, reset_state=fresh)
     edges = sorted({0, length, *(cut for cut in cuts if cut < length)})
     state, parts = s0, []
-    for lo, hi in zip(edges, edges[1:], strict=False):
+    for lo, hi in pairwise(edges):
         piece = slice(lo, hi)
         states, state = fast.memory_scan(
             c[:, piece], beta[:, piece], state, reset=reset[:, piece], mask=mask[:, piece], reset_state=fresh
@@ -232,7 +237,8 @@ def test_a_million_steps():
     c = torch.zeros(1, length, 1)
     c[0, 0] = 2.0
     states, final = fast.memory_scan(c, torch.ones_like(c), torch.full((1, 1), -1.0))
-    assert final.item() == 1.0 and bool((states == 1).all())
+    assert final.item() == 1.0
+    assert bool((states == 1).all())
     counted, _ = fast.linear_scan(torch.ones_like(c), torch.ones_like(c))
     assert counted[0, -1, 0].item() == length
 

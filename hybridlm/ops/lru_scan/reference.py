@@ -7,9 +7,15 @@ Planar = tuple[Tensor, Tensor]
 
 
 def lru_scan(
-    decay: Planar, b: Planar, initial_state: Planar | None = None, *, reset: Tensor | None = None, mask: Tensor | None = None
+    decay: Planar,
+    b: Planar,
+    initial_state: Planar | None = None,
+    *,
+    reset: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> tuple[Planar, Planar]:
-    """s_t = lambda s_{t-1} + b_t. decay (re, im), each (N,); b (re, im), each (B, T, N). States and final state, planar."""
+    """s_t = lambda s_{t-1} + b_t. decay (re, im), each (N,); b (re, im), each (B, T, N). States and final state,
+    planar."""
     dtype = torch.float64 if b[0].dtype == torch.float64 else torch.float32
     lam = torch.complex(decay[0].to(dtype), decay[1].to(dtype))
     drive = torch.complex(b[0].to(dtype), b[1].to(dtype))
