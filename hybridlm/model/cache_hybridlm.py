@@ -7,6 +7,7 @@ caches of attention-free models know their length, and it can take steps back (`
 Importing this module makes the layer known to transformers under `RECURRENT_LAYER`, for DynamicCache and StaticCache.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,6 +25,17 @@ from .cell_hybridlm import RECURRENT_LAYER, State
 from .conv_hybridlm import Window
 
 
+@dataclass
+class _Record:
+    """One call while recording: its length, what was there before it, and its states and inputs step by step."""
+
+    length: int
+    before: State
+    conv_before: Tensor | None
+    trajectory: State
+    window: Window | None
+
+
 class HybridRecurrentLayer(LinearAttentionCacheLayerMixin, CacheLayerMixin):
     """States {name: (B, ...) fp32} and `conv`, the last inputs of the convolution (B, K-1, N)."""
 
@@ -39,7 +51,7 @@ class HybridRecurrentLayer(LinearAttentionCacheLayerMixin, CacheLayerMixin):
         self.conv: Tensor | None = None
         self.cumulative_length: Any = 0
         self.record_past = False
-        self._past: tuple[State, Tensor | None, State, Window | None] | None = None
+        self._past: list[_Record] = []
 
     @property
     def has_previous_state(self) -> dict[int, bool]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -53,15 +65,18 @@ class HybridRecurrentLayer(LinearAttentionCacheLayerMixin, CacheLayerMixin):
         """Takes the states after each of T new tokens, {name: (B, T, ...)}, and the convolution's window over them."""
         length = next(iter(trajectory.values())).shape[1]
         if self.record_past:
-            before = {name: state.clone() for name, state in self.states.items()}
-            self._past = (before, None if self.conv is None else self.conv.clone(), trajectory, window)
+            before = {name: state.clone() for name, state in self.states.items()} if self.is_initialized else {}
+            conv_before = self.conv.clone() if before and self.conv is not None else None
+            self._past.append(_Record(length, before, conv_before, trajectory, window))
         self._write({name: states[:, -1] for name, states in trajectory.items()}, window and window.tail())
         self.cumulative_length += length
 
     def _write(self, states: State, conv: Tensor | None) -> None:
         if torch.is_grad_enabled():  # never in place under autograd
             self.states, self.conv = dict(states), conv
-        elif not self.is_initialized:
+        elif {name: state.shape for name, state in self.states.items()} != {
+            name: s.shape for name, s in states.items()
+        }:
             self.states = {name: state.clone() for name, state in states.items()}
             self.conv = None if conv is None else conv.clone()
             self._mark_static()
@@ -92,34 +107,33 @@ class HybridRecurrentLayer(LinearAttentionCacheLayerMixin, CacheLayerMixin):
         return self.record_past
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Takes back the last -tokens_to_remove tokens of the last call; crop(0) only drops what was kept for that."""
+        """Takes back the last -tokens_to_remove tokens, recorded since the crop before; crop(0) only drops the record."""
         count = -int(tokens_to_remove)
         if count < 0:
+            raise ValueError(f"tokens_to_remove={tokens_to_remove}: give minus the number of tokens, or 0.")
+        recorded = sum(record.length for record in self._past)
+        if count > recorded:
+            advice = "" if self.record_past else " Call activate_past_recording() on the cache before the forward."
             raise ValueError(
-                f"tokens_to_remove={tokens_to_remove}: a recurrent layer takes minus the number of tokens, or 0."
+                f"tokens_to_remove={tokens_to_remove}: {recorded} tokens were recorded since the last crop.{advice}"
             )
-        if count:
-            if self._past is None:
-                raise RuntimeError(
-                    "crop: nothing is recorded. Call activate_past_recording() on the cache before the forward."
-                )
-            states, conv, trajectory, window = self._past
-            length = next(iter(trajectory.values())).shape[1]
-            if count > length:
-                raise ValueError(
-                    f"tokens_to_remove={tokens_to_remove}: the last call had {length} tokens; no more can be taken "
-                    f"back."
-                )
-            if count < length:
-                states = {name: steps[:, -1 - count] for name, steps in trajectory.items()}
-                conv = window and window.tail(count)
-            if states:
-                self._write(states, conv)
-            else:
-                self.reset()
-                count = 0
-            self.cumulative_length -= count
-        self._past = None
+        while count:
+            record = self._past.pop()
+            back = min(count, record.length)
+            self._restore(record, back)
+            self.cumulative_length -= back
+            count -= back
+        self._past = []
+
+    def _restore(self, record: _Record, back: int) -> None:
+        """The state `back` tokens before the end of a recorded call."""
+        if back < record.length:
+            states = {name: steps[:, -1 - back] for name, steps in record.trajectory.items()}
+            self._write(states, record.window and record.window.tail(back))
+        elif record.before:
+            self._write(record.before, record.conv_before)
+        else:
+            self.is_initialized = False
 
     def get_seq_length(self) -> Any:
         return self.cumulative_length
@@ -132,7 +146,7 @@ class HybridRecurrentLayer(LinearAttentionCacheLayerMixin, CacheLayerMixin):
 
     def reset(self) -> None:
         """As new: no state, no tokens."""
-        self.states, self.conv, self._past, self.is_initialized = {}, None, None, False
+        self.states, self.conv, self._past, self.is_initialized = {}, None, [], False
         self.cumulative_length = self.cumulative_length * 0
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -179,7 +193,7 @@ class HybridStaticRecurrentLayer(HybridRecurrentLayer):
 
     def reset(self) -> None:
         """Empty, at the same addresses."""
-        self._past, self.is_initialized = None, False
+        self._past, self.is_initialized = [], False
         self.cumulative_length.zero_()
 
 

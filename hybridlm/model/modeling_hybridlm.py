@@ -101,7 +101,9 @@ class HybridLMModel(HybridLMPreTrainedModel):
             [HybridLMDecoderLayer(config, block, i) for i, block in enumerate(config.block_types)]
         )
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.rotary_emb = HybridLMRotaryEmbedding(config) if FULL_ATTENTION in config.layer_types else None
+        self.rotary_emb = None
+        if FULL_ATTENTION in config.layer_types:
+            self.rotary_emb = HybridLMRotaryEmbedding(config)  # pyright: ignore[reportArgumentType]
         self.gradient_checkpointing = False
         self.post_init()
 

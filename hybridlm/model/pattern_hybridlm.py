@@ -139,9 +139,9 @@ def _fold(layers: tuple[str, ...]) -> tuple[str, ...]:
             items.append(layers[at])
             at += 1
             continue
-        body = _fold(layers[at : at + width])
-        grouped = len(body) > 1 or "*" in body[0] or "+" in body[0]
-        items.append((f"({' '.join(body)})" if grouped else body[0]) + f"*{count}")
+        body = " ".join(_fold(layers[at : at + width]))
+        grouped = any(sign in body for sign in " *+")
+        items.append((f"({body})" if grouped else body) + f"*{count}")
         at += width * count
     return tuple(items)
 

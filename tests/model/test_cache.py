@@ -88,12 +88,12 @@ def test_crop_of_everything_and_what_it_refuses():
     with torch.no_grad():
         again = model(ids, past_key_values=cache).logits
         assert torch.equal(again, model(ids, use_cache=False).logits)
-    with pytest.raises(ValueError, match="no more can be taken back"):
+    with pytest.raises(ValueError, match="6 tokens were recorded|0 tokens were recorded"):
         cache.crop(-7)
     with pytest.raises(ValueError, match="minus the number"):
         cache.crop(1)
     plain = filled(model, ids)
-    with pytest.raises(RuntimeError, match="activate_past_recording"):
+    with pytest.raises(ValueError, match="activate_past_recording"):
         plain.crop(-1)
 
 
@@ -117,10 +117,13 @@ def test_reset_empties(make):
     options = {"max_cache_len": 50} if make is StaticCache else {}
     model, ids = make_model(PATTERN), make_ids(1, 9)
     cache = filled(model, make_ids(1, 7, seed=3), make=make, **options)
+    addresses = [t.data_ptr() for t in tensors(cache)]
     cache.reset()
     assert cache.get_seq_length() == 0
     with torch.no_grad():
         assert torch.equal(model(ids, past_key_values=cache).logits, model(ids, use_cache=False).logits)
+    if make is StaticCache:
+        assert [t.data_ptr() for t in tensors(cache)] == addresses
 
 
 def test_gradients_flow_through_a_cache():

@@ -71,3 +71,12 @@ def test_a_static_cache_gives_the_same_tokens(pattern):
     )
     static = model.generate(ids, attention_mask=mask, generation_config=config)
     assert torch.equal(static, generate(model, ids, "greedy", attention_mask=mask))
+
+
+@pytest.mark.parametrize("pattern", ["(rglru bmru)*2", "lru bmru attention"])
+def test_prompt_lookup_and_assisted_decoding_give_the_greedy_tokens(pattern):
+    model, draft = make_model(pattern), make_model(pattern, seed=4)
+    ids = make_ids(1, 6).repeat(1, 3)  # repeats, so that looking up the prompt finds something
+    greedy = generate(model, ids, "greedy")
+    assert torch.equal(generate(model, ids, "greedy", prompt_lookup_num_tokens=3), greedy)
+    assert torch.equal(generate(model, ids, "greedy", assistant_model=draft), greedy)
