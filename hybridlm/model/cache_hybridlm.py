@@ -107,7 +107,7 @@ class HybridRecurrentLayer(LinearAttentionCacheLayerMixin, CacheLayerMixin):
         return self.record_past
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Takes back the last -tokens_to_remove tokens, recorded since the crop before; crop(0) only drops the record."""
+        """Takes back the last -tokens_to_remove tokens of those recorded since the last crop; 0 drops the record."""
         count = -int(tokens_to_remove)
         if count < 0:
             raise ValueError(f"tokens_to_remove={tokens_to_remove}: give minus the number of tokens, or 0.")

@@ -88,7 +88,7 @@ def test_crop_of_everything_and_what_it_refuses():
     with torch.no_grad():
         again = model(ids, past_key_values=cache).logits
         assert torch.equal(again, model(ids, use_cache=False).logits)
-    with pytest.raises(ValueError, match="6 tokens were recorded|0 tokens were recorded"):
+    with pytest.raises(ValueError, match="tokens were recorded since the last crop"):
         cache.crop(-7)
     with pytest.raises(ValueError, match="minus the number"):
         cache.crop(1)
