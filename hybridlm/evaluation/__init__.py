@@ -1,0 +1,5 @@
+"""The evaluation room: what a finished checkpoint is worth, and what it writes.
+
+loading.py (a checkpoint folder to model and tokenizer), bits_per_byte.py, bigram.py (the baseline), generate.py,
+info.py, plots.py. Nothing is imported here, so that one command does not pay for another's imports.
+"""

@@ -1,0 +1,144 @@
+"""What a checkpoint is: stack, parameters by kind, memory of a sequence while it generates.
+
+Nothing is computed with the weights: the model is built without storage from its config.json, and one token is sent
+through it to see what the cache keeps.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
+
+import hybridlm  # noqa: F401  registers the model with the Auto classes
+from hybridlm.errors import UserError
+from hybridlm.evaluation.loading import locate, quiet_transformers
+from hybridlm.model.attention_hybridlm import Attention
+from hybridlm.model.block_hybridlm import RecurrentMixer, SwiGLU
+from hybridlm.model.cache_hybridlm import HybridRecurrentLayer
+from hybridlm.model.cell_hybridlm import Cell
+from hybridlm.model.conv_hybridlm import ShortConv
+from hybridlm.model.mixers_hybridlm import CELLS
+
+
+def describe(checkpoint: str | Path) -> dict[str, Any]:
+    """The facts about a checkpoint of this package, as plain numbers and strings.
+
+    Raises UserError where there is none.
+    """
+    source = locate(checkpoint)
+    try:
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(source)
+            if config.model_type != "hybridlm":
+                raise UserError(
+                    f"checkpoint {checkpoint}: its model_type is {config.model_type!r}; `info` describes checkpoints "
+                    "of hybridlm only."
+                )
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config)
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"checkpoint {checkpoint}: its config.json cannot be used ({' '.join(str(error).split())[:400]})."
+        ) from error
+    kinds = parameters_by_kind(model)
+    return {
+        "checkpoint": source,
+        "model_type": config.model_type,
+        "pattern": config.pattern,
+        "layers": list(config.block_types),
+        "hidden_size": config.hidden_size,
+        "state_size": config.recurrence_size,
+        "mlp_size": config.mlp_size,
+        "vocab_size": config.vocab_size,
+        "tied_embeddings": config.tie_word_embeddings,
+        "dtype": str(config.dtype or "unknown").removeprefix("torch."),
+        "epsilon": model.epsilon,
+        "parameters": sum(kinds.values()),
+        "parameters_by_kind": kinds,
+        **cache_bytes(model, config),
+        "special_tokens": {name: getattr(config, f"{name}_token_id") for name in ("bos", "eos", "pad")},
+    }
+
+
+def render(facts: dict[str, Any]) -> str:
+    """The facts of `describe` as lines for a terminal."""
+    total = facts["parameters"]
+    growth = facts["cache_bytes_per_token"]
+    grows = f", and {growth:,} bytes for each token (attention)" if growth else ", however long it gets"
+    epsilon = "no annealed layer" if facts["epsilon"] is None else f"{facts['epsilon']:g} (a loaded model is bistable)"
+    lines = {
+        "checkpoint": facts["checkpoint"],
+        "pattern": f"{facts['pattern']}   {len(facts['layers'])} layers",
+        "widths": f"model {facts['hidden_size']:,}, state {facts['state_size']:,}, MLP {facts['mlp_size']:,}",
+        "vocabulary": f"{facts['vocab_size']:,} tokens; "
+        + ", ".join(f"{name} {value}" for name, value in facts["special_tokens"].items()),
+        "dtype": facts["dtype"],
+        "epsilon": epsilon,
+        "cache": f"{facts['cache_bytes']:,} bytes a sequence{grows}",
+        "parameters": f"{total:,}",
+    }
+    rows = [f"{name:<12}{value}" for name, value in lines.items()]
+    rows += [
+        f"{'':<12}{count:>14,}  {count / total:6.1%}  {kind}" for kind, count in facts["parameters_by_kind"].items()
+    ]
+    return "\n".join(rows)
+
+
+def parameters_by_kind(model: PreTrainedModel) -> dict[str, int]:
+    """Number of parameters of each kind, largest first. A tied output projection counts once, as embeddings."""
+    kinds: Counter[str] = Counter()
+    counted: set[int] = set()
+    cells = {cell: name for name, cell in CELLS.items()}
+    for module, kind in _kinds(model, "other", cells):
+        for parameter in module.parameters(recurse=False):
+            if id(parameter) not in counted:
+                counted.add(id(parameter))
+                kinds[kind] += parameter.numel()
+    return dict(kinds.most_common())
+
+
+def _kinds(module: nn.Module, kind: str, cells: dict[type, str]) -> list[tuple[nn.Module, str]]:
+    """Every module below with the kind of its own parameters, which children inherit."""
+    if isinstance(module, Cell):
+        kind = f"cell {cells.get(type(module), type(module).__name__)}"
+    elif isinstance(module, nn.Embedding):
+        kind = "embeddings"
+    else:
+        names = {
+            RecurrentMixer: "projections and gates",
+            Attention: "attention",
+            SwiGLU: "MLP",
+            ShortConv: "convolution",
+            nn.RMSNorm: "norms",
+        }
+        kind = names.get(type(module), kind)
+    found = [(module, kind)]
+    for name, child in module.named_children():
+        found += _kinds(child, "output projection" if name == "lm_head" else kind, cells)
+    return found
+
+
+def cache_bytes(model: PreTrainedModel, config: PreTrainedConfig) -> dict[str, int]:
+    """Bytes that one sequence keeps while it generates: `cache_bytes`, constant, and `cache_bytes_per_token`, from
+    attention layers.
+    """
+    cache = DynamicCache(config=config)
+    with torch.no_grad():
+        model.eval()(
+            input_ids=torch.zeros((1, 1), dtype=torch.long, device=model.device), past_key_values=cache, use_cache=True
+        )
+    constant = growing = 0
+    for layer in cache.layers:
+        if isinstance(layer, HybridRecurrentLayer):
+            constant += sum(t.numel() * t.element_size() for t in [*layer.states.values(), layer.conv] if t is not None)
+        else:
+            held = [getattr(layer, name) for name in ("keys", "values")]
+            growing += sum(t.numel() * t.element_size() for t in held if t is not None)
+    return {"cache_bytes": constant, "cache_bytes_per_token": growing}

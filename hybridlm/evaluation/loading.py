@@ -1,0 +1,143 @@
+"""A checkpoint to a model in evaluation mode and its tokenizer, or one clear error.
+
+transformers fills a missing weight with a new random one and goes on, and takes any unknown path for a name on the Hub.
+Here a checkpoint whose weights do not fit is refused, and what can only be a local path is never looked up on the
+network.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+import hybridlm  # noqa: F401  registers the model with the Auto classes
+from hybridlm.data.tokenizer import load_tokenizer
+from hybridlm.errors import UserError, did_you_mean
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""What `dtype` may name, besides `auto`: as saved."""
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def load_checkpoint(
+    checkpoint: str | Path, *, dtype: str = "auto", device: str = "auto"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model, in evaluation mode, and tokenizer of a `from_pretrained` folder, or of a name OWNER/MODEL on the Hub.
+
+    dtype: `auto` (as saved) or a key of DTYPES. device: `auto` (an accelerator if there is one, else the CPU) or a
+    torch device. Raises UserError: nothing there, damaged or unfit weights, no tokenizer, unknown dtype or device.
+    """
+    source = locate(checkpoint)
+    kind = torch_dtype(dtype)
+    place = torch_device(device)
+    try:
+        with quiet_transformers():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=kind, output_loading_info=True)
+            model, notes = loaded
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(_unreadable(checkpoint, error)) from error
+    unfit = {name: sorted(map(str, notes[name])) for name in ("missing_keys", "unexpected_keys") if notes[name]}
+    if unfit:
+        raise UserError(
+            f"checkpoint {checkpoint}: its weights do not fit its config.json ("
+            + "; ".join(
+                f"{name.replace('_', ' ')}: {', '.join(keys[:3])}{' ...' * (len(keys) > 3)}"
+                for name, keys in unfit.items()
+            )
+            + "). Copy the folder again from where it was written."
+        )
+    tokenizer = load_tokenizer(source)
+    if len(tokenizer) > model.config.vocab_size:
+        raise UserError(
+            f"checkpoint {checkpoint}: the tokenizer has {len(tokenizer)} tokens, the model {model.config.vocab_size}. "
+            "Put the tokenizer that the model was trained with into the folder."
+        )
+    return model.to(place).eval(), tokenizer
+
+
+def locate(checkpoint: str | Path) -> str:
+    """The folder as it was given, or a name that may be on the Hub. Raises UserError where there is no checkpoint."""
+    path = Path(checkpoint).expanduser()
+    if (path / "config.json").is_file():
+        return str(path)
+    if path.is_dir():
+        raise UserError(
+            f"checkpoint {checkpoint}: the folder has no config.json, so it is no checkpoint.{_inside(path)}"
+        )
+    if path.is_file():
+        raise UserError(
+            f"checkpoint {checkpoint}: that is a file. Give the folder that holds config.json and the weights."
+        )
+    owner = str(checkpoint).partition("/")[0]
+    if _HUB_NAME.fullmatch(str(checkpoint)) and not Path(owner).exists():
+        return str(checkpoint)
+    names = [entry.name for entry in path.parent.iterdir() if entry.is_dir()] if path.parent.is_dir() else []
+    raise UserError(
+        f"checkpoint {checkpoint}: there is no such folder{did_you_mean(path.name, names)}. Give the folder of a "
+        "checkpoint, such as "
+        "runs/demo/run/final, or OWNER/MODEL on the Hugging Face Hub."
+    )
+
+
+def torch_dtype(name: str) -> torch.dtype | str:
+    """The torch dtype of a key of DTYPES; `auto` stays `auto`."""
+    if name == "auto":
+        return "auto"
+    if name not in DTYPES:
+        raise UserError(f"dtype={name!r}: must be auto, {', '.join(DTYPES)}{did_you_mean(name, DTYPES)}.")
+    return DTYPES[name]
+
+
+def torch_device(name: str) -> torch.device:
+    """The torch device of that name, if this machine has it; `auto`: an accelerator if there is one, else the CPU."""
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device={name!r}: not usable here ({reason}). Give auto, cpu, cuda or cuda:1.") from None
+    return device
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Inside, no progress bars and no notes below errors: a command prints its own result."""
+    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _inside(folder: Path) -> str:
+    """A hint at the checkpoints below `folder`, where there are any: a run's folder is easily given for its
+    checkpoint's.
+    """
+    found: list[Any] = [
+        path.parent for path in sorted(folder.glob("**/config.json")) if len(path.relative_to(folder).parts) < 4
+    ]
+    if not found:
+        return " Give the folder that `hybridlm pretrain` printed at its end."
+    found.sort(key=lambda path: (path.name != "final", str(path)))
+    return f" Below it there is {', '.join(map(str, found[:3]))}."
+
+
+def _unreadable(checkpoint: str | Path, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:400] or type(error).__name__
+    return f"checkpoint {checkpoint}: cannot be loaded ({reason}). If it is a folder, copy it anew from its origin."

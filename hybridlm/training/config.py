@@ -1,0 +1,220 @@
+"""Recipes: YAML file + dotted overrides -> PretrainConfig, with every problem reported at once.
+
+YAML is read with YAML 1.2's plain values: `lr: 2e-3` is a number and `mixed_precision: no` a word (to PyYAML they are
+text and false). Types are strict: "20" is no integer, true is no number. Each problem names the dotted field, the
+value, what is allowed and what the field means.
+"""
+
+import dataclasses
+import json
+import re
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from hybridlm.errors import UserError, did_you_mean
+from hybridlm.training.sections import PretrainConfig
+
+__all__ = ["PretrainConfig", "config_help", "config_yaml", "load_config", "settings"]
+
+_ADAPTER = TypeAdapter(PretrainConfig)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2's plain values: 2e-3 is a number, `no` a word, a date a text; and no key twice."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":timestamp"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def load_config(path: str | Path | None, overrides: list[str] | None = None) -> PretrainConfig:
+    """The recipe at `path` (None: all defaults) with overrides such as `"training.steps=20"`, values written as YAML.
+
+    Without `run.name` the run is named after the file. Raises UserError that lists every problem.
+    """
+    values = _read(Path(path)) if path is not None else {}
+    problems = [problem for override in overrides or [] for problem in _override(values, override)]
+    if path is not None and isinstance(values.setdefault("run", {}), dict):
+        values["run"].setdefault("name", Path(path).stem)
+    config = None
+    try:
+        # JSON mode: lists may become tuples and paths may be strings, while scalars stay strict.
+        config = _ADAPTER.validate_json(json.dumps(values, default=str), strict=True)
+    except ValidationError as error:
+        problems += [_explain(item, values) for item in error.errors(include_url=False)]
+    if problems or config is None:
+        where = str(path) if path is not None else "the recipe"
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise UserError(f"{where}: {count}.\n" + "\n".join(f"  - {problem}" for problem in problems))
+    return config
+
+
+def settings(config: PretrainConfig) -> dict[str, Any]:
+    """The recipe as plain dictionaries, lists, strings and numbers."""
+    return _ADAPTER.dump_python(config, mode="json")
+
+
+def config_yaml(config: PretrainConfig) -> str:
+    """The resolved recipe as YAML; `load_config` of it gives an equal PretrainConfig."""
+    return yaml.safe_dump(settings(config), sort_keys=False, allow_unicode=True, width=120)
+
+
+def config_help() -> str:
+    """Every field of a recipe with its type, default and meaning, as text."""
+    lines = ["Fields of a recipe (YAML), or overrides as SECTION.FIELD=VALUE:", ""]
+    for name, field, kind in _walk(PretrainConfig):
+        default = "" if field is None else f" = {field}"
+        lines.append(f"  {name} ({kind[0]}){default}")
+        lines.append(f"      {kind[1]}")
+    return "\n".join(lines)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(
+            f"No recipe at {path}. Give the path of a YAML file, e.g. --config configs/debug/austen_rglru_bmru.yaml."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"Cannot read the recipe {path}: {error}. It must be a YAML text file in UTF-8.") from None
+    try:
+        values = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"The recipe {path} is not valid YAML: {error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(
+            f"The recipe {path} holds {type(values).__name__}; it must be a mapping with sections such as 'model:' "
+            "and 'data:'."
+        )
+    return values
+
+
+def _override(values: dict[str, Any], override: str) -> Iterator[str]:
+    """Sets one dotted override in `values`; yields what is wrong with it."""
+    name, equals, text = override.partition("=")
+    if not equals or not name.strip():
+        yield f"override {override!r}: write it as SECTION.FIELD=VALUE, e.g. training.steps=20"
+        return
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        yield f"override {override!r}: the value is not valid YAML; quote it"
+        return
+    *parents, last = name.strip().split(".")
+    place = values
+    for depth, parent in enumerate(parents):
+        if place.get(parent) is None:
+            place[parent] = {}
+        place = place[parent]
+        if not isinstance(place, dict):
+            yield f"override {override!r}: {'.'.join(parents[: depth + 1])} is {place!r}, which has no fields"
+            return
+    place[last] = value
+
+
+def _explain(error: Any, values: dict[str, Any]) -> str:
+    """One problem as text: field = value: what is allowed. (Meaning.)"""
+    location = [part for part in error["loc"] if not (isinstance(part, str) and part in _VARIANTS)]
+    name = ".".join(str(part) for part in location) or "recipe"
+    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        allowed = [field.name for field in dataclasses.fields(_section(location[:-1]) or PretrainConfig)]
+        inside = ".".join(str(part) for part in location[:-1]) or "a recipe"
+        hint = did_you_mean(str(location[-1]), allowed)
+        return f"{name}={error['input']!r}: no such field{hint or '.'} Fields of {inside}: {', '.join(allowed)}."
+    if error["type"].startswith("missing"):
+        return f"{name}: must be given. ({_meaning(location)})"
+    message = error["msg"].removeprefix("Value error, ")
+    if isinstance(error["input"], dict):
+        return f"{name}: {message.rstrip('.')}."
+    meaning = _meaning(location)
+    message = message[0].lower() + message[1:]
+    return f"{name}={error['input']!r}: {message}." + (f" ({meaning})" if meaning else "")
+
+
+_VARIANTS = {"int", "float", "str", "constrained-int", "constrained-float", "constrained-str"}
+"""What pydantic puts into a location to name the branch of a union."""
+
+
+def _section(location: list[Any]) -> Any:
+    """The dataclass at `location`, or None."""
+    kind: Any = PretrainConfig
+    for part in location:
+        if isinstance(part, int):
+            continue
+        found = (
+            {field.name: field for field in dataclasses.fields(kind)}.get(part)
+            if dataclasses.is_dataclass(kind)
+            else None
+        )
+        if found is None:
+            return None
+        kind = _dataclass_in(found.type)
+    return kind if dataclasses.is_dataclass(kind) else None
+
+
+def _dataclass_in(annotation: Any) -> Any:
+    """The dataclass in `X`, `X | None`, `list[X]`, `Annotated[X, ...]`; None if there is none."""
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _dataclass_in(part)) is not None), None)
+
+
+def _meaning(location: list[Any]) -> str:
+    names = [part for part in location if not isinstance(part, int)]
+    section = _section(names[:-1]) if names else None
+    field = _pydantic_fields(section).get(names[-1]) if section is not None else None
+    return " ".join((field.description or "").split()) if field is not None else ""
+
+
+def _pydantic_fields(section: Any) -> dict[str, Any]:
+    return getattr(section, "__pydantic_fields__", {})
+
+
+def _walk(section: Any, prefix: str = "") -> Iterator[tuple[str, str | None, tuple[str, str]]]:
+    """(dotted name, default or None, (type, meaning)) of every field."""
+    for name, field in _pydantic_fields(section).items():
+        meaning = " ".join((field.description or "").split())
+        inner = _dataclass_in(field.annotation)
+        if inner is not None and get_origin(field.annotation) is not list:
+            yield prefix + name, None, ("section", meaning)
+            yield from _walk(inner, f"{prefix}{name}.")
+            continue
+        default = None if field.is_required() else json.dumps(field.get_default(call_default_factory=True), default=str)
+        yield prefix + name, default, (_type_name(field.annotation), meaning)
+
+
+def _type_name(annotation: Any) -> str:
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type_name(args[0])
+    if origin in (Union, types.UnionType):
+        return " or ".join("null" if part is type(None) else _type_name(part) for part in args)
+    if origin is Literal:
+        return "|".join(str(part) for part in args)
+    if origin in (list, tuple):
+        return "list of " + ", ".join(_type_name(part) for part in args if part is not Ellipsis)
+    plain = {int: "integer", float: "number", str: "text", bool: "true/false", dict: "mapping", Path: "path"}
+    return plain.get(origin or annotation, getattr(annotation, "__name__", str(annotation)))

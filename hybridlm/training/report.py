@@ -1,0 +1,45 @@
+"""The start-up report: what was chosen. "unknown" where it cannot be known."""
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from hybridlm.data.shards import TokenShards
+from hybridlm.training.sections import PretrainConfig
+
+
+def startup_report(
+    accelerator: Accelerator,
+    config: PretrainConfig,
+    model: Any,
+    train: TokenShards,
+    groups: list[dict[str, Any]],
+    steps: int,
+    per_epoch: int,
+) -> str:
+    """Lines of `name: value`. per_epoch: training windows in one epoch."""
+    total = sum(p.numel() for p in model.parameters())
+    embeddings = {id(p): p.numel() for p in (model.get_input_embeddings().weight, model.get_output_embeddings().weight)}
+    tokens = config.training.batch_size * config.data.sequence_length
+    decays = ", ".join(f"{group['name']} {sum(p.numel() for p in group['params']):,}" for group in groups)
+    lines = {
+        "model": f"{model.config.pattern}, width {model.config.hidden_size}, vocabulary {model.config.vocab_size:,}",
+        "parameters": f"{total:,} ({total - sum(embeddings.values()):,} without embeddings; {decays})",
+        "data": f"{train.n_tokens:,} training tokens, {train.n_documents:,} documents, fingerprint "
+        f"{train.fingerprint[:16]}",
+        "run": f"{steps:,} steps x {tokens:,} tokens = {steps * tokens:,} tokens, "
+        f"{steps * config.training.batch_size / per_epoch:.2f} epochs",
+        "precision": "fp32"
+        if accelerator.mixed_precision == "no"
+        else f"{accelerator.mixed_precision} products, fp32 weights and recurrences",
+        "device": f"{_device(accelerator.device)}, {accelerator.num_processes} process(es), "
+        f"{torch.get_num_threads()} thread(s) each",
+        "scan": str(getattr(model, "scan_path", None) or "unknown"),
+        "folder": str(config.run.path),
+    }
+    return "\n".join(f"{name + ':':12}{value}" for name, value in lines.items())
+
+
+def _device(device: torch.device) -> str:
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)

@@ -1,0 +1,103 @@
+"""Whether a run starts, goes on or is over.
+
+A run goes on only under the settings that decide its numbers (`FROZEN`). How it is watched, saved, validated or cut
+into micro-batches may change between sessions.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from hybridlm.errors import UserError
+from hybridlm.training.checkpoints import STATE, checkpoints, remove_leftovers
+from hybridlm.training.config import settings
+from hybridlm.training.sections import PretrainConfig
+from hybridlm.training.state import TrainingState, read_state
+
+FROZEN = (
+    "model",
+    "data.sequence_length",
+    "training.steps",
+    "training.tokens",
+    "training.epochs",
+    "training.batch_size",
+    "training.mixed_precision",
+    "training.seed",
+    "optimizer",
+    "schedule",
+    "epsilon",
+    "write_penalty",
+)
+
+
+@dataclass
+class Plan:
+    """What to do with the run folder."""
+
+    kind: Literal["fresh", "resume", "finished"]
+    folder: Path | None = None
+    """The checkpoint to go on from, or the final model of a finished run."""
+    state: TrainingState | None = None
+    """The state saved there."""
+
+
+def frozen_settings(config: PretrainConfig) -> dict[str, Any]:
+    """The settings that must not change on resume: dotted name -> plain value."""
+    values = settings(config)
+    frozen: dict[str, Any] = {}
+    for name in FROZEN:
+        section, _, entry = name.partition(".")
+        value = values[section][entry] if entry else values[section]
+        frozen |= {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
+    return frozen
+
+
+def plan_run(config: PretrainConfig, data_fingerprint: str) -> Plan:
+    """Looks at the run folder (and removes what a killed process left half-written). Raises UserError that says
+    what to change."""
+    run = config.run.path
+    if config.run.resume == "never" and run.exists() and any(run.iterdir()):
+        raise UserError(
+            f"The run folder {run} is in use and run.resume=never. Choose another run.name, remove the folder, or "
+            "set run.resume=auto to go on."
+        )
+    remove_leftovers(run)
+    final = run / "final"
+    if (final / STATE / "state.json").is_file():
+        state = read_state(final)
+        _refuse_changes(
+            config, state, data_fingerprint, f"The run in {run} is finished, and was made with other settings"
+        )
+        return Plan("finished", final, state)
+    found = checkpoints(run)
+    if found:
+        state = read_state(found[-1])
+        _refuse_changes(
+            config,
+            state,
+            data_fingerprint,
+            f"The run in {run} cannot go on from step {state.step}: its settings were others",
+        )
+        return Plan("resume", found[-1], state)
+    if config.run.resume == "must":
+        raise UserError(
+            f"There is no checkpoint in {run} and run.resume=must. Check run.folder and run.name, or set "
+            "run.resume=auto to start."
+        )
+    return Plan("fresh")
+
+
+def _refuse_changes(config: PretrainConfig, state: TrainingState, data_fingerprint: str, what: str) -> None:
+    now, before = frozen_settings(config), state.settings
+    changes = [
+        f"{name}: was {before.get(name, 'not set')}, is now {now.get(name, 'not set')}"
+        for name in dict.fromkeys([*now, *before])
+        if now.get(name, "not set") != before.get(name, "not set")
+    ]
+    if state.data_fingerprint != data_fingerprint:
+        changes.append(f"the data: its fingerprint was {state.data_fingerprint[:16]}, is now {data_fingerprint[:16]}")
+    if changes:
+        listing = "\n".join(f"  - {change}" for change in changes)
+        raise UserError(
+            f"{what}.\n{listing}\nGive the old settings back, choose another run.name, or remove the folder."
+        )

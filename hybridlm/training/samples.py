@@ -1,0 +1,35 @@
+"""Text written during a run, at epsilon = 0, without touching the random numbers of the training."""
+
+from typing import Any
+
+import torch
+
+from hybridlm.training.sections import SamplesConfig
+from hybridlm.training.validation import evaluating
+
+
+def write_samples(model: Any, tokenizer: Any, config: SamplesConfig, seed: int) -> list[str]:
+    """One text for each prompt, prompt included: a pure function of weights, prompts and `seed`.
+
+    model: unwrapped HybridLMForCausalLM; its mode and epsilon are as before afterwards.
+    """
+    texts = []
+    devices = [model.device] if model.device.type == "cuda" else []
+    choice = (
+        {"do_sample": True, "temperature": config.temperature, "top_k": 0}
+        if config.temperature > 0
+        else {"do_sample": False}
+    )
+    with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        for prompt in config.prompts:
+            ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(model.device)
+            written = model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=config.max_new_tokens,
+                pad_token_id=tokenizer.eos_token_id,
+                **choice,
+            )
+            texts.append(tokenizer.decode(written[0], skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    return texts

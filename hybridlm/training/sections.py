@@ -1,0 +1,272 @@
+"""The fields of a pretraining recipe, by section. The docstring under a field is its `--help`.
+
+Checks that concern one section live in that section, so that pydantic reports all of them in one pass. A field whose
+default depends on another (warm-up) is filled in here: the resolved recipe that is stored with the run says what was
+used.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic.dataclasses import dataclass
+
+from hybridlm.data.prepare import PrepareConfig
+
+_SECTION = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+_FROM_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def _whole(value: object) -> object:
+    """`1e6` is written as a number with an exponent, and is a whole number all the same."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Count = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
+CountOrNever = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+@dataclass(config=_SECTION, kw_only=True)
+class DataConfig:
+    """What is read."""
+
+    folder: str | None = None
+    """A data folder that `hybridlm prepare` wrote. Give this or `prepare`."""
+    prepare: PrepareConfig | None = None
+    """How to prepare the data folder on first use. Give this or `folder`."""
+    sequence_length: Count = 256
+    """Tokens in one training sequence (T). Documents are packed into sequences; the model starts anew at each
+    document."""
+    num_workers: CountOrNever = 0
+    """Worker processes that read batches ahead; 0 reads in the training process. The order never depends on it."""
+    verify: bool = True
+    """Check the checksums of the data before the run; reads all of it once."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "DataConfig":
+        if (self.folder is None) == (self.prepare is None):
+            found = "neither" if self.folder is None else "both"
+            raise ValueError(
+                f"give exactly one of 'folder' (a prepared data folder) and 'prepare' (how to make one); found {found}"
+            )
+        return self
+
+
+@dataclass(config=_SECTION, kw_only=True)
+class OptimizerConfig:
+    """AdamW. Vectors, recurrence parameters and embeddings are not decayed."""
+
+    lr: Annotated[float, Field(gt=0.0)] = 2e-3
+    """Peak learning rate."""
+    min_lr_ratio: Share = 0.1
+    """Learning rate at the end of the run, as a share of the peak."""
+    betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] = (0.9, 0.95)
+    """Decay of the running averages of the gradient and of its square; each in [0, 1)."""
+    eps: Annotated[float, Field(gt=0.0)] = 1e-8
+    """Added to the denominator of the update."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
+    """Decoupled weight decay of the matrices; multiplied by the learning rate at each step."""
+    clip_norm: Annotated[float, Field(gt=0.0)] | None = 1.0
+    """Largest global gradient norm; larger gradients are scaled down to it. null: no clipping (the norm is still
+    logged)."""
+
+
+@dataclass(config=_SECTION, kw_only=True)
+class ScheduleConfig:
+    """The learning rate over the run."""
+
+    kind: Literal["cosine", "wsd"] = "cosine"
+    """cosine: half a cosine from the peak to the end. wsd: warm-up, stable at the peak, then a linear decay."""
+    warmup_steps: CountOrNever | None = None
+    """Steps of linear warm-up. Give this or `warmup_share`."""
+    warmup_share: Share | None = None
+    """Linear warm-up as a share of the run; 0.02 if neither this nor `warmup_steps` is given."""
+    decay_share: Share = 0.2
+    """wsd only: share of the run, at its end, over which the learning rate falls."""
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> "ScheduleConfig":
+        if self.warmup_steps is not None and self.warmup_share is not None:
+            raise ValueError("give only one of 'warmup_steps' and 'warmup_share'; set the other to null")
+        if self.warmup_steps is None and self.warmup_share is None:
+            self.warmup_share = 0.02
+        if self.kind == "wsd" and (self.warmup_share or 0.0) + self.decay_share > 1.0:
+            raise ValueError(
+                f"warmup_share + decay_share = {(self.warmup_share or 0.0) + self.decay_share} is more than the "
+                "whole run; lower one"
+            )
+        return self
+
+
+@dataclass(config=_SECTION, kw_only=True)
+class EpsilonConfig:
+    """The annealing of `bmru` layers from cumulative (1) to bistable (0). Stacks without `bmru` ignore it."""
+
+    start: Share = 1.0
+    """Epsilon at the start of the run; 0 trains bistable units from the first step."""
+    hold: Share = 0.02
+    """Share of the run during which epsilon stays at `start`."""
+    zero: Share = 0.17
+    """Share of the run at which epsilon has fallen, linearly, to 0; it stays there."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "EpsilonConfig":
+        if self.hold > self.zero:
+            raise ValueError(
+                f"hold={self.hold} must not be above zero={self.zero}: epsilon is held first and reaches 0 later"
+            )
+        return self
+
+
+@dataclass(config=_SECTION, kw_only=True)
+class TrainingConfig:
+    """How much is trained, and how."""
+
+    steps: Count | None = None
+    """Optimizer steps of the run. Give exactly one of `steps`, `tokens`, `epochs`."""
+    tokens: Count | None = None
+    """Tokens of the run, rounded up to whole steps."""
+    epochs: Annotated[float, Field(gt=0.0)] | None = None
+    """Passes over the training split, rounded up to whole steps."""
+    batch_size: Count = 16
+    """Sequences in one optimizer step, over all processes."""
+    micro_batch_size: Count | None = None
+    """Sequences in one forward of one process; smaller needs less memory. null: all of a process's share at once."""
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """Type of the matrix products. Weights, optimizer and recurrences stay in fp32. fp16 needs a GPU."""
+    gradient_checkpointing: bool = False
+    """Recompute each layer in the backward pass: less memory, about a third more time."""
+    seed: CountOrNever = 0
+    """Seed of initialisation, data order, dropout and samples."""
+    deterministic: bool = False
+    """Refuse operations that are not deterministic on the device; the same run then gives the same bits on a GPU
+    too."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "TrainingConfig":
+        given = [name for name in ("steps", "tokens", "epochs") if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) or "none"
+            raise ValueError(
+                f"give exactly one of 'steps', 'tokens' and 'epochs' (set the others to null); found {found}"
+            )
+        micro = self.micro_batch_size
+        if micro is not None and self.batch_size % micro:
+            raise ValueError(
+                f"batch_size={self.batch_size} must be a multiple of micro_batch_size={micro} (times the number of "
+                "processes)"
+            )
+        return self
+
+
+@dataclass(config=_SECTION, kw_only=True)
+class CheckpointConfig:
+    """Checkpoints to resume from."""
+
+    every: CountOrNever = 500
+    """Steps between checkpoints; 0: only when the run is interrupted."""
+    keep: Count = 2
+    """How many of the newest checkpoints stay on disk."""
+
+
+@dataclass(config=_SECTION, kw_only=True)
+class ValidationConfig:
+    """Bits per byte on the validation split, always at epsilon = 0. The end of the run is always validated."""
+
+    every: CountOrNever = 500
+    """Steps between validations; 0: only at the start and at the end."""
+    at_start: bool = True
+    """Validate the untrained model too."""
+    max_windows: Count | None = None
+    """Validate on the first so many sequences of the split only. null: on all of it."""
+    batch_size: Count = 16
+    """Sequences in one validation forward of one process."""
+
+
+@dataclass(config=_SECTION, kw_only=True)
+class SamplesConfig:
+    """Text written by the model during the run, printed and kept in `samples.jsonl`."""
+
+    every: CountOrNever = 0
+    """Steps between samples; 0: none."""
+    prompts: list[str] = Field(default_factory=lambda: [""])
+    """Beginnings to continue; an empty one starts a document."""
+    max_new_tokens: Count = 60
+    """Length of a sample in tokens."""
+    temperature: Annotated[float, Field(ge=0.0)] = 0.8
+    """0: always the likeliest token; 1: as the model says."""
+
+
+@dataclass(config=_SECTION, kw_only=True)
+class LoggingConfig:
+    """What is printed. `metrics.jsonl` always gets every step."""
+
+    every: Count = 10
+    """Steps between log lines (where the output is no terminal) and between rows sent to trackers."""
+    samples: SamplesConfig = Field(default_factory=SamplesConfig)
+    """Samples of text."""
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
+    """Trackers that get the metrics too (extra `track`)."""
+
+
+@dataclass(config=_SECTION, kw_only=True)
+class RunConfig:
+    """Where the run lives."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "pretrain"
+    """Name of the run's folder; the recipe's file name if it is not given."""
+    folder: str = "runs"
+    """Folder that holds the runs."""
+    resume: Literal["auto", "never", "must"] = "auto"
+    """auto: go on from the newest checkpoint, or start. never: refuse a folder that holds a run. must: refuse to
+    start anew."""
+
+    @property
+    def path(self) -> Path:
+        return Path(self.folder) / self.name
+
+
+@dataclass(config=_SECTION, kw_only=True)
+class PretrainConfig:
+    """A whole recipe."""
+
+    data: DataConfig
+    """What is read."""
+    training: TrainingConfig
+    """How much is trained, and how."""
+    model: dict[str, Any] = Field(default_factory=dict)
+    """Keywords of HybridLMConfig (pattern, hidden_size, ...). vocab_size and special tokens come from the data's
+    tokenizer."""
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    """AdamW."""
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
+    """The learning rate over the run."""
+    epsilon: EpsilonConfig = Field(default_factory=EpsilonConfig)
+    """The annealing of `bmru` layers."""
+    write_penalty: Annotated[float, Field(ge=0.0)] = 0.0
+    """Weight of (mean z)^2, the penalty against memory units that write all the time; 1e-4 is a start, 0 switches
+    it off."""
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    """Checkpoints to resume from."""
+    validation: ValidationConfig = Field(default_factory=ValidationConfig)
+    """Bits per byte on the validation split."""
+    logging: LoggingConfig = Field(default_factory=LoggingConfig)
+    """What is printed."""
+    run: RunConfig = Field(default_factory=RunConfig)
+    """Where the run lives."""
+
+    @field_validator("model")
+    @classmethod
+    def _buildable(cls, model: dict[str, Any]) -> dict[str, Any]:
+        from hybridlm import HybridLMConfig
+
+        refused = [name for name in _FROM_TOKENIZER if name in model]
+        problems = [f"remove {', '.join(refused)}, which the tokenizer of the data decides"] if refused else []
+        try:
+            HybridLMConfig(**{name: value for name, value in model.items() if name not in refused})
+        except ValueError as error:
+            problems.append(str(error))
+        if problems:
+            raise ValueError("; ".join(problems))
+        return model

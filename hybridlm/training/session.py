@@ -1,0 +1,127 @@
+"""The process's surroundings of a run: Accelerate, CPU threads, determinism; all put back afterwards.
+
+Accelerate keeps its state for the life of the process and refuses another precision later. A run that found none
+leaves none, so that several runs, each with its own settings, can follow one another in one process.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedType, broadcast_object_list
+
+from hybridlm.errors import UserError
+from hybridlm.training.sections import PretrainConfig
+
+T = TypeVar("T")
+
+_SUPPORTED = {
+    DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_XPU,
+    DistributedType.MULTI_NPU,
+}  # fmt: skip
+
+
+@contextmanager
+def accelerator_session(config: PretrainConfig) -> Iterator[Accelerator]:
+    """An Accelerator for `config`, one a process. Raises UserError for what this machine cannot do."""
+    _check_trackers(config.logging.trackers)
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    found_state = bool(AcceleratorState._shared_state)
+    accelerator = None
+    if config.training.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for; read when it starts
+        torch.use_deterministic_algorithms(True)
+    try:
+        accelerator = _accelerator(config)
+        if accelerator.device.type == "cpu":
+            torch.set_num_threads(cpu_threads())
+        yield accelerator
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+        torch.set_num_threads(threads)
+        if accelerator is not None and not found_state:
+            accelerator.free_memory()
+            accelerator.end_training()
+        if not found_state:
+            AcceleratorState._reset_state(reset_partial_state=True)
+            GradientState._reset_state()
+
+
+def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
+    """Runs `action` on the main process; every process returns its result, or raises its UserError."""
+    answer: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            answer[0] = action()
+        except UserError as error:
+            answer[1] = str(error)
+    if accelerator.num_processes > 1:
+        broadcast_object_list(answer)
+    if answer[1] is not None:
+        raise UserError(answer[1])
+    return answer[0]
+
+
+def cpu_threads() -> int:
+    """Threads for this process: its share of the cores; OMP_NUM_THREADS where no launcher is at work.
+
+    Under torchrun and `accelerate launch` the variable says nothing: both set it to 1 by themselves.
+    """
+    launched = "LOCAL_WORLD_SIZE" in os.environ or "ACCELERATE_DYNAMO_BACKEND" in os.environ
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if not launched and asked.isdigit() and int(asked) > 0:
+        return int(asked)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def _accelerator(config: PretrainConfig) -> Accelerator:
+    asked = int(os.environ.get("WORLD_SIZE", 1))
+    try:
+        accelerator = Accelerator(
+            mixed_precision=config.training.mixed_precision,
+            # Without it, Accelerate makes of torchrun's processes on a machine without a GPU as many separate runs.
+            cpu=asked > 1 and not torch.accelerator.is_available(),
+            log_with=config.logging.trackers or None,  # pyright: ignore[reportArgumentType]  names are documented
+            project_dir=config.run.path,
+        )
+    except ValueError as error:
+        raise UserError(_precision(config, str(error))) from None
+    if accelerator.num_processes != asked:
+        raise UserError(
+            f"The launcher started {asked} processes, but Accelerate joined {accelerator.num_processes} of them to one "
+            "run. Launch one process, or use torchrun on CPUs or CUDA GPUs."
+        )
+    if config.training.mixed_precision == "fp16" and accelerator.device.type == "cpu":  # Accelerate would go on in fp32
+        raise UserError(_precision(config, "fp16 needs a GPU."))
+    if accelerator.distributed_type not in _SUPPORTED:
+        kind = accelerator.distributed_type.value
+        raise UserError(
+            f"The launcher asks for {kind}; pretraining runs on one process or plain data parallelism. "
+            f"Launch it without {kind}."
+        )
+    return accelerator
+
+
+def _precision(config: PretrainConfig, reason: str) -> str:
+    given = config.training.mixed_precision
+    return (
+        f"training.mixed_precision={given!r} does not work here: {reason} "
+        "Use 'no' (any device) or 'bf16' (CPU, recent GPUs)."
+    )
+
+
+def _check_trackers(trackers: list[Any]) -> None:
+    available = {str(getattr(name, "value", name)) for name in get_available_trackers()} if trackers else set()
+    missing = [name for name in trackers if name not in available]
+    if missing:
+        raise UserError(
+            f"logging.trackers names {', '.join(missing)}, which is not installed. Run pip install "
+            "'hybridlm[track]', or leave it out: "
+            "metrics.jsonl is written in any case."
+        )

@@ -1,0 +1,127 @@
+"""What a run is made of: data, model, number of steps."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from safetensors import SafetensorError
+
+from hybridlm import HybridLMConfig, HybridLMForCausalLM
+from hybridlm.data.loader import Windows
+from hybridlm.data.prepare import prepare
+from hybridlm.data.shards import TokenShards
+from hybridlm.errors import UserError
+from hybridlm.training.sections import PretrainConfig
+from hybridlm.training.session import on_main
+from hybridlm.training.state import quiet
+
+
+@dataclass
+class RunData:
+    """The prepared data, opened."""
+
+    train: TokenShards
+    """Training split."""
+    windows: Windows
+    """Training sequences, in the run's order."""
+    validation: Windows | None
+    """Validation sequences in natural order, text targets only; None where the data has no validation split."""
+    tokenizer: Any
+    """The tokenizer that the data was made with."""
+
+
+def open_data(config: PretrainConfig, accelerator: Accelerator) -> RunData:
+    """Prepares the data if need be (on the main process), checks and opens it. Raises UserError."""
+    data = config.data
+    folder = Path(on_main(accelerator, lambda: _data_folder(config, accelerator)))
+    train, validation = TokenShards(folder, "train"), TokenShards(folder, "validation")
+    if data.verify:
+        on_main(accelerator, lambda: _verify(train, validation))
+    windows = Windows(train, data.sequence_length, seed=config.training.seed)
+    held_out = None
+    if validation.n_tokens:
+        held_out = Windows(validation, data.sequence_length, seed=0, shuffle=False, text_only=True)
+    return RunData(train, windows, held_out, train.tokenizer)
+
+
+def _verify(*splits: TokenShards) -> None:
+    for split in splits:
+        split.verify()
+
+
+def _data_folder(config: PretrainConfig, accelerator: Accelerator) -> str:
+    if config.data.prepare is not None:
+        return str(prepare(config.data.prepare, accelerator.print))
+    assert config.data.folder is not None
+    return config.data.folder
+
+
+def micro_batch_size(config: PretrainConfig, processes: int) -> int:
+    """Sequences in one forward of one process. Raises UserError where a step cannot be dealt out evenly."""
+    training = config.training
+    micro = training.micro_batch_size or max(1, training.batch_size // processes)
+    if training.batch_size % (micro * processes):
+        factors = f"{processes} processes" if training.micro_batch_size is None else f"{processes} processes x {micro}"
+        raise UserError(
+            f"training.batch_size={training.batch_size} cannot be dealt out evenly: it must be a multiple of {factors}"
+            f"{'' if training.micro_batch_size is None else ' (training.micro_batch_size)'}. Change it, or the launch."
+        )
+    return micro
+
+
+def total_steps(config: PretrainConfig, per_epoch: int) -> int:
+    """Optimizer steps of the run; `per_epoch` training sequences make an epoch."""
+    training = config.training
+    if training.steps is not None:
+        return training.steps
+    if training.tokens is not None:
+        return math.ceil(training.tokens / tokens_per_step(config))
+    assert training.epochs is not None
+    return math.ceil(training.epochs * per_epoch / training.batch_size)
+
+
+def tokens_per_step(config: PretrainConfig) -> int:
+    """Tokens that one optimizer step reads, over all processes."""
+    return config.training.batch_size * config.data.sequence_length
+
+
+def build_model(config: PretrainConfig, data: RunData, checkpoint: Path | None) -> HybridLMForCausalLM:
+    """A new model from `training.seed`, or the one in `checkpoint`; in fp32, in training mode."""
+    set_seed(config.training.seed)
+    model = HybridLMForCausalLM(HybridLMConfig(**model_keywords(config, data)))
+    if checkpoint is not None:
+        # Read beside and copied: `from_pretrained` makes new parameters, without the marks that groups are made by.
+        model.load_state_dict(_read_model(checkpoint).state_dict())
+    model.train()
+    if config.training.gradient_checkpointing:
+        model.activation_checkpointing_enable()
+    model.record_writes(config.write_penalty > 0)
+    return model
+
+
+def _read_model(checkpoint: Path) -> HybridLMForCausalLM:
+    try:
+        with quiet():
+            return HybridLMForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"The model in {checkpoint} cannot be read ({type(error).__name__}: {error}). "
+            "Remove this checkpoint folder to go on from an older one, or choose another run.name."
+        ) from error
+
+
+def model_keywords(config: PretrainConfig, data: RunData) -> dict[str, Any]:
+    """The recipe's keywords, and those that follow from the data: vocabulary, special tokens, length."""
+    tokenizer = data.tokenizer
+    longest = {"max_position_embeddings": max(2048, config.data.sequence_length)}
+    from_tokenizer = {
+        "vocab_size": data.train.vocab_size,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return longest | config.model | from_tokenizer

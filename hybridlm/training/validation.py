@@ -1,0 +1,67 @@
+"""Validation at epsilon = 0: nats of the text's own tokens, and bits per byte.
+
+Start and end symbols are no bytes of the text and are left out of the sum. Each process takes every world-size-th
+batch of the windows; sums are exact over any number of processes.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from hybridlm.data.loader import Windows
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Evaluation mode and epsilon = 0 inside; mode and epsilon as they were afterwards."""
+    training, epsilon = model.training, model.epsilon
+    model.eval()
+    model.set_epsilon(0.0)
+    try:
+        yield
+    finally:
+        model.train(training)
+        if epsilon is not None:
+            model.set_epsilon(epsilon)
+
+
+def validate(
+    accelerator: Accelerator, model: Any, windows: Windows, batch_size: int, max_windows: int | None
+) -> dict[str, Any]:
+    """Bits per byte over the first `max_windows` windows (None: all).
+
+    windows: made with shuffle=False, text_only=True.
+    Returns bits_per_byte, loss (nats per text token), n_bytes, n_tokens, windows.
+    """
+    plain = accelerator.unwrap_model(model)
+    count = windows.per_epoch if max_windows is None else min(max_windows, windows.per_epoch)
+    # fp64 sums, so that the number of processes changes the result by rounding only; MPS has no fp64.
+    sums = torch.zeros(
+        2, device=accelerator.device, dtype=torch.float32 if accelerator.device.type == "mps" else torch.float64
+    )
+    with evaluating(plain), torch.no_grad(), accelerator.autocast():
+        for batch in _batches(windows, count, batch_size, accelerator.process_index, accelerator.num_processes):
+            inputs = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
+            valid = (inputs["shift_labels"] != -100).sum()
+            if valid:
+                sums[0] += plain(**inputs, use_cache=False, num_items_in_batch=1).loss
+                sums[1] += valid
+    nats, tokens = accelerator.reduce(sums, reduction="sum").tolist()  # pyright: ignore[reportAttributeAccessIssue]
+    n_bytes = windows.n_bytes(count)
+    return {
+        "bits_per_byte": nats / (math.log(2) * n_bytes),
+        "loss": nats / tokens,
+        "n_bytes": n_bytes,
+        "n_tokens": int(tokens),
+        "windows": count,
+    }
+
+
+def _batches(windows: Windows, count: int, batch_size: int, rank: int, world: int) -> Iterator[dict[str, torch.Tensor]]:
+    for start in range(rank * batch_size, count, world * batch_size):
+        rows = [windows.sample(i) for i in range(start, min(start + batch_size, count))]
+        yield {name: torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in rows[0]}

@@ -1,0 +1,89 @@
+"""Every module imports by itself, arrows point down, and optional or heavy libraries wait until they are needed."""
+
+import ast
+import importlib
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hybridlm
+
+ROOT = Path(hybridlm.__file__).parent
+MODULES = sorted(module.name for module in pkgutil.walk_packages([str(ROOT)], "hybridlm."))
+SEAM = "scan_hybridlm.py"
+"""The one file of the flat room that may import from the rest, inside `try`."""
+
+ALLOWED = {
+    "errors": set(),
+    "model": set(),
+    "ops": {"model"},
+    "recipes": set(),
+    "data": {"errors"},
+    "training": {"errors", "data", "model", ""},
+    "evaluation": {"errors", "data", "model", "training", ""},
+    "demo": {"errors", "data", "training", "evaluation", ""},
+    "cli": {"errors", "data", "training", "evaluation", "demo", ""},
+}
+"""Room -> rooms it may import from; "" is the package itself."""
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_imports(name):
+    importlib.import_module(name)
+
+
+def imports(path):
+    """(module, whether inside a `try`) of every import of a file, absolute or relative."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    guarded = {node for statement in ast.walk(tree) if isinstance(statement, ast.Try) for node in ast.walk(statement)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            yield "." * node.level + (node.module or ""), node in guarded
+        elif isinstance(node, ast.Import):
+            yield from ((alias.name, node in guarded) for alias in node.names)
+
+
+def room(path):
+    first = path.relative_to(ROOT).parts[0]
+    return first.removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_arrows_point_down(path):
+    if room(path) == "__init__":
+        return
+    for module, guarded in imports(path):
+        if not module.startswith("hybridlm"):
+            continue
+        target = ".".join(module.split(".")[1:2])
+        if target == room(path) or (path.name == SEAM and guarded):
+            continue
+        assert target in ALLOWED[room(path)], f"{path.name} imports {module}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "model").glob("*.py")), ids=lambda path: path.name)
+def test_the_flat_room_imports_torch_transformers_and_siblings_only(path):
+    """transformers copies these files into checkpoints: subpackages and `from . import name` would be left behind."""
+    siblings = {"." + sibling.stem for sibling in path.parent.glob("*_hybridlm.py")}
+    siblings |= {"." + sibling.stem for sibling in path.parent.glob("cells_*.py")}
+    for module, guarded in imports(path):
+        top = module.split(".")[0]
+        standard = top in sys.stdlib_module_names or top in ("torch", "transformers", "huggingface_hub")
+        assert module in siblings or standard or (path.name == SEAM and guarded), f"{path.name} imports {module}"
+
+
+def loaded_after(statement):
+    """Top-level modules that a fresh process holds after `statement`."""
+    code = f"{statement}\nimport sys\nprint(' '.join(sorted({{name.split('.')[0] for name in sys.modules}})))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    return set(done.stdout.split())
+
+
+def test_importing_the_package_loads_no_heavy_library():
+    loaded = loaded_after("import hybridlm, hybridlm.cli")
+    assert "transformers" in loaded
+    # accelerate is not in this list: transformers loads it where it is installed.
+    assert not loaded & {"datasets", "matplotlib", "triton", "pandas", "pyarrow", "pydantic", "rich"}

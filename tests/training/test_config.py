@@ -1,0 +1,133 @@
+"""Recipes: strict, with all problems at once, and stable through YAML."""
+
+import re
+
+import pytest
+
+from hybridlm.errors import UserError
+from hybridlm.training.config import config_help, config_yaml, load_config
+
+LEAST = ["data.folder=somewhere", "training.steps=3"]
+
+
+def problems_of(*overrides: str) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        load_config(None, [*LEAST, *overrides])
+    return [line for line in str(caught.value).splitlines() if line.startswith("  - ")]
+
+
+def test_every_problem_is_reported_at_once():
+    found = problems_of(
+        "optimizer.lr=-1",
+        "trainin.steps=3",
+        "training.batch_sise=4",
+        "model.pattern=rglru bmruu",
+        "training.seed=true",
+        "nonsense",
+    )
+    assert len(found) == 6
+    text = "\n".join(found)
+    assert "optimizer.lr=-1: input should be greater than 0. (Peak learning rate.)" in text
+    assert "did you mean 'training'?" in text
+    assert "did you mean 'batch_size'?" in text
+    assert "did you mean 'bmru'?" in text
+    assert "training.seed=True" in text
+    assert "override 'nonsense': write it as SECTION.FIELD=VALUE" in text
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("training.tokens=5", "exactly one of 'steps', 'tokens' and 'epochs'"),
+        ("training.micro_batch_size=3", "multiple of micro_batch_size=3"),
+        ("epsilon.hold=0.5", "hold=0.5 must not be above zero=0.17"),
+        ("model.vocab_size=5", "remove vocab_size"),
+        ("model.hidden_sise=5", "did you mean 'hidden_size'?"),
+        ("data.folder=null", "'folder' (a prepared data folder) and 'prepare' (how to make one); found neither"),
+        ("schedule={warmup_steps: 3, warmup_share: 0.1}", "only one of 'warmup_steps' and 'warmup_share'"),
+        ("schedule={kind: wsd, warmup_share: 0.5, decay_share: 0.6}", "more than the whole run"),
+        ("schedule.kind=linear", "'cosine' or 'wsd'"),
+        ("optimizer.betas=[0.9, 1.5]", "optimizer.betas.1=1.5: input should be less than 1"),
+        ("optimizer.lr=.inf", "finite number"),
+        ("run.name=a/b", "run.name='a/b'"),
+        ("training.steps.more=3", "training.steps is 3, which has no fields"),
+        ("training.batch_size='8'", "training.batch_size='8'"),
+    ],
+)
+def test_one_problem_names_field_and_what_is_allowed(override, says):
+    found = problems_of(override)
+    assert len(found) == 1
+    assert says in found[0]
+
+
+def test_missing_sections_are_named():
+    with pytest.raises(UserError, match=r"data: must be given[\s\S]*training: must be given"):
+        load_config(None, [])
+
+
+def test_numbers_are_read_as_people_write_them():
+    config = load_config(None, [*LEAST, "optimizer.lr=2e-3", "training.steps=null", "training.tokens=1e6"])
+    assert config.optimizer.lr == 0.002
+    assert config.training.tokens == 1_000_000
+    assert isinstance(config.training.tokens, int)
+    assert load_config(None, [*LEAST, "training.mixed_precision=no"]).training.mixed_precision == "no"
+    assert load_config(None, [*LEAST, "training.deterministic=True"]).training.deterministic is True
+    assert load_config(None, [*LEAST, "run.name=2026-11-24"]).run.name == "2026-11-24"
+    assert load_config(None, [*LEAST, "model.threshold_init=5e-2"]).model == {"threshold_init": 0.05}
+
+
+def test_yaml_and_overrides(tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text("data: {folder: x}\ntraining:\n  steps: 5\n  batch_size: 8\n", encoding="utf-8")
+    config = load_config(path, ["training.batch_size=2", "optimizer.clip_norm=null"])
+    assert (config.training.steps, config.training.batch_size, config.optimizer.clip_norm) == (5, 2, None)
+    assert config.run.name == "small"
+
+
+def test_resolved_recipe_loads_to_an_equal_one(tmp_path):
+    config = load_config(
+        None, [*LEAST, "optimizer.eps=1e-12", "logging.samples.prompts=['It is: a #', '']", "model.pattern=lru"]
+    )
+    path = tmp_path / "config.yaml"
+    path.write_text(config_yaml(config), encoding="utf-8")
+    again = load_config(path)
+    assert again == config
+    assert again.logging.samples.prompts == ["It is: a #", ""]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a: [1", "not valid YAML"),
+        ("- 1\n- 2\n", "must be a mapping"),
+        ("training: {steps: 1}\ntraining: {steps: 2}\n", "'training' is given twice"),
+    ],
+)
+def test_bad_files(tmp_path, text, says):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=re.escape(says)):
+        load_config(path)
+
+
+def test_missing_and_binary_files(tmp_path):
+    with pytest.raises(UserError, match="No recipe at"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="UTF-8"):
+        load_config(tmp_path / "binary.yaml")
+
+
+def test_help_names_every_field_with_its_meaning():
+    text = config_help()
+    for name in (
+        "optimizer.lr (number) = 0.002",
+        "data.prepare (section)",
+        "logging.samples.temperature",
+        "model (mapping)",
+    ):
+        assert name in text
+    assert "training.steps (integer or null) = null" in text
+    fields = [line for line in text.splitlines() if re.match(r"  \w", line)]
+    meanings = [line for line in text.splitlines() if line.startswith("      ") and line.strip()]
+    assert len(fields) == len(meanings) > 40

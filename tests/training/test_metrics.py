@@ -1,0 +1,60 @@
+"""metrics.jsonl holds each step once, whatever happened in between."""
+
+import pytest
+
+from hybridlm.errors import UserError
+from hybridlm.training.metrics import JsonLines, read_rows
+
+
+def write(path, rows, keep_until=-1):
+    record = JsonLines(path, keep_until)
+    for row in rows:
+        record.write(row)
+    record.sync()
+    record.close()
+
+
+def test_rows_after_the_checkpoint_are_cut_off(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(path, [{"step": step, "loss": step / 3} for step in range(6)])
+    write(path, [{"step": step, "loss": -1.0} for step in range(4, 8)], keep_until=3)
+    rows = read_rows(path)
+    assert [row["step"] for row in rows] == list(range(8))
+    assert [row["loss"] for row in rows] == [0, 1 / 3, 2 / 3, 1.0, -1, -1, -1, -1]
+
+
+def test_a_fresh_run_starts_an_empty_file(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(path, [{"step": 0}])
+    write(path, [{"step": 5}])
+    assert read_rows(path) == [{"step": 5}]
+
+
+def test_a_torn_last_line_is_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"st', encoding="utf-8")
+    assert read_rows(path) == [{"step": 1}, {"step": 2}]
+    write(path, [{"step": 3}], keep_until=2)
+    assert read_rows(path) == [{"step": 1}, {"step": 2}, {"step": 3}]
+
+
+def test_a_bad_line_in_the_middle_is_an_error_with_its_place(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\nnonsense\n{"step": 2}\n', encoding="utf-8")
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2 is no JSON"):
+        read_rows(path)
+
+
+def test_every_text_survives(tmp_path):
+    path = tmp_path / "samples.jsonl"
+    text = "a\nb\u2028c\x85d\x0ce — \U0001f600"
+    write(path, [{"step": 1, "text": text}])
+    assert read_rows(path) == [{"step": 1, "text": text}]
+
+
+def test_not_a_number_is_refused(tmp_path):
+    record = JsonLines(tmp_path / "metrics.jsonl")
+    with pytest.raises(ValueError, match="JSON compliant"):
+        record.write({"step": 1, "loss": float("nan")})
+    record.close()
+    assert read_rows(tmp_path / "metrics.jsonl") == []

@@ -1,0 +1,84 @@
+"""Two processes under torchrun train as one does, and a checkpoint goes on under another number of processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hybridlm.training.checkpoints import checkpoints
+from hybridlm.training.config import config_yaml
+from hybridlm.training.loop import pretrain
+from hybridlm.training.metrics import read_rows
+
+SETTINGS = (
+    "training.steps=6",
+    "training.batch_size=8",
+    "training.micro_batch_size=2",
+    "checkpoint.every=3",
+    "validation={every: 3, at_start: true, max_windows: null, batch_size: 3}",
+    "model={pattern: rglru bmru attention, hidden_size: 16, num_attention_heads: 2}",
+)
+
+
+def torchrun(config, folder: Path) -> list[dict]:
+    """Runs the recipe in two processes; what each of them wrote down."""
+    folder.mkdir()
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(config_yaml(config), encoding="utf-8")
+    script = Path(__file__).with_name("two_processes.py")
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        script,
+        recipe,
+        folder,
+    ]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run(
+        [str(part) for part in command], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return [json.loads((folder / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
+
+
+def losses_of(config) -> dict[tuple[int, bool], float]:
+    rows = read_rows(config.run.path / "metrics.jsonl")
+    return {(row["step"], "bits_per_byte" in row): row["loss"] for row in rows}
+
+
+@pytest.fixture
+def one_and_two(recipe, tmp_path):
+    one, two = recipe(*SETTINGS, "run.name=one"), recipe(*SETTINGS, "run.name=two")
+    pretrain(one)
+    return one, two, torchrun(two, tmp_path / "torchrun")
+
+
+def test_two_processes_train_as_one(one_and_two, recipe):
+    one, two, facts = one_and_two
+    assert [fact["rank"] for fact in facts] == [0, 1]
+    assert all(fact["worlds"] == [2, 2, 2] for fact in facts)
+    assert facts[0]["validation"] == facts[1]["validation"]
+    expected, found = losses_of(one), losses_of(two)
+    assert len(expected) == 6 + 3
+    assert found == pytest.approx(expected, abs=1e-5)
+    weights, same = (load_file(config.run.path / "final" / "model.safetensors") for config in (one, two))
+    for name, tensor in weights.items():
+        torch.testing.assert_close(same[name], tensor, rtol=0, atol=1e-4)
+
+    # What two processes saved after step 3 goes on in one.
+    half = checkpoints(two.run.path)[0]
+    third = recipe(*SETTINGS, "run.name=third")
+    (third.run.path / "checkpoints").mkdir(parents=True)
+    (two.run.path / "metrics.jsonl").rename(third.run.path / "metrics.jsonl")
+    half.rename(third.run.path / "checkpoints" / half.name)
+    pretrain(third)
+    assert losses_of(third) == pytest.approx(expected, abs=1e-5)

@@ -1,0 +1,71 @@
+"""What a run does to its process, and that it undoes it."""
+
+import os
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from hybridlm.errors import UserError
+from hybridlm.training.session import accelerator_session, cpu_threads, on_main
+
+
+def test_sessions_of_different_precision_follow_one_another(recipe):
+    for precision in ("no", "bf16", "no"):
+        with accelerator_session(recipe(f"training.mixed_precision={precision}")) as accelerator:
+            assert accelerator.mixed_precision == precision
+        assert not AcceleratorState._shared_state
+
+
+def test_threads_and_determinism_are_put_back(recipe, monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", str(before + 1))
+    seen = []
+
+    def run_and_fail():
+        with accelerator_session(recipe("training.deterministic=true")):
+            seen.extend((torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()))
+            raise KeyError("inside")
+
+    with pytest.raises(KeyError, match="inside"):
+        run_and_fail()
+    assert seen == [before + 1, True]
+    assert torch.get_num_threads() == before
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_threads_are_the_share_of_the_cores(monkeypatch):
+    for name in ("LOCAL_WORLD_SIZE", "ACCELERATE_DYNAMO_BACKEND", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert cpu_threads() == 8
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert cpu_threads() == 3
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # torchrun sets OMP_NUM_THREADS=1 unasked, so it says nothing
+    assert cpu_threads() == 4
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "20")
+    assert cpu_threads() == 1
+
+
+def test_an_error_of_the_main_process_is_everyones(recipe):
+    def fail():
+        raise UserError("no such folder")
+
+    with accelerator_session(recipe()) as accelerator:
+        assert on_main(accelerator, lambda: 7) == 7
+        with pytest.raises(UserError, match="no such folder"):
+            on_main(accelerator, fail)
+
+
+def test_processes_that_did_not_join_are_refused(recipe, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("hybridlm.training.session.Accelerator", _Alone)
+    with pytest.raises(UserError, match="started 2 processes, but Accelerate joined 1"), accelerator_session(recipe()):
+        pass
+
+
+class _Alone:
+    num_processes = 1
+
+    def __init__(self, **_):
+        pass
