@@ -77,6 +77,11 @@ class HybridLMPreTrainedModel(PreTrainedModel):
             if cell.anneals:
                 cell.epsilon = float(value)
 
+    @property
+    def scan_path(self) -> str | None:
+        """Which implementation the recurrences run through; None for a stack of attention alone."""
+        return "two-level scan in pure PyTorch" if RECURRENT_LAYER in self.config.layer_types else None
+
     def record_writes(self, record: bool = True) -> None:
         """Whether memory cells keep the mean of z, the share of units that write, of their last forward."""
         for cell in self._memory_cells():

@@ -132,7 +132,7 @@ def test_numbers_out_of_range_are_refused(model, tokenizer, text, keywords, name
 def test_predictions_that_are_not_finite_are_refused(model, tokenizer, text, value):
     with torch.no_grad():
         model.model.norm.weight[0] = value
-    with pytest.raises(UserError, match="not finite in torch.float32"):
+    with pytest.raises(UserError, match=r"not finite in torch\.float32"):
         evaluate_text(model, tokenizer, text, context=16)
 
 

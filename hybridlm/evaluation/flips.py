@@ -1,0 +1,48 @@
+"""How often rounding flips a bistable unit: one forward over a text beside single steps with a cache.
+
+The scan itself gives the same bits in any order. The matrix products in front of it do not: a unit whose |c| lies
+within their rounding of beta may write in one view and hold in the other, and then differs until its next write.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from hybridlm.errors import UserError
+from hybridlm.model.cells_bmru import BmruCell
+
+
+@torch.no_grad()
+def count_flips(model: PreTrainedModel, ids: Tensor) -> dict[str, Any]:
+    """ids (B, T) int64. Returns the share of (token, unit) pairs of all `bmru` layers whose states differ, `states`
+    and `dtype`, and `logits`, the largest difference of a logit as a share of the largest logit.
+
+    Raises UserError for a model without `bmru` layers.
+    """
+    cells = [module for module in model.modules() if isinstance(module, BmruCell)]
+    if not cells:
+        raise UserError(f"pattern={model.config.pattern!r}: the model has no bmru layer, so there is nothing to flip.")
+    seen: list[list[Tensor]] = [[] for _ in cells]
+    hooks = [
+        cell.register_forward_hook(lambda _module, _inputs, output, kept=kept: kept.append(output[1]["s"]))
+        for cell, kept in zip(cells, seen, strict=True)
+    ]
+    try:
+        model.eval()
+        whole = model(ids, use_cache=False).logits
+        cache = DynamicCache(config=model.config)
+        steps = torch.cat([model(ids[:, t : t + 1], past_key_values=cache).logits for t in range(ids.shape[1])], dim=1)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    differing = [kept[0] != torch.cat(kept[1:], dim=1) for kept in seen]
+    return {
+        "flipped": sum(int(each.sum()) for each in differing) / sum(each.numel() for each in differing),
+        "states": sum(each.numel() for each in differing),
+        "logits": ((whole - steps).abs().max() / whole.abs().max()).item(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
