@@ -4,8 +4,6 @@ TEXT"""
 import argparse
 import sys
 
-import torch
-
 from hybridlm.errors import UserError
 from hybridlm.evaluation.bits_per_byte import prompt_ids, read_file
 from hybridlm.evaluation.flips import count_flips
@@ -22,7 +20,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         text = read_file(options.text)
-        for dtype in (torch.float32, torch.bfloat16):
+        for dtype in ("float32", "bfloat16"):
             model, tokenizer = load_checkpoint(options.checkpoint, dtype=dtype)
             found = count_flips(model, prompt_ids(tokenizer, text)[None, : options.tokens])
             print(
