@@ -25,7 +25,7 @@ def count_flips(model: PreTrainedModel, ids: Tensor) -> dict[str, Any]:
     """
     cells = [module for module in model.modules() if isinstance(module, BmruCell)]
     if not cells:
-        raise UserError(f"pattern={model.config.pattern!r}: the model has no bmru layer, so there is nothing to flip.")
+        raise UserError(f"pattern={getattr(model.config, 'pattern', None)!r}: the model has no bmru layer, so there is nothing to flip.")
     seen: list[list[Tensor]] = [[] for _ in cells]
     hooks = [
         cell.register_forward_hook(lambda _module, _inputs, output, kept=kept: kept.append(output[1]["s"]))
