@@ -6,6 +6,7 @@ within their rounding of beta may write in one view and hold in the other, and t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,12 +26,17 @@ def count_flips(model: PreTrainedModel, ids: Tensor) -> dict[str, Any]:
     """
     cells = [module for module in model.modules() if isinstance(module, BmruCell)]
     if not cells:
-        raise UserError(f"pattern={getattr(model.config, 'pattern', None)!r}: the model has no bmru layer, so there is nothing to flip.")
+        pattern = getattr(model.config, "pattern", None)
+        raise UserError(f"pattern={pattern!r}: the model has no bmru layer, so there is nothing to flip.")
     seen: list[list[Tensor]] = [[] for _ in cells]
-    hooks = [
-        cell.register_forward_hook(lambda _module, _inputs, output, kept=kept: kept.append(output[1]["s"]))
-        for cell, kept in zip(cells, seen, strict=True)
-    ]
+
+    def keep(index: int) -> Callable[..., None]:
+        def hook(_cell: Any, _inputs: Any, output: Any) -> None:
+            seen[index].append(output[1]["s"])
+
+        return hook
+
+    hooks = [cell.register_forward_hook(keep(index)) for index, cell in enumerate(cells)]
     try:
         model.eval()
         whole = model(ids, use_cache=False).logits
