@@ -112,7 +112,7 @@ def _write(checkpoint: Path) -> str:
     print(f"Checkpoint: {checkpoint}, loaded back with AutoModelForCausalLM.from_pretrained. It writes:\n")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        written = write(PROMPT, max_new_tokens=200, do_sample=True, temperature=0.8, streamer=Stream(tokenizer))
+        written = write(PROMPT, max_new_tokens=200, do_sample=True, temperature=0.7, streamer=Stream(tokenizer))
     return written[0]["generated_text"]
 
 
