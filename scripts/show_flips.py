@@ -4,8 +4,11 @@ TEXT"""
 import argparse
 import sys
 
+import torch
+
+from hybridlm.data.tokenizer import prompt_ids
 from hybridlm.errors import UserError
-from hybridlm.evaluation.bits_per_byte import prompt_ids, read_file
+from hybridlm.evaluation.bits_per_byte import read_file
 from hybridlm.evaluation.flips import count_flips
 from hybridlm.evaluation.loading import load_checkpoint
 
@@ -22,7 +25,7 @@ def main() -> int:
         text = read_file(options.text)
         for dtype in ("float32", "bfloat16"):
             model, tokenizer = load_checkpoint(options.checkpoint, dtype=dtype)
-            found = count_flips(model, prompt_ids(tokenizer, text)[None, : options.tokens])
+            found = count_flips(model, torch.tensor([prompt_ids(tokenizer, text)[: options.tokens]]))
             print(
                 f"{found['dtype']:>9}: {found['flipped']:.2e} of {found['states']:,} states differ; "
                 f"largest difference of a logit {found['logits']:.1e} of the largest logit"

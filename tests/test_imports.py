@@ -18,12 +18,13 @@ SEAM = "scan_hybridlm.py"
 
 ALLOWED = {
     "errors": set(),
+    "files": set(),
     "model": set(),
     "ops": {"model"},
     "recipes": set(),
-    "data": {"errors"},
-    "training": {"errors", "data", "model", ""},
-    "evaluation": {"errors", "data", "model", "training", ""},
+    "data": {"errors", "files"},
+    "training": {"errors", "files", "data", "model", ""},
+    "evaluation": {"errors", "files", "data", "model", "training", ""},
     "demo": {"errors", "data", "training", "evaluation", ""},
     "cli": {"errors", "data", "training", "evaluation", "demo", ""},
 }

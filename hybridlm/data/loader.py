@@ -188,12 +188,12 @@ def batches(
 
 
 def validation_batches(
-    windows: Windows, *, batch_size: int, rank: int = 0, world_size: int = 1
+    windows: Windows, *, batch_size: int, rank: int = 0, world_size: int = 1, limit: int | None = None
 ) -> Iterator[dict[str, Tensor]]:
-    """Every window once, in order, dealt to the ranks batch by batch; the last batch may be short."""
-    for number, at in enumerate(range(0, windows.per_epoch, batch_size)):
-        if number % world_size == rank:
-            yield collate([windows.sample(i) for i in range(at, min(at + batch_size, windows.per_epoch))])
+    """The first `limit` windows (None: all) once, in order, dealt to the ranks batch by batch, the last one short."""
+    count = windows.per_epoch if limit is None else min(limit, windows.per_epoch)
+    for at in range(rank * batch_size, count, world_size * batch_size):
+        yield collate([windows.sample(i) for i in range(at, min(at + batch_size, count))])
 
 
 def collate(samples: list[dict[str, np.ndarray]]) -> dict[str, Tensor]:

@@ -15,10 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,8 +27,15 @@ from transformers import PreTrainedTokenizerBase
 from hybridlm.data.shards import FORMAT_VERSION, MANIFEST, SPLITS, TokenShards, read_manifest
 from hybridlm.data.sources import Corpus, Source
 from hybridlm.data.split import ValidationConfig, split_document
-from hybridlm.data.tokenizer import SMALLEST_VOCABULARY, document_ids, load_tokenizer, train_tokenizer
+from hybridlm.data.tokenizer import (
+    LARGEST_VOCABULARY,
+    SMALLEST_VOCABULARY,
+    document_ids,
+    load_tokenizer,
+    train_tokenizer,
+)
 from hybridlm.errors import UserError
+from hybridlm.files import remove_dead_writes, write_folder
 
 
 @dataclass(config=ConfigDict(extra="forbid", use_attribute_docstrings=True), kw_only=True)
@@ -42,7 +46,7 @@ class PrepareConfig:
     """Where the documents come from, each {path: ...}, {dataset: ...} or {builtin: austen}."""
     output: str
     """The data folder to write."""
-    vocab_size: Annotated[int, Field(ge=SMALLEST_VOCABULARY)] | None = None
+    vocab_size: Annotated[int, Field(ge=SMALLEST_VOCABULARY, le=LARGEST_VOCABULARY)] | None = None
     """Train a byte-level BPE tokenizer of this many tokens on the training split; 2048 where `tokenizer` is not
     given."""
     tokenizer: str | None = None
@@ -68,6 +72,7 @@ class PrepareConfig:
 def prepare(config: PrepareConfig, log: Callable[[str], None] = print) -> Path:
     """Makes the data folder and returns its path; one that was made from the same things is kept. Raises UserError."""
     output = Path(config.output).expanduser()
+    remove_dead_writes(output)
     corpus = Corpus(config.sources)
     given = load_tokenizer(config.tokenizer) if config.tokenizer is not None else None
     made_of = _ingredients(config, corpus, given)
@@ -75,19 +80,27 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] = print) -> Path:
     if _is_finished(output, fingerprint, made_of, config.overwrite):
         log(f"Data folder {output} is up to date (fingerprint {fingerprint[:12]}).")
         return output
-    with _written_aside(output) as folder:
+
+    def fill(folder: Path) -> None:
         tokenizer = given or train_tokenizer(_training_texts(config, corpus), config.vocab_size or 0)
         tokenizer.save_pretrained(folder / "tokenizer")
-        splits = _write_shards(config, corpus, tokenizer, folder)
         manifest = {
             "format_version": FORMAT_VERSION,
             "fingerprint": fingerprint,
             "made_of": made_of,
             "vocab_size": len(tokenizer),
             "dtype": str(_dtype(tokenizer)),
-            "splits": splits,
+            "splits": _write_shards(config, corpus, tokenizer, folder),
         }
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+    try:
+        write_folder(output, fill)
+    except OSError as error:
+        raise UserError(
+            f"output={str(output)!r}: it cannot be written ({error.strerror}). Choose a folder that can be. "
+            "What was there before is there still."
+        ) from error
     _report(output, corpus, log)
     return output
 
@@ -145,34 +158,6 @@ def _is_finished(output: Path, fingerprint: str, made_of: dict[str, Any], overwr
         f"output={str(output)!r}: this data folder was made from something else ({', '.join(differing)} differ). "
         "Choose another output, or set overwrite: true to replace it."
     )
-
-
-@contextmanager
-def _written_aside(output: Path) -> Iterator[Path]:
-    """A new folder beside `output` that becomes `output` when the block ends well, and is removed when it does not.
-
-    A folder that was there is kept until the new one is whole.
-    """
-    aside = output.with_name(f"{output.name}.partial-{os.getpid()}")
-    old = output.with_name(f"{output.name}.old-{os.getpid()}")
-    try:
-        aside.mkdir(parents=True)
-        yield aside
-        for file in aside.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
-        if output.exists():
-            output.rename(old)
-        aside.rename(output)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise UserError(
-            f"output={str(output)!r}: it cannot be written ({error.strerror}). Choose a folder that can be; nothing "
-            f"was left."
-        ) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _training_texts(config: PrepareConfig, corpus: Corpus) -> Iterator[str]:

@@ -30,9 +30,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         version = manifest["format_version"]
-        missing = {"fingerprint", "splits", "vocab_size", "dtype"} - set(manifest)
-        if missing:
-            raise KeyError(*sorted(missing))
+        _require(manifest, "fingerprint", "vocab_size", "made_of")
+        np.dtype(manifest["dtype"])
+        for split in SPLITS:
+            for shard in manifest["splits"][split]:
+                _require(shard, "name", "tokens", "documents", "bytes", "sha256")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: it is damaged ({type(error).__name__}: {error}). Prepare the folder again with overwrite: true."
@@ -42,6 +44,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{path}: format_version is {version}; this hybridlm reads {FORMAT_VERSION}. Prepare the folder again."
         )
     return manifest
+
+
+def _require(entry: dict[str, Any], *keys: str) -> None:
+    missing = [key for key in keys if key not in entry]
+    if missing:
+        raise KeyError(", ".join(missing))
 
 
 class TokenShards:

@@ -45,6 +45,12 @@ class Source:
         given = [name for name in ("path", "dataset", "builtin") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of 'path', 'dataset', 'builtin'; found {' and '.join(given) or 'none'}")
+        if self.dataset is None and (self.name is not None or self.split != "train"):
+            raise ValueError("'name' and 'split' belong to a data set; leave them out, or give 'dataset'")
+        if self.dataset is not None and self.documents != "file":
+            raise ValueError("'documents' belongs to text files; each row of a data set is a document")
+        if self.builtin is not None and self.field != "text":
+            raise ValueError("'field' belongs to JSON lines and data sets; leave it out")
         return self
 
 
@@ -61,10 +67,23 @@ class Corpus:
         for source in self.sources:
             for text in _documents(source):
                 text = text.replace("\r\n", "\n").removeprefix("\ufeff")
+                if not _encodable(text):
+                    raise UserError(
+                        f"sources: a document of {source.path or source.dataset!r} holds half a surrogate pair, "
+                        f"which is no character: {text[:40]!r}... Remove it first."
+                    )
                 if text.strip():
                     yield text
                 else:
                     self.empty += 1
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _documents(source: Source) -> Iterator[str]:
@@ -171,7 +190,10 @@ def _dataset(source: Source) -> Iterator[str]:
     try:
         if (folder / "dataset_info.json").exists() or (folder / "dataset_dict.json").exists():
             data = datasets.load_from_disk(str(folder))
-            data = data[source.split] if isinstance(data, datasets.DatasetDict) else data
+            if isinstance(data, datasets.DatasetDict):
+                data = data[source.split]
+            elif source.split != "train":
+                raise ValueError("the saved data set has no splits; leave 'split' out")
         else:
             data = datasets.load_dataset(str(source.dataset), source.name, split=source.split)
     except (OSError, ValueError, KeyError) as error:
@@ -185,5 +207,10 @@ def _dataset(source: Source) -> Iterator[str]:
             f"sources: dataset {source.dataset!r} has no field {source.field!r}; it has {data.column_names}. Set "
             f"`field`."
         )
-    for row in data:
-        yield str(row[source.field])
+    for number, row in enumerate(data):
+        if not isinstance(row[source.field], str):
+            raise UserError(
+                f"sources: dataset {source.dataset!r}, row {number}: field {source.field!r} is "
+                f"{row[source.field]!r}, no text. Remove such rows first."
+            )
+        yield row[source.field]

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 _BOUNDARIES = (b"\n\n", b"\n", b" ")
-_REACH = 4096  # bytes back from the cut in which a boundary is looked for
+_REACH = 4096  # bytes back from the cut in which a boundary is looked for, or a quarter of what is held out
 
 
 @dataclass(config=ConfigDict(extra="forbid", use_attribute_docstrings=True), kw_only=True)
@@ -35,16 +35,20 @@ def split_document(text: str, config: ValidationConfig, seed: int) -> tuple[str,
         held_out = int.from_bytes(digest[:8], "big") < config.share * 2**64
         return ("", text) if held_out else (text, "")
     data = text.encode()
-    cut = _boundary(data, int(len(data) * (1 - config.share)))
+    cut = int(len(data) * (1 - config.share))
+    cut = _boundary(data, cut, reach=min(_REACH, (len(data) - cut) // 4))
     return data[:cut].decode(), data[cut:].decode()
 
 
-def _boundary(data: bytes, cut: int) -> int:
-    """The nearest place at or before `cut` behind a paragraph, else a line, else a word; never inside a character."""
+def _boundary(data: bytes, cut: int, reach: int) -> int:
+    """The nearest place at most `reach` bytes before `cut` behind a paragraph, else a line, else a word.
+
+    Without one, the place between two characters at or before `cut`.
+    """
     for boundary in _BOUNDARIES:
-        at = data.rfind(boundary, max(0, cut - _REACH), cut)
+        at = data.rfind(boundary, max(0, cut - reach), cut)
         if at > 0:
             return at + len(boundary)
-    while cut > 0 and data[cut] & 0b1100_0000 == 0b1000_0000:
+    while 0 < cut < len(data) and data[cut] & 0b1100_0000 == 0b1000_0000:
         cut -= 1
     return cut

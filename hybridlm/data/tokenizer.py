@@ -17,6 +17,7 @@ from hybridlm.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
 SMALLEST_VOCABULARY = 257  # 256 bytes and the special token
+LARGEST_VOCABULARY = 2**24  # the trainer reserves memory for as many
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -94,10 +95,18 @@ def document_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return [start, *ids] if start == end else [start, *ids, end]
 
 
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """[start] + tokens of the text: the beginning of a document, whatever the tokenizer itself would put around it."""
+    start, end = start_and_end(tokenizer)
+    ids = document_ids(tokenizer, text)
+    return ids if start == end else ids[:-1]
+
+
 def text_bytes(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> int:
     """UTF-8 bytes of the text that `ids`, the first tokens of a document behind its start symbol, stand for.
 
-    Exact for byte-level tokenizers, also where the cut falls inside a character; else the bytes of the decoded text.
+    Exact for byte-level tokenizers, also where the cut falls inside a character (one that puts a space in front of a
+    text is one byte off); for others the bytes of the decoded text.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None and isinstance(backend.decoder, decoders.ByteLevel):

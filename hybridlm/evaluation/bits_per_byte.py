@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import hybridlm
-from hybridlm.data.tokenizer import document_ids, start_and_end
+from hybridlm.data.tokenizer import prompt_ids
 from hybridlm.errors import UserError
 
 DEFAULT_ROWS = 8
@@ -60,7 +60,7 @@ def evaluate_text(
         )
     if not text:
         raise UserError("text: it is empty, so there is nothing to predict. Give a text of at least one character.")
-    ids = prompt_ids(tokenizer, text)
+    ids = torch.tensor(prompt_ids(tokenizer, text))
     if len(ids) < 2:
         raise UserError(
             f"text: the tokenizer makes no token of its {len(text)} characters. Use the tokenizer of the model."
@@ -98,13 +98,6 @@ def evaluate_text(
         "epsilon": getattr(model, "epsilon", None),
         "versions": {module.__name__: module.__version__ for module in (hybridlm, torch, transformers)},
     }
-
-
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
-    """(1 + n,) int64: the start symbol and the text's tokens, n >= 0: the beginning of a document."""
-    start, end = start_and_end(tokenizer)
-    ids = document_ids(tokenizer, text)
-    return torch.tensor(ids if start == end else ids[:-1])
 
 
 def read_file(path: str | Path) -> str:

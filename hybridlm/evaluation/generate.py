@@ -10,8 +10,8 @@ from typing import Any, TextIO
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
+from hybridlm.data.tokenizer import prompt_ids
 from hybridlm.errors import UserError
-from hybridlm.evaluation.bits_per_byte import prompt_ids
 
 
 class Stream(TextStreamer):
@@ -44,7 +44,7 @@ def generate_text(
     UserError for values out of range.
     """
     check_options(max_new_tokens, temperature, top_p, top_k, seed)
-    ids = prompt_ids(tokenizer, prompt).unsqueeze(0).to(model.device)
+    ids = torch.tensor([prompt_ids(tokenizer, prompt)], device=model.device)
     choice: dict[str, Any] = {"do_sample": False}
     if temperature > 0:
         choice = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": top_k}

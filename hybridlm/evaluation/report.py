@@ -9,7 +9,7 @@ from typing import Any
 from hybridlm.errors import UserError
 from hybridlm.evaluation.bits_per_byte import evaluate_text, read_file
 from hybridlm.evaluation.loading import load_checkpoint, locate
-from hybridlm.training.checkpoints import replace_file
+from hybridlm.files import replace_file
 
 
 def evaluate_checkpoint(

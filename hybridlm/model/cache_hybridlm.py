@@ -7,6 +7,7 @@ caches of attention-free models know their length, and it can take steps back (`
 Importing this module makes the layer known to transformers under `RECURRENT_LAYER`, for DynamicCache and StaticCache.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -219,18 +220,31 @@ def _mask_for_generate(config, inputs_embeds: Tensor, attention_mask: Tensor | N
     return padding_mask(attention_mask, inputs_embeds.shape[1])
 
 
-def layered(cache: Cache, config) -> Cache:
-    """`cache` with one layer for each of the model's. A DynamicCache made without a config has none yet: they are
-    added."""
+def layered(cache: Cache, config, layer_types: Sequence[str], rows: int, length: int) -> Cache:
+    """`cache`, checked for a call of (rows, length) tokens; a DynamicCache made without a config gets its layers."""
     if not cache.layers and isinstance(cache, DynamicCache):
         cache.layers, cache.layer_class_to_replicate = DynamicCache(config=config).layers, None
     kinds = [isinstance(layer, HybridRecurrentLayer) for layer in cache.layers]
-    if kinds != [kind == RECURRENT_LAYER for kind in config.layer_types]:
+    if kinds != [kind == RECURRENT_LAYER for kind in layer_types]:
         raise ValueError(
             f"past_key_values is a {type(cache).__name__} whose layers do not fit the pattern {config.pattern!r}. "
             "Make it with DynamicCache(config=model.config) or StaticCache(config=model.config, max_cache_len=...)."
         )
+    layers: list[Any] = cache.layers
+    for layer in layers:
+        held = layer.batch_size if isinstance(layer, HybridRecurrentLayer) else _rows(layer)
+        if held not in (-1, rows):
+            raise ValueError(f"past_key_values holds {held} rows, the input has {rows}; a cache serves one batch.")
+        if may_look() and layer.get_max_length() > 0 and int(layer.get_seq_length()) + length > layer.get_max_length():
+            raise ValueError(
+                f"past_key_values is full: {int(layer.get_seq_length())} tokens are in it, {length} come, and its "
+                f"attention layers hold {layer.get_max_length()}. Make the StaticCache with a larger max_cache_len."
+            )
     return cache
+
+
+def _rows(layer: Any) -> int:
+    return -1 if not layer.is_initialized or layer.keys is None or not layer.keys.numel() else layer.keys.shape[0]
 
 
 STATIC_LAYER_TYPE_MAPPING[RECURRENT_LAYER] = HybridStaticRecurrentLayer

@@ -241,12 +241,12 @@ def _known_keywords(cls) -> set[str]:
 
 
 def _unknown_message(cls, unknown: list[str]) -> str:
-    allowed = sorted(cls.__dataclass_fields__)
+    allowed = sorted(set(cls.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__))
     parts = []
     for name in unknown:
         close = get_close_matches(name, allowed, n=1)
         if name in _FROM_PATTERN:
             parts.append(f"{name!r} follows from the pattern, and cannot be set; write e.g. pattern='(rglru bmru)*6'")
         else:
-            parts.append(f"{name!r} is not a field" + (f"; did you mean {close[0]!r}?" if close else ""))
-    return f"HybridLMConfig: {'. '.join(parts)}. Fields: {', '.join(allowed)}."
+            parts.append(f"{name!r} is not a field" + (f" (did you mean {close[0]!r}?)" if close else ""))
+    return f"HybridLMConfig: {'; '.join(parts)}. The fields are {', '.join(allowed)}."

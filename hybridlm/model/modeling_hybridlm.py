@@ -14,6 +14,7 @@ begin anew there.
 """
 
 from collections.abc import Iterator
+from difflib import get_close_matches
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.generic import TransformersKwargs, can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention_hybridlm import Attention, HybridLMRotaryEmbedding
@@ -110,6 +111,7 @@ class HybridLMModel(HybridLMPreTrainedModel):
         if FULL_ATTENTION in config.layer_types:
             self.rotary_emb = HybridLMRotaryEmbedding(config)  # pyright: ignore[reportArgumentType]
         self.gradient_checkpointing = False
+        self.layer_types = tuple(config.layer_types)
         self.post_init()
 
     @merge_with_config_defaults
@@ -129,25 +131,29 @@ class HybridLMModel(HybridLMPreTrainedModel):
         attention_mask (B, past + T): 0 at padding, anywhere in a row; states hold there. position_ids (B or 1, T): 0
         begins a document. past_key_values: a DynamicCache or StaticCache made from this config; moved on in place.
         """
+        if kwargs and may_look():
+            _refuse_typos(kwargs)
         inputs_embeds = self._embed(input_ids, inputs_embeds)
         rows, length = inputs_embeds.shape[:2]
         fresh = past_key_values is None
         if fresh and use_cache:
             past_key_values = DynamicCache(config=self.config)
         elif past_key_values is not None:
-            past_key_values = layered(past_key_values, self.config)
+            past_key_values = layered(past_key_values, self.config, self.layer_types, rows, length)
 
         seen = 0 if fresh or past_key_values is None else past_key_values.get_seq_length()
         if isinstance(attention_mask, dict):  # made by `generate`, one mask for each kind of layer
             mask, columns = attention_mask.get(RECURRENT_LAYER), None
         else:
+            if attention_mask is not None and may_look() and RECURRENT_LAYER in self.layer_types:
+                _check_mask(attention_mask, int(seen) + length)
             mask, columns = padding_mask(attention_mask, length), attention_mask
         reset = None
         if position_ids is not None:
             reset = _document_starts(position_ids.expand(rows, length), mask, columns, seen)
         causal_mask = position_embeddings = None
         if self.rotary_emb is not None:
-            if reset is not None and not fresh and may_look():
+            if reset is not None and not fresh and may_look() and bool(reset.any()):
                 raise ValueError(_PACKED_CACHE)
             if position_ids is None:
                 position_ids = (torch.arange(length, device=inputs_embeds.device) + seen).unsqueeze(0)
@@ -204,6 +210,27 @@ class HybridLMModel(HybridLMPreTrainedModel):
         )
 
 
+def _refuse_typos(keywords: dict) -> None:
+    """transformers hands keywords through a model; one that nobody knows and that looks like one of ours is a typo."""
+    for name in set(keywords) - _PASSED_THROUGH:
+        close = get_close_matches(name, _OURS, n=1, cutoff=0.75)
+        if close:
+            raise ValueError(f"forward() has no argument {name!r}; did you mean {close[0]!r}?")
+
+
+def _check_mask(attention_mask: Tensor, columns: int) -> None:
+    if attention_mask.ndim != 2 or attention_mask.shape[1] != columns:
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}; recurrent layers need (B, {columns}): one column "
+            "for every token in the cache and in this call, 0 where it is padding."
+        )
+
+
+_PASSED_THROUGH = {*TransformersKwargs.__annotations__, "shift_labels", "return_dict"}
+_OURS = (
+    "input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds", "labels", "shift_labels",
+    "use_cache", "logits_to_keep", "num_items_in_batch", "output_hidden_states", "output_attentions",
+)  # fmt: skip
 _PACKED_CACHE = (
     "position_ids begin a new document in a row that has a cache: attention layers cannot separate it from what the "
     "cache holds. "

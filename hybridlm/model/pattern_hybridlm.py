@@ -15,6 +15,7 @@ from difflib import get_close_matches
 from functools import lru_cache
 
 MAX_LAYERS = 4096
+MAX_DEPTH = 32
 _TOKEN = re.compile(r"\s*([A-Za-z_][A-Za-z_0-9]*|\d+|[()*+])")
 
 
@@ -47,7 +48,7 @@ class _Parser:
                 raise self.error(f"unexpected character {pattern[at:].lstrip()[0]!r}", at)
             self.tokens.append((match.group(1), match.start(1)))
             at = match.end()
-        self.next = 0
+        self.next = self.depth = 0
 
     def run(self) -> tuple[str, ...]:
         layers = self.sequence()
@@ -79,7 +80,11 @@ class _Parser:
     def item(self, room: int) -> list[str]:
         if self.peek() == "(":
             self.next += 1
+            self.depth += 1
+            if self.depth > MAX_DEPTH:
+                raise self.error(f"more than {MAX_DEPTH} brackets inside one another")
             layers = self.sequence()
+            self.depth -= 1
             if self.peek() != ")":
                 raise self.error("'(' is not closed")
             self.next += 1

@@ -9,7 +9,8 @@ False where a token is padding: the state holds and the output there is the held
 the first token of a document: the state before it is the reset state again. A masked position never resets. The
 recurrence runs in fp32 (fp64 for fp64 inputs); the states come back in the input's dtype, the final state (B, N) in
 the dtype of the recurrence, so that carrying it on loses nothing. Gradients arrive on both and leave for every float
-input, once (no double backward).
+input, once (no double backward). A NaN stays in its own row and channel, from there to the end of the row, also
+behind a reset (0 times NaN).
 
 Two levels of about sqrt(T): T is cut into chunks, and the steps inside a chunk are looped over while all chunks advance
 side by side. Pass one composes each chunk to one (A, B), a short loop carries the state over the chunks, pass two

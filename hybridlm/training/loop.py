@@ -22,7 +22,8 @@ import torch
 from accelerate import Accelerator
 
 from hybridlm.data.loader import batches
-from hybridlm.training.checkpoints import checkpoints, replace_file, write_folder
+from hybridlm.files import replace_file, write_folder
+from hybridlm.training.checkpoints import checkpoints
 from hybridlm.training.config import config_yaml
 from hybridlm.training.journal import Journal
 from hybridlm.training.metrics import read_rows

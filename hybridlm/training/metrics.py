@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from hybridlm.errors import UserError
-from hybridlm.training.checkpoints import replace_file
+from hybridlm.files import replace_file
 
 
 class JsonLines:

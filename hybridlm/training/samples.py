@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from hybridlm.data.tokenizer import prompt_ids
 from hybridlm.training.sections import SamplesConfig
 from hybridlm.training.validation import evaluating
 
@@ -23,7 +24,7 @@ def write_samples(model: Any, tokenizer: Any, config: SamplesConfig, seed: int) 
     with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         for prompt in config.prompts:
-            ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(model.device)
+            ids = torch.tensor([prompt_ids(tokenizer, prompt)], device=model.device)
             written = model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),

@@ -18,7 +18,8 @@ from accelerate.utils import gather_object
 from transformers.utils import logging
 
 from hybridlm.errors import UserError
-from hybridlm.training.checkpoints import STATE, checkpoint_path, prune, write_folder
+from hybridlm.files import write_folder
+from hybridlm.training.checkpoints import STATE, checkpoint_path, prune
 
 
 @dataclass

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from hybridlm.data.loader import Windows
+from hybridlm.data.loader import Windows, validation_batches
 
 
 @contextmanager
@@ -44,7 +44,8 @@ def validate(
         2, device=accelerator.device, dtype=torch.float32 if accelerator.device.type == "mps" else torch.float64
     )
     with evaluating(plain), torch.no_grad(), accelerator.autocast():
-        for batch in _batches(windows, count, batch_size, accelerator.process_index, accelerator.num_processes):
+        mine = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
+        for batch in validation_batches(windows, batch_size=batch_size, limit=count, **mine):
             inputs = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
             valid = (inputs["shift_labels"] != -100).sum()
             if valid:
@@ -59,9 +60,3 @@ def validate(
         "n_tokens": int(tokens),
         "windows": count,
     }
-
-
-def _batches(windows: Windows, count: int, batch_size: int, rank: int, world: int) -> Iterator[dict[str, torch.Tensor]]:
-    for start in range(rank * batch_size, count, world * batch_size):
-        rows = [windows.sample(i) for i in range(start, min(start + batch_size, count))]
-        yield {name: torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in rows[0]}

@@ -60,6 +60,11 @@ def test_json_lines_and_data_sets(tmp_path):
     assert found.empty == 1
     datasets.Dataset.from_dict({"text": ["x", "y"]}).save_to_disk(tmp_path / "set")
     assert list(Corpus([Source(dataset=str(tmp_path / "set"))])) == ["x", "y"]
+    datasets.Dataset.from_dict({"text": ["x", None]}).save_to_disk(tmp_path / "holes")
+    with pytest.raises(UserError, match="row 1: field 'text' is None"):
+        list(Corpus([Source(dataset=str(tmp_path / "holes"))]))
+    with pytest.raises(UserError, match="has no splits"):
+        list(Corpus([Source(dataset=str(tmp_path / "set"), split="nosuch")]))
     with pytest.raises(UserError, match="no field 'body'"):
         list(Corpus([Source(dataset=str(tmp_path / "set"), field="body")]))
 
@@ -73,13 +78,14 @@ def test_json_lines_and_data_sets(tmp_path):
         ("a.jsonl", '{"text": "x"}\n{"text": \n', r"a.jsonl:2: not a JSON value"),
         ("a.jsonl", '{"body": "x"}', r"a.jsonl:1: no text in field 'text'"),
         ("a.txt", " \n \n", "hold no document"),
+        ("a.jsonl", '{"text": "\\ud800 x"}', "half a surrogate pair"),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path, name, content, message):
     path = write(tmp_path / name, content)
     with pytest.raises(UserError, match=message):
         prepare(PrepareConfig(sources=[{"path": path}], output=str(tmp_path / "out")), quiet)
-    assert not list(tmp_path.glob("out*"))
+    assert not list(tmp_path.glob("*out*"))
 
 
 def test_paths_that_are_not_there(tmp_path):
@@ -89,6 +95,14 @@ def test_paths_that_are_not_there(tmp_path):
             corpus(tmp_path / path)
     with pytest.raises(ValueError, match="exactly one of"):
         Source()
+    misplaced = (
+        {"path": "x", "split": "a"},
+        {"dataset": "x", "documents": "line"},
+        {"builtin": "austen", "field": "a"},
+    )
+    for options in misplaced:
+        with pytest.raises(ValueError, match="belong"):
+            Source(**options)
     with pytest.raises(ValueError, match="only one of"):
         PrepareConfig(sources=[{"builtin": "austen"}], output="x", vocab_size=300, tokenizer="y")
 
@@ -133,25 +147,50 @@ def test_small_shards_hold_the_same_documents(tmp_path):
     assert one.fingerprint != many.fingerprint
 
 
-def test_the_split_by_document_moves_nothing_when_documents_are_added():
+def test_the_split_by_document_is_drawn_by_the_seed():
     rule = ValidationConfig(by="document", share=0.3)
     held_out = [bool(split_document(line, rule, seed=1)[1]) for line in LINES]
     assert 30 < sum(held_out) < 90
-    assert held_out == [bool(split_document(line, rule, seed=1)[1]) for line in LINES]
     assert held_out != [bool(split_document(line, rule, seed=2)[1]) for line in LINES]
+
+
+def test_added_documents_move_none(tmp_path):
+    def held_out(lines, name):
+        source = write(tmp_path / f"{name}.txt", "\n".join(lines))
+        config = PrepareConfig(
+            sources=[{"path": source, "documents": "line"}],
+            output=str(tmp_path / name),
+            tokenizer=tokenizer,
+            validation={"by": "document", "share": 0.3},
+        )
+        shards = TokenShards(prepare(config, quiet), "validation")
+        return [shards.tokenizer.decode(shards.document(i)[1:]) for i in range(shards.n_documents)]
+
+    tokenizer = str(prepare(config(tmp_path), quiet) / "tokenizer")
+    before, after = held_out(LINES[:100], "before"), held_out([*LINES[150:], *LINES[:100]], "after")
+    assert [line for line in after if line in set(LINES[:100])] == before
+    assert len(after) > len(before) > 10
 
 
 @pytest.mark.parametrize("text", ["é" * 50, "aé" * 30, "no-break", "x", "a b\n\nc d" * 40])
 def test_the_split_by_position_loses_nothing(text):
     train, held_out = split_document(text, ValidationConfig(by="position", share=0.25), 0)
     assert train + held_out == text
-    assert len(held_out.encode()) >= 0.25 * len(text.encode())
+    # A quarter more at most for a boundary, and what completes a character.
+    assert 0.25 * len(text.encode()) <= len(held_out.encode()) <= 0.25 * 1.25 * len(text.encode()) + 4
+
+
+def test_the_split_by_position_does_not_reach_for_a_boundary_too_far():
+    text = "Title\n\n" + "word " * 780
+    _, held_out = split_document(text, ValidationConfig(by="position", share=0.05), 0)
+    assert 195 <= len(held_out) <= 245
+    assert split_document("a" * 50, ValidationConfig(by="position", share=1e-17), 0) == ("a" * 50, "")
 
 
 def test_a_split_without_documents_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"validation\.by: position"):
         prepare(config(tmp_path, "one short text", validation={"by": "document", "share": 0.01}), quiet)
-    assert not list(tmp_path.glob("out*"))
+    assert not list(tmp_path.glob("*out*"))
 
 
 def test_no_validation(tmp_path):
@@ -189,7 +228,30 @@ def test_an_interruption_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["hybridlm.data.prepare"], "_write_shards", stop)
     with pytest.raises(KeyboardInterrupt):
         prepare(config(tmp_path), quiet)
-    assert not list(tmp_path.glob("out*"))
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_a_failing_rename_brings_the_old_folder_back(tmp_path, monkeypatch):
+    folder = prepare(config(tmp_path), quiet)
+    before = (folder / "manifest.json").read_text()
+    rename = os.rename
+
+    def fail(source, target):
+        if ".partial-" in str(source):
+            raise OSError(28, "No space left on device")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(UserError, match="No space left on device"):
+        prepare(config(tmp_path, vocab_size=310, overwrite=True), quiet)
+    assert (folder / "manifest.json").read_text() == before
+    assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == ["out"]
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path):
+    (tmp_path / ".out.partial-999999999").mkdir()
+    prepare(config(tmp_path), quiet)
+    assert not list(tmp_path.glob(".out*"))
 
 
 def test_an_existing_tokenizer_is_taken(tmp_path):

@@ -9,8 +9,9 @@ import torch
 from hybridlm.data.loader import Windows
 from hybridlm.data.prepare import PrepareConfig, prepare
 from hybridlm.data.shards import TokenShards
+from hybridlm.data.tokenizer import prompt_ids
 from hybridlm.errors import UserError
-from hybridlm.evaluation.bits_per_byte import evaluate_text, prompt_ids, read_file
+from hybridlm.evaluation.bits_per_byte import evaluate_text, read_file
 from hybridlm.evaluation.report import default_output, evaluate_checkpoint, render, trained_length, write_json
 
 PATTERNS = ["rglru bmru", "lru attention"]
@@ -32,7 +33,7 @@ def nats_by_hand(model, ids, context):
 def test_nats_are_the_sum_over_single_predictions(build, tokenizer, text, pattern, context):
     model, part = build(pattern), text[:150]
     facts = evaluate_text(model, tokenizer, part, context=context)
-    ids = prompt_ids(tokenizer, part)
+    ids = torch.tensor(prompt_ids(tokenizer, part))
     assert facts["nats"] == pytest.approx(nats_by_hand(model, ids, context), rel=1e-5)
     assert facts["n_tokens"] == len(ids) - 1
     assert facts["n_bytes"] == len(part.encode())
@@ -108,11 +109,8 @@ def test_the_facts_can_be_written_and_say_how_they_were_measured(model, tokenize
 
 
 def test_a_prompt_is_the_beginning_of_a_document(tokenizer):
-    assert prompt_ids(tokenizer, "").tolist() == [tokenizer.bos_token_id]
-    assert (
-        prompt_ids(tokenizer, "Anne").tolist()
-        == prompt_ids(tokenizer, "Anne had")[: len(prompt_ids(tokenizer, "Anne"))].tolist()
-    )
+    assert prompt_ids(tokenizer, "") == [tokenizer.bos_token_id]
+    assert prompt_ids(tokenizer, "Anne") == prompt_ids(tokenizer, "Anne had")[: len(prompt_ids(tokenizer, "Anne"))]
 
 
 @pytest.mark.parametrize(

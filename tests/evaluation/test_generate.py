@@ -5,8 +5,8 @@ import io
 import pytest
 import torch
 
+from hybridlm.data.tokenizer import prompt_ids
 from hybridlm.errors import UserError
-from hybridlm.evaluation.bits_per_byte import prompt_ids
 from hybridlm.evaluation.generate import generate_text
 
 
@@ -26,7 +26,7 @@ def test_a_seed_decides_the_text_and_the_random_state_is_left_alone(model, token
 
 def test_temperature_zero_takes_the_likeliest_token(model, tokenizer):
     text = generate_text(model, tokenizer, "Anne", max_new_tokens=20, temperature=0)
-    ids = prompt_ids(tokenizer, "Anne").unsqueeze(0)
+    ids = torch.tensor([prompt_ids(tokenizer, "Anne")])
     for _ in range(20):
         with torch.no_grad():
             token = model(input_ids=ids).logits[:, -1].argmax(1, keepdim=True)

@@ -39,7 +39,7 @@ def test_it_survives_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"hiden_size": 64}, "'hiden_size' is not a field; did you mean 'hidden_size'"),
+        ({"hiden_size": 64}, "'hiden_size' is not a field .did you mean 'hidden_size'"),
         ({"num_hidden_layers": 4}, "'num_hidden_layers' follows from the pattern"),
         ({"layer_types": ["x"]}, "'layer_types' follows from the pattern"),
         ({"pattern": "rglru bmur"}, "did you mean 'bmru'"),

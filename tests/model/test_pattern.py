@@ -78,6 +78,7 @@ def test_render_finds_the_usual_forms(stack, pattern):
         ("rglru+(bmru lru)", "a mixer is missing"),
         ("rglru+attention", "cannot stand in 'a\\+b'"),
         (f"rglru*{MAX_LAYERS + 1}", "more than 4096 layers"),
+        ("(" * 3000, "more than 32 brackets"),
         ("(((rglru*4000)*4000)*4000)*4000", "more than 4096 layers"),
     ],
 )

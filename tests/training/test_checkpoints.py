@@ -2,14 +2,13 @@
 
 import pytest
 
+from hybridlm.files import replace_file, write_folder
 from hybridlm.training.checkpoints import (
     STATE,
     checkpoint_path,
     checkpoints,
     prune,
     remove_leftovers,
-    replace_file,
-    write_folder,
 )
 
 

@@ -1,0 +1,88 @@
+"""Files and folders that are whole under their final name, or not there: written aside, put on the disk, renamed."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Writes a text file so that the path holds either the old or the new text, also after a crash."""
+    aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    _fsync_folder(path.parent)
+
+
+def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
+    """Makes the folder `target` out of what `fill(folder)` writes; an older `target` is replaced once the new one is
+    whole.
+
+    If `fill` fails, nothing is left behind and an older `target` is untouched.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    old = target.with_name(f".{target.name}.old-{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir()
+        fill(aside)
+        _fsync_tree(aside)
+        if target.exists():
+            os.rename(target, old)
+        os.rename(aside, target)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        if old.exists() and not target.exists():
+            os.rename(old, target)
+        raise
+    _fsync_folder(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_dead_writes(target: Path) -> None:
+    """Removes what killed processes left of `target` half-written or half-removed; living ones keep theirs."""
+    for left in [*target.parent.glob(f".{target.name}.partial-*"), *target.parent.glob(f".{target.name}.old-*")]:
+        if _alive(left.name.rpartition("-")[2]):
+            continue
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def _alive(pid: str) -> bool:
+    if not pid.isdigit():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _fsync_tree(folder: Path) -> None:
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with open(os.path.join(root, name), "rb") as file:
+                os.fsync(file.fileno())
+        _fsync_folder(Path(root))
+
+
+def _fsync_folder(folder: Path) -> None:
+    if os.name == "nt":  # folders cannot be opened there
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
