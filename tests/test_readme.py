@@ -56,6 +56,10 @@ def test_every_command_is_one_that_is_known_here(line):
     )
 
 
+def test_no_number_is_left_open():
+    assert "@@" not in README
+
+
 def test_files_that_are_named_exist():
     named = set(re.findall(r"\b(?:configs|scripts|tests|model_cards)/[\w/.]+\w", README + CONTRIBUTING + cli.__doc__))
     for function in ("_demo", "_prepare", "_pretrain", "_generate", "_evaluate", "_info"):

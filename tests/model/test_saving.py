@@ -3,7 +3,7 @@
 import pytest
 import torch
 from models import PATTERNS, VOCABULARY, make_ids, make_model
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, StaticCache
 
 from hybridlm import HybridLMForCausalLM, HybridLMModel
 
@@ -95,3 +95,47 @@ def test_bad_input():
         model()
     with pytest.raises(ValueError, match="exactly one"):
         model(ids, inputs_embeds=torch.zeros(1, 5, 32))
+
+    for typo, meant in (
+        ("atention_mask", "attention_mask"),
+        ("lables", "labels"),
+        ("past_key_value", "past_key_values"),
+    ):
+        with pytest.raises(ValueError, match=f"'{typo}'; did you mean '{meant}'"):
+            model(ids, **{typo: None})
+    for shape in ((1, 4), (1, 6), (1, 1, 5, 5)):
+        with pytest.raises(ValueError, match="recurrent layers need"):
+            model(ids, attention_mask=torch.ones(shape))
+
+
+def test_caches_that_do_not_serve():
+    model = make_model("bmru attention")
+    cache = StaticCache(config=model.config, max_cache_len=8)
+    with torch.no_grad():
+        model(make_ids(2, 6), past_key_values=cache)
+    with pytest.raises(ValueError, match="holds 2 rows, the input has 1"):
+        model(make_ids(1, 2), past_key_values=cache)
+    with pytest.raises(ValueError, match="is full: 6 tokens are in it, 3 come"):
+        model(make_ids(2, 3), past_key_values=cache)
+
+
+# torch's own tracer makes an instance of an autograd Function, and warns of it.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("pattern", ["(rglru bmru)*2", "lru bmru attention"])
+def test_a_compiled_step_with_a_static_cache_equals_eager(pattern):
+    """One graph without a break; the backend is eager, since what is traced is in question, not what is generated."""
+    model, ids = make_model(pattern), make_ids(1, 12)
+    graphs = []
+
+    def backend(graph, _inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    with torch.no_grad():
+        want = model(ids, use_cache=False).logits[:, 8:]
+        cache = StaticCache(config=model.config, max_cache_len=16)
+        model(ids[:, :8], past_key_values=cache)
+        step = torch.compile(model, backend=backend, fullgraph=True)
+        got = torch.cat([step(ids[:, t : t + 1], past_key_values=cache).logits for t in range(8, 12)], dim=1)
+    assert len(graphs) == 1
+    assert (got - want).abs().max() <= 1e-4 * want.abs().max()

@@ -1,5 +1,7 @@
 """One forward = prefill + steps = chunks = padded = packed, for every mixer and hybrids of two and three."""
 
+import sys
+
 import pytest
 import torch
 from models import PATTERNS, make_ids, make_model
@@ -38,7 +40,9 @@ def static_cache(model, ids):
     return chunked(model, ids, [20] + [1] * (ids.shape[1] - 20), StaticCache(config=model.config, max_cache_len=64))
 
 
-def padded(left):
+def padded(left, positions=True):
+    """positions: given as `generate` gives them, so that RoPE sees the same ones; else counted over the padding too."""
+
     def run(model, ids):
         """Every row alone, as the second row of a batch whose first row is longer."""
         rows = []
@@ -48,7 +52,8 @@ def padded(left):
             batch = torch.stack([make_ids(1, LENGTH + 7, seed=9)[0], mine])
             mask = torch.ones_like(batch)
             mask[1, slice(None, 7) if left else slice(LENGTH, None)] = 0
-            logits = model(batch, attention_mask=mask, use_cache=False).logits[1]
+            given = (mask.cumsum(1) - 1).clamp_min(0) if positions else None
+            logits = model(batch, attention_mask=mask, position_ids=given, use_cache=False).logits[1]
             rows.append(logits[7:] if left else logits[:LENGTH])
         return torch.stack(rows)
 
@@ -76,7 +81,7 @@ VIEWS = {
 def test_all_views_agree_in_float32(pattern):
     model, ids = make_model(pattern), make_ids(3, LENGTH)
     want = whole(model, ids)
-    for name, view in VIEWS.items():
+    for name, view in {**VIEWS, "left padding, positions counted over it": padded(left=True, positions=False)}.items():
         difference = (view(model, ids) - want).abs().max() / want.abs().max()
         assert difference <= 1e-4, f"{name}: {difference:.2e} of the largest logit"
 
@@ -84,12 +89,12 @@ def test_all_views_agree_in_float32(pattern):
 @pytest.mark.parametrize("pattern", PATTERNS)
 @torch.no_grad()
 def test_all_views_agree_in_bfloat16(pattern):
-    """The tolerance is the forward's own noise: how far the bf16 logits lie from those of the same weights in fp32.
+    """The tolerance comes from the forward's own noise: how far bf16 logits lie from those of the same weights in fp32.
 
-    Matrix products of other shapes round differently by a unit in the last place of bf16; a memory unit whose |c| lies
-    that close to beta flips, and is then wrong by as much as it is in the comparison with fp32, where the same
-    happens. So two bf16 views may differ by the sum of what each differs from fp32: twice the noise, as root mean
-    square over all logits.
+    That noise is the rounding of every product and every activation. Two bf16 views round the same numbers; only
+    products of other shapes are summed in another order, which changes few of them by a unit in the last place, and a
+    memory unit whose |c| lies that close to beta flips. So views may differ by a third of the noise at most (root mean
+    square over all logits); a state that was kept in bf16 between the calls differs by 0.8 of it and more.
     """
     model, ids = make_model(pattern, dtype=torch.bfloat16), make_ids(3, LENGTH)
     want = whole(model, ids).float()
@@ -98,10 +103,10 @@ def test_all_views_agree_in_bfloat16(pattern):
     assert 0 < noise < 0.3 * exact.std()
     for name, view in VIEWS.items():
         difference = (view(model, ids).float() - want).square().mean().sqrt()
-        assert difference <= 2 * noise, f"{name}: {difference:.3g} with a noise of {noise:.3g}"
+        assert difference <= noise / 3, f"{name}: {difference:.3g} with a noise of {noise:.3g}"
 
 
-@pytest.mark.parametrize("pattern", ["(rglru bmru)*2", "lru+cmru mingru", "lru bmru attention"])
+@pytest.mark.parametrize("pattern", PATTERNS)
 @torch.no_grad()
 def test_padding_inside_a_row_and_in_steps_is_invisible(pattern):
     """Ragged rows that go on: each call pads on the right, so the padding ends up in the middle."""
@@ -128,7 +133,7 @@ def test_padding_inside_a_row_and_in_steps_is_invisible(pattern):
         assert (torch.cat(got[row]) - want[row]).abs().max() <= 1e-4 * want.abs().max()
 
 
-@pytest.mark.parametrize("pattern", ["(rglru bmru)*2", "lru+cmru mingru"])
+@pytest.mark.parametrize("pattern", [pattern for pattern in PATTERNS if "attention" not in pattern])
 @torch.no_grad()
 def test_packed_rows_in_chunks(pattern):
     """A document may begin inside a chunk, at its start, and in a single step."""
@@ -152,6 +157,22 @@ def test_packed_rows_with_a_cache_are_refused_where_attention_would_mix_them():
         model(make_ids(1, 12), position_ids=positions, past_key_values=cache)
 
 
+def test_generation_where_values_are_not_looked_at_for_free(monkeypatch):
+    """On a GPU document starts stay a tensor, all False in a plain text; attention must not take that for packing."""
+    model, ids = make_model("bmru attention"), make_ids(2, 7)
+    options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    want = model.generate(ids, **options)
+    module = sys.modules["hybridlm.model.modeling_hybridlm"]
+    found = module._document_starts
+
+    def as_on_a_gpu(position_ids, *rest):
+        starts = found(position_ids, *rest)
+        return torch.zeros_like(position_ids, dtype=torch.bool) if starts is None else starts
+
+    monkeypatch.setattr(module, "_document_starts", as_on_a_gpu)
+    assert torch.equal(model.generate(ids, **options), want)
+
+
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_gradients_of_packed_rows_equal_those_of_separate_ones(pattern):
     model, ids = make_model(pattern).double().train(), make_ids(2, 20)
@@ -169,27 +190,58 @@ def test_gradients_of_packed_rows_equal_those_of_separate_ones(pattern):
         assert torch.allclose(parameter.grad, want[name], rtol=1e-6, atol=1e-9), name
 
 
+@pytest.mark.parametrize("name", ["bmru", "cmru"])
 @torch.no_grad()
-def test_memory_states_are_bitwise_equal_given_the_same_drive():
-    """Chunked, padded and packed scans of one layer give the same bits (the projections around them need not)."""
-    cell = make_model("bmru").model.layers[0].mixer.cells[0]
+def test_memory_states_are_bitwise_equal_given_the_same_drive(name):
+    """Steps, chunks, padding on both sides and packing give the same bits, from the same candidates and thresholds."""
+    cell = make_model(name).model.layers[0].mixer.cells[0]
     x = torch.randn(2, 50, 32, generator=torch.Generator().manual_seed(2))
     c, beta = cell.drive(x, None)
-    state = start = cell.initial_state(2, x.device)
-    _, want = scan(cell, c, beta, start)
-    parts = []
-    for lo, hi in ((0, 1), (1, 17), (17, 50)):
-        _, states = scan(cell, c[:, lo:hi], beta[:, lo:hi], state)
-        state = {"s": states["s"][:, -1]}
-        parts.append(states["s"])
-    assert torch.equal(torch.cat(parts, 1), want["s"])
+    start = cell.initial_state(2, x.device)
+    want = scan(cell, c, beta, start)
+    for sizes in ([1, 16, 33], [1] * 50):
+        state, parts = start, []
+        for piece, threshold in zip(c.split(sizes, 1), beta.split(sizes, 1), strict=True):
+            states = scan(cell, piece, threshold, state)
+            state = {"s": states[:, -1]}
+            parts.append(states)
+        assert torch.equal(torch.cat(parts, 1), want)
+    noise = torch.full((2, 9, 32), 3.0)
+    mask = torch.ones(2, 59, dtype=torch.bool)
+    mask[:, :9] = False
+    left = scan(cell, torch.cat([noise, c], 1), torch.cat([noise / 2, beta], 1), start, mask)
+    assert torch.equal(left[:, 9:], want)
+    right = scan(cell, torch.cat([c, noise], 1), torch.cat([beta, noise / 2], 1), start, mask.flip(1))
+    assert torch.equal(right[:, :50], want)
+    assert torch.equal(right[:, 50:], want[:, -1:].expand(2, 9, 32))
     reset = torch.zeros(1, 100, dtype=torch.bool)
     reset[0, 50] = True
-    _, packed_states = scan(cell, c.view(1, 100, -1), beta.view(1, 100, -1), cell.initial_state(1, x.device), reset)
-    assert torch.equal(packed_states["s"].view(2, 50, -1), want["s"])
+    packed_states = scan(cell, c.view(1, 100, -1), beta.view(1, 100, -1), cell.initial_state(1, x.device), None, reset)
+    assert torch.equal(packed_states.view(2, 50, -1), want)
 
 
-def scan(cell, c, beta, state, reset=None):
-    """The cell's own forward, with the candidates and thresholds given."""
+def scan(cell, c, beta, state, mask=None, reset=None):
+    """The states of the cell's own forward, with the candidates and thresholds given."""
     cell.drive = lambda x, mask: (c, beta)
-    return cell(c, state, None, reset)
+    return cell(c, state, mask, reset)[1]["s"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("pattern", PATTERNS)
+@torch.no_grad()
+def test_the_cache_holds_the_very_states_of_the_scan(pattern, dtype):
+    model, ids = make_model(pattern, dtype=dtype), make_ids(2, 21)
+    seen = {}
+    for index, layer in enumerate(model.model.layers):
+        for number, cell in enumerate(getattr(layer.mixer, "cells", [])):
+            cell.register_forward_hook(
+                lambda _cell, _inputs, output, key=(index, number): seen.update({key: output[1]})
+            )
+    cache = DynamicCache(config=model.config)
+    for piece in ids.split([20, 1], 1):
+        model(piece, past_key_values=cache)
+        for (index, number), states in seen.items():
+            for name, steps in states.items():
+                held = cache.layers[index].states[f"{number}.{name}"]
+                assert held.dtype == torch.float32
+                assert torch.equal(held, steps[:, -1])
