@@ -56,6 +56,11 @@ def plan_run(config: PretrainConfig, data_fingerprint: str) -> Plan:
     """Looks at the run folder (and removes what a killed process left half-written). Raises UserError that says
     what to change."""
     run = config.run.path
+    blocked = next((path for path in (run, *run.parents) if path.exists() and not path.is_dir()), None)
+    if blocked is not None:
+        raise UserError(
+            f"The run folder {run} cannot be made: {blocked} is a file. Choose another run.folder or run.name."
+        )
     if config.run.resume == "never" and run.exists() and any(run.iterdir()):
         raise UserError(
             f"The run folder {run} is in use and run.resume=never. Choose another run.name, remove the folder, or "

@@ -137,7 +137,7 @@ class TrainingConfig:
     """Type of the matrix products. Weights, optimizer and recurrences stay in fp32. fp16 needs a GPU."""
     gradient_checkpointing: bool = False
     """Recompute each layer in the backward pass: less memory, about a third more time."""
-    seed: CountOrNever = 0
+    seed: Annotated[int, BeforeValidator(_whole), Field(ge=0, lt=2**32)] = 0
     """Seed of initialisation, data order, dropout and samples."""
     deterministic: bool = False
     """Refuse operations that are not deterministic on the device; the same run then gives the same bits on a GPU

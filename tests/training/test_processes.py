@@ -82,3 +82,27 @@ def test_two_processes_train_as_one(one_and_two, recipe):
     half.rename(third.run.path / "checkpoints" / half.name)
     pretrain(third)
     assert losses_of(third) == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_launched_script_joins_two_processes(recipe, tmp_path):
+    """The README's line for two processes on CPUs, as it is typed."""
+    config = recipe("training.steps=2", "run.name=launched")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(config_yaml(config), encoding="utf-8")
+    script = Path(__file__).parents[2] / "scripts" / "pretrain.py"
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    environment = os.environ | {
+        "ACCELERATE_USE_CPU": "true",
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+    }
+    done = subprocess.run(
+        [*launcher, str(script), "--config", str(path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    state = json.loads((config.run.path / "final" / "training_state" / "state.json").read_text(encoding="utf-8"))
+    assert (state["processes"], state["step"]) == (2, 2)

@@ -307,3 +307,9 @@ def test_a_missing_tracker_names_the_extra(recipe, monkeypatch):
     monkeypatch.setattr("hybridlm.training.session.get_available_trackers", list)
     with pytest.raises(UserError, match=r"names wandb, which is not installed.*hybridlm\[track\]"):
         pretrain(recipe("logging.trackers=[wandb]"))
+
+
+def test_a_run_folder_that_is_a_file(recipe, tmp_path):
+    (tmp_path / "taken").write_text("x", encoding="utf-8")
+    with pytest.raises(UserError, match="taken is a file"):
+        pretrain(recipe(f"run.folder={tmp_path / 'taken'}"))
