@@ -25,15 +25,19 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 
+# editable_mode=compat: the plain way, a path entry. With the default one, Python started in the folder above a clone named
+# `hybridlm` takes that folder for the package.
+EDITABLE := --config-settings editable_mode=compat --editable
+
 # Stamps: a second call installs nothing unless the dependencies changed.
 $(VENV)/.installed-demo: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV) (a few minutes the first time)"
-	$(INSTALL) --editable '.[plot]'
+	$(INSTALL) $(EDITABLE) '.[plot]'
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV) with the development tools (a few minutes the first time)"
-	$(INSTALL) --editable '.[dev,plot]'
+	$(INSTALL) $(EDITABLE) '.[dev,plot]'
 	@touch $@ $(VENV)/.installed-demo
 
 $(BIN)/python:

@@ -116,7 +116,8 @@ def _override(values: dict[str, Any], override: str) -> Iterator[str]:
     """Sets one dotted override in `values`; yields what is wrong with it."""
     name, equals, text = override.partition("=")
     if not equals or not name.strip():
-        yield f"override {override!r}: write it as SECTION.FIELD=VALUE, e.g. training.steps=20"
+        recipe = f". A recipe is given as --config {override}" if override.endswith((".yaml", ".yml")) else ""
+        yield f"override {override!r}: write it as SECTION.FIELD=VALUE, e.g. training.steps=20{recipe}"
         return
     try:
         value = yaml.load(text, Loader=_Loader)

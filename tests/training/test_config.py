@@ -24,8 +24,9 @@ def test_every_problem_is_reported_at_once():
         "model.pattern=rglru bmruu",
         "training.seed=true",
         "nonsense",
+        "mine.yaml",
     )
-    assert len(found) == 6
+    assert len(found) == 7
     text = "\n".join(found)
     assert "optimizer.lr=-1: input should be greater than 0. (Peak learning rate.)" in text
     assert "did you mean 'training'?" in text
@@ -33,6 +34,7 @@ def test_every_problem_is_reported_at_once():
     assert "did you mean 'bmru'?" in text
     assert "training.seed=True" in text
     assert "override 'nonsense': write it as SECTION.FIELD=VALUE" in text
+    assert "A recipe is given as --config mine.yaml" in text
 
 
 @pytest.mark.parametrize(
