@@ -6,6 +6,7 @@ fp64 model).
 """
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ RECURRENT_LAYER = "hybridlm_linear_attention"
 State = dict[str, Tensor]
 
 
-class Cell(nn.Module):
+class Cell(nn.Module, ABC):
     """A recurrence of width N on inputs of width N.
 
     Subclasses give `state_names`, `forward`, and `reset_weights` where a parameter does not start as a plain linear
@@ -38,12 +39,12 @@ class Cell(nn.Module):
         """s_0 for `rows` sequences: zeros, where a cell does not say otherwise."""
         return {name: torch.zeros(rows, self.width, device=device) for name in self.state_names}
 
+    @abstractmethod
     def forward(self, x: Tensor, state: State, mask: Tensor | None, reset: Tensor | None) -> tuple[Tensor, State]:
         """x (B, T, N); state: (B, N) each; mask, reset: (B, T) bool or None, as in the scans.
 
         Returns what the cell emits, (B, T, N) in x's dtype, and its states after every token, (B, T, N) each, fp32.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define forward.")
 
     def reset_weights(self) -> None:
         """Fills the parameters that the cell owns itself, through `transformers.initialization`; see `starting` for

@@ -44,61 +44,61 @@ def test_rglru_starts_inside_its_range_and_keeps_its_gradient_finite():
 
 
 def test_rglru_equals_its_equations():
-    cell, x = make_cell("rglru"), torch.randn(2, 9, WIDTH)
+    cell, x = make_cell("rglru").double(), torch.randn(2, 9, WIDTH).double()
     r, i = cell.gates(x)
     weight, bias, block = cell.gate_weight, cell.gate_bias, WIDTH // 4
     for head in range(4):
         part = slice(head * block, (head + 1) * block)
         both = x[..., part] @ weight[head] + bias[head]
-        assert torch.allclose(r[..., part], torch.sigmoid(both[..., :block]), atol=1e-6)
-        assert torch.allclose(i[..., part], torch.sigmoid(both[..., block:]), atol=1e-6)
+        assert torch.allclose(r[..., part], torch.sigmoid(both[..., :block]), atol=1e-12)
+        assert torch.allclose(i[..., part], torch.sigmoid(both[..., block:]), atol=1e-12)
     h, _ = cell(x, cell.initial_state(2, x.device), None, None)
-    a, s = torch.exp(-8 * r * torch.log1p(torch.exp(cell.p))), torch.zeros(2, WIDTH)
+    a, s = torch.exp(-8 * r * torch.log1p(torch.exp(cell.p))), torch.zeros(2, WIDTH).double()
     for t in range(9):
         s = a[:, t] * s + torch.sqrt(1 - a[:, t] ** 2) * i[:, t] * x[:, t]
-        assert torch.allclose(h[:, t], s, atol=1e-5)
+        assert torch.allclose(h[:, t], s, atol=1e-12)
 
 
 def test_mingru_equals_its_equations():
-    cell, x = make_cell("mingru"), torch.randn(2, 9, WIDTH)
+    cell, x = make_cell("mingru").double(), torch.randn(2, 9, WIDTH).double()
     h, _ = cell(x, cell.initial_state(2, x.device), None, None)
-    z, candidate, s = torch.sigmoid(cell.gate(x)), cell.candidate(x), torch.zeros(2, WIDTH)
+    z, candidate, s = torch.sigmoid(cell.gate(x)), cell.candidate(x), torch.zeros(2, WIDTH).double()
     for t in range(9):
         s = (1 - z[:, t]) * s + z[:, t] * candidate[:, t]
-        assert torch.allclose(h[:, t], s, atol=1e-5)
+        assert torch.allclose(h[:, t], s, atol=1e-12)
 
 
 def test_lru_equals_its_equations():
-    cell, x = make_cell("lru"), torch.randn(2, 9, WIDTH)
+    cell, x = make_cell("lru").double(), torch.randn(2, 9, WIDTH).double()
     h, _ = cell(x, cell.initial_state(2, x.device), None, None)
     lam = torch.exp(-torch.exp(cell.nu_log) + 1j * torch.exp(cell.theta_log))
     B, C = torch.complex(*cell.B.weight.chunk(2)), torch.complex(cell.C.weight[:, :WIDTH], -cell.C.weight[:, WIDTH:])
-    s = torch.zeros(2, WIDTH, dtype=torch.complex64)
+    s = torch.zeros(2, WIDTH, dtype=torch.complex128)
     for t in range(9):
         s = lam * s + torch.exp(cell.gamma_log) * (x[:, t].to(s.dtype) @ B.T)
-        assert torch.allclose(h[:, t], (s @ C.T).real + cell.d * x[:, t], atol=2e-4)
+        assert torch.allclose(h[:, t], (s @ C.T).real + cell.d * x[:, t], atol=1e-12)
 
 
 @pytest.mark.parametrize(("name", "epsilon"), [("bmru", 0.0), ("bmru", 0.4), ("bmru", 1.0), ("cmru", 1.0)])
 def test_memory_units_equal_their_equations(name, epsilon):
-    cell, x = make_cell(name), torch.randn(2, 40, WIDTH)
+    cell, x = make_cell(name).double(), torch.randn(2, 40, WIDTH).double()
     if name == "bmru":
         cell.epsilon = epsilon
     start = cell.initial_state(2, x.device)
     h, _ = cell(x, start, None, None)
     c, beta, s = cell.candidate(x), cell.threshold(x).abs(), start["s"]
     for t in range(40):
-        z = (c[:, t].abs() >= beta[:, t]).float()
+        z = (c[:, t].abs() >= beta[:, t]).double()
         s = z * (sign(c[:, t]) + epsilon * s) + (1 - z) * s
-        assert torch.allclose(h[:, t], cell.alpha * s, atol=1e-5)
+        assert torch.allclose(h[:, t], cell.alpha * s, atol=1e-12)
 
 
 def test_acmru_equals_its_equations():
-    cell, x = make_cell("acmru"), torch.randn(2, 9, WIDTH)
+    cell, x = make_cell("acmru").double(), torch.randn(2, 9, WIDTH).double()
     h, _ = cell(x, cell.initial_state(2, x.device), None, None)
     c, beta = cell.candidate(x), cell.threshold(x).abs()
     want = ((c.abs() >= beta) * cell.amplitude(x) * sign(c)).cumsum(1)
-    assert torch.allclose(h, want, atol=1e-4)
+    assert torch.allclose(h, want, atol=1e-12)
 
 
 def test_memory_units_start_as_published():
