@@ -81,6 +81,7 @@ class HybridLMConfig(PreTrainedConfig):
         surrogate_slope: k of the surrogate gradients.
         learn_initial_state: s_0 of `bmru` is learned through the sign function, instead of drawn once and kept.
     Other
+        classifier_dropout: probability, in front of the sequence and token classification heads.
         rms_norm_eps, initializer_range (standard deviation of the embeddings), use_cache, pad/bos/eos_token_id.
 
     Raises ValueError that lists every problem with field, value and what is allowed.
@@ -101,6 +102,7 @@ class HybridLMConfig(PreTrainedConfig):
     max_position_embeddings: int = 2048
     rope_parameters: RopeParameters | dict | None = None
     attention_dropout: int | float = 0.0
+    classifier_dropout: int | float = 0.0
     decay_min: float = 0.9
     decay_max: float = 0.999
     phase_max: float = 2 * math.pi
@@ -215,7 +217,8 @@ class HybridLMConfig(PreTrainedConfig):
         yield "surrogate_slope", self.surrogate_slope, "above 0", self.surrogate_slope > 0
         yield "rms_norm_eps", self.rms_norm_eps, "above 0", self.rms_norm_eps > 0
         yield "initializer_range", self.initializer_range, "at least 0", self.initializer_range >= 0
-        yield "attention_dropout", self.attention_dropout, "in [0, 1)", 0 <= self.attention_dropout < 1
+        for field in ("attention_dropout", "classifier_dropout"):
+            yield field, getattr(self, field), "in [0, 1)", 0 <= getattr(self, field) < 1
         if heads < 1 or kv < 1:
             return
         if "attention" in names:

@@ -1,0 +1,150 @@
+"""The classification heads: what they read, their losses, and that padding on either side changes nothing."""
+
+import pytest
+import torch
+from models import PATTERNS, make_ids, make_model
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+
+from hybridlm import (
+    HybridLMForQuestionAnswering,
+    HybridLMForSequenceClassification,
+    HybridLMForTokenClassification,
+)
+
+HEADS = [HybridLMForSequenceClassification, HybridLMForTokenClassification, HybridLMForQuestionAnswering]
+PAD = 3  # a token that also stands in the texts
+
+
+def make_head(kind, pattern, **options):
+    """A head on the stack of `make_model`, in eval mode."""
+    model = make_model(pattern, num_labels=4, **options)
+    torch.manual_seed(5)
+    head = kind(model.config)
+    head.model = model.model
+    for name, parameter in head.named_parameters():
+        if not name.startswith("model."):
+            torch.nn.init.normal_(parameter)
+    return head.eval()
+
+
+def padded(rows, left):
+    """ids and mask (B, T) of token lists of several lengths."""
+    width = max(len(row) for row in rows)
+    ids, mask = torch.full((len(rows), width), PAD), torch.zeros(len(rows), width, dtype=torch.long)
+    for i, row in enumerate(rows):
+        place = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[i, place], mask[i, place] = row, 1
+    return ids, mask
+
+
+def outputs_of(model, *args, **kwargs):
+    out = model(*args, **kwargs)
+    return [out.logits] if "logits" in out else [out.start_logits, out.end_logits]
+
+
+@pytest.mark.parametrize("left", [True, False])
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("pattern", PATTERNS)
+@torch.no_grad()
+def test_padding_changes_nothing(pattern, kind, left):
+    model = make_head(kind, pattern)
+    rows = [make_ids(1, length, seed=length)[0] for length in (9, 4, 7)]
+    rows[1][-1] = PAD  # the mask decides what is padding, not the token
+    ids, mask = padded(rows, left)
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    batch = outputs_of(model, ids, attention_mask=mask, position_ids=positions)
+    for i, row in enumerate(rows):
+        for got, want in zip(batch, outputs_of(model, row[None]), strict=True):
+            mine = got[i] if kind is HybridLMForSequenceClassification else got[i][mask[i].bool()]
+            assert (mine - want[0]).abs().max() <= 1e-4 * want.abs().max()
+    if kind is HybridLMForQuestionAnswering:
+        for logits in batch:
+            assert mask.gather(1, logits.argmax(1, keepdim=True)).all()
+            assert torch.isfinite(logits.log_softmax(1)[mask.bool()]).all()
+
+
+@torch.no_grad()
+def test_sequence_classification_without_a_mask():
+    ids = make_ids(2, 8, seed=2)
+    ids[ids == PAD] = PAD + 1
+    longer = torch.cat([ids, torch.full((2, 3), PAD)], 1)
+    model = make_head(HybridLMForSequenceClassification, "rglru bmru", pad_token_id=PAD)
+    want = model(ids).logits
+    assert torch.allclose(model(longer).logits, want, atol=1e-5)
+    embeds = model.model.embed_tokens(longer)
+    assert not torch.allclose(model(inputs_embeds=embeds).logits, want, atol=1e-3)  # nothing tells the padding
+    mask = (longer != PAD).long()
+    assert torch.allclose(model(inputs_embeds=embeds, attention_mask=mask).logits, want, atol=1e-5)
+    plain = make_head(HybridLMForSequenceClassification, "rglru bmru")  # no pad token: every token counts
+    assert torch.equal(plain(longer).logits, plain(longer, attention_mask=torch.ones_like(longer)).logits)
+
+
+@torch.no_grad()
+def test_sequence_classification_goes_on_from_a_cache():
+    model, ids = make_head(HybridLMForSequenceClassification, "lru bmru attention"), make_ids(2, 12)
+    mask = torch.ones_like(ids)
+    mask[1, 9:] = 0
+    want = model(ids, attention_mask=mask).logits
+    begun = model(ids[:, :5], attention_mask=mask[:, :5], use_cache=True)
+    rest = model(ids[:, 5:], attention_mask=mask, past_key_values=begun.past_key_values).logits
+    assert torch.allclose(rest, want, atol=1e-4)
+
+
+def test_losses_are_those_of_torch():
+    ids, functional = make_ids(3, 8), torch.nn.functional
+    model = make_head(HybridLMForSequenceClassification, "rglru bmru")
+    classes = torch.tensor([3, 0, 1])
+    out = model(ids, labels=classes)
+    assert torch.allclose(out.loss, functional.cross_entropy(out.logits, classes))
+    model.config.problem_type = None
+    several = torch.tensor([[1.0, 0, 0, 1], [0, 1, 0, 0], [0, 0, 0, 0]])
+    out = model(ids, labels=several)
+    assert torch.allclose(out.loss, functional.binary_cross_entropy_with_logits(out.logits, several))
+    tokens = make_head(HybridLMForTokenClassification, "rglru bmru")
+    labels = make_ids(3, 8, seed=4) % 4
+    labels[0, :5] = -100
+    out = tokens(ids, labels=labels)
+    assert torch.allclose(out.loss, functional.cross_entropy(out.logits.flatten(0, 1), labels.flatten()))
+    answers = make_head(HybridLMForQuestionAnswering, "rglru bmru")
+    start, end = torch.tensor([0, 3, 2]), torch.tensor([1, 7, 2])
+    out = answers(ids, start_positions=start, end_positions=end)
+    want = functional.cross_entropy(out.start_logits, start) + functional.cross_entropy(out.end_logits, end)
+    assert torch.allclose(out.loss, want / 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "auto"),
+    [
+        (HybridLMForSequenceClassification, AutoModelForSequenceClassification),
+        (HybridLMForTokenClassification, AutoModelForTokenClassification),
+        (HybridLMForQuestionAnswering, AutoModelForQuestionAnswering),
+    ],
+)
+def test_a_language_model_becomes_a_head_and_a_head_is_loaded_as_it_was_saved(kind, auto, tmp_path):
+    language = make_model("lru bmru attention")
+    language.save_pretrained(tmp_path / "language")
+    model, notes = auto.from_pretrained(
+        tmp_path / "language", id2label={0: "no", 1: "yes", 2: "both"}, output_loading_info=True
+    )
+    assert isinstance(model, kind)
+    assert all(not key.startswith("model.") for key in notes["missing_keys"])
+    assert torch.equal(model.model.embed_tokens.weight, language.model.embed_tokens.weight)
+    model.save_pretrained(tmp_path / "head")
+    loaded = auto.from_pretrained(tmp_path / "head")
+    assert loaded.config.id2label == {0: "no", 1: "yes", 2: "both"}
+    ids = make_ids(2, 6)
+    for got, want in zip(outputs_of(loaded.eval(), ids), outputs_of(model.eval(), ids), strict=True):
+        assert torch.equal(got, want)
+
+
+def test_dropout_acts_in_training_only():
+    model, ids = make_head(HybridLMForSequenceClassification, "rglru", classifier_dropout=0.5), make_ids(2, 6)
+    assert torch.equal(model(ids).logits, model(ids).logits)
+    model.train()
+    assert not torch.equal(model(ids).logits, model(ids).logits)
+    with pytest.raises(ValueError, match=r"classifier_dropout=1\.5: must be in \[0, 1\)"):
+        make_head(HybridLMForSequenceClassification, "rglru", classifier_dropout=1.5)
