@@ -17,11 +17,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrai
 import hybridlm  # noqa: F401  registers the model with the Auto classes
 from hybridlm.errors import UserError
 from hybridlm.evaluation.loading import locate, quiet_transformers
-from hybridlm.model.attention_hybridlm import Attention
+from hybridlm.model.attention_hybridlm import Attention, SlidingAttention
 from hybridlm.model.block_hybridlm import RecurrentMixer, SwiGLU
 from hybridlm.model.cache_hybridlm import HybridRecurrentLayer
 from hybridlm.model.cell_hybridlm import Cell
 from hybridlm.model.conv_hybridlm import ShortConv
+from hybridlm.model.mamba2_hybridlm import GroupedRMSNorm, Mamba2Mixer, SsdCell
 from hybridlm.model.mixers_hybridlm import CELLS
 
 
@@ -95,7 +96,7 @@ def parameters_by_kind(model: PreTrainedModel) -> dict[str, int]:
     """Number of parameters of each kind, largest first. A tied output projection counts once, as embeddings."""
     kinds: Counter[str] = Counter()
     counted: set[int] = set()
-    cells = {cell: name for name, cell in CELLS.items()}
+    cells = {cell: name for name, cell in CELLS.items()} | {SsdCell: "mamba2"}
     for module, kind in _kinds(model, "other", cells):
         for parameter in module.parameters(recurse=False):
             if id(parameter) not in counted:
@@ -113,10 +114,13 @@ def _kinds(module: nn.Module, kind: str, cells: dict[type, str]) -> list[tuple[n
     else:
         names = {
             RecurrentMixer: "projections and gates",
+            Mamba2Mixer: "projections and gates",
             Attention: "attention",
+            SlidingAttention: "attention",
             SwiGLU: "MLP",
             ShortConv: "convolution",
             nn.RMSNorm: "norms",
+            GroupedRMSNorm: "norms",
         }
         kind = names.get(type(module), kind)
     found = [(module, kind)]
@@ -127,7 +131,7 @@ def _kinds(module: nn.Module, kind: str, cells: dict[type, str]) -> list[tuple[n
 
 def cache_bytes(model: PreTrainedModel, config: PreTrainedConfig) -> dict[str, int]:
     """Bytes that one sequence keeps while it generates: `cache_bytes`, constant, and `cache_bytes_per_token`, from
-    attention layers.
+    attention layers. Sliding windows count as full.
     """
     cache = DynamicCache(config=config)
     with torch.no_grad():
@@ -140,5 +144,9 @@ def cache_bytes(model: PreTrainedModel, config: PreTrainedConfig) -> dict[str, i
             constant += sum(t.numel() * t.element_size() for t in [*layer.states.values(), layer.conv] if t is not None)
         else:
             held = [getattr(layer, name) for name in ("keys", "values")]
-            growing += sum(t.numel() * t.element_size() for t in held if t is not None)
+            one_token = sum(t.numel() * t.element_size() for t in held if t is not None)
+            if layer.is_sliding:
+                constant += one_token * (config.sliding_window - 1)
+            else:
+                growing += one_token
     return {"cache_bytes": constant, "cache_bytes_per_token": growing}

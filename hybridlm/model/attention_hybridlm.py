@@ -1,13 +1,15 @@
-"""`attention`: causal softmax attention with RoPE and grouped queries, through transformers' attention interface.
+"""`attention` and `sliding_attention`: causal softmax attention with RoPE and grouped queries, through transformers'
+attention interface.
 
-The one mixer whose memory grows with the text. It brings its own projections, so it replaces the shell's inner line.
+`attention` is the one mixer whose memory grows with the text; `sliding_attention` sees the last `sliding_window`
+tokens and forgets the others. Both bring their own projections, so they replace the shell's inner line.
 """
 
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb, eager_attention_forward
 
-from .cell_hybridlm import starting
+from .cell_hybridlm import FULL_ATTENTION, SLIDING_ATTENTION, starting
 
 
 class HybridLMRotaryEmbedding(LlamaRotaryEmbedding):
@@ -25,8 +27,9 @@ class HybridLMRotaryEmbedding(LlamaRotaryEmbedding):
 class Attention(nn.Module):
     """hidden states (B, T, D) -> (B, T, D)."""
 
-    layer_type = "full_attention"
+    layer_type = FULL_ATTENTION
     is_causal = True
+    sliding_window: int | None = None
 
     def __init__(self, config, layer_idx: int):
         super().__init__()
@@ -48,7 +51,7 @@ class Attention(nn.Module):
         past_key_values=None,
         **kwargs,
     ) -> tuple[Tensor, Tensor | None]:
-        """attention_mask as `create_causal_mask` made it; position_embeddings: RoPE's (cos, sin), (B, T, head_dim)
+        """attention_mask as transformers made it for this kind of layer; position_embeddings: RoPE's (cos, sin), (B, T, head_dim)
         each."""
         assert position_embeddings is not None
         heads = (*hidden_states.shape[:-1], -1, self.head_dim)
@@ -61,6 +64,24 @@ class Attention(nn.Module):
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.attention_dropout if self.training else 0.0
         output, weights = attend(
-            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=dropout,
+            scaling=self.scaling,
+            sliding_window=self.sliding_window,
+            **kwargs,
         )
         return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1)), weights
+
+
+class SlidingAttention(Attention):
+    """A token sees itself and the `sliding_window` - 1 tokens before it; the cache keeps no others."""
+
+    layer_type = SLIDING_ATTENTION
+
+    def __init__(self, config, layer_idx: int):
+        super().__init__(config, layer_idx)
+        self.sliding_window = config.sliding_window

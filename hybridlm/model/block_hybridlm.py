@@ -4,7 +4,7 @@
     y = W_o((sum of the cells' outputs on v) * silu(W_g u))
     x = x + y;    x = x + mlp(norm(x))                       SwiGLU
 
-`attention` brings its own projections and replaces the two inner lines.
+Attention and `mamba2` bring their own projections and replace the two inner lines.
 """
 
 from torch import Tensor, nn
@@ -12,9 +12,10 @@ from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .cache_hybridlm import HybridRecurrentLayer
-from .cell_hybridlm import State, starting
+from .cell_hybridlm import starting
 from .conv_hybridlm import ShortConv
-from .mixers_hybridlm import CELLS, STANDALONE
+from .mixers_hybridlm import ATTENTION, CELLS, STANDALONE
+from .recurrence_hybridlm import advance, convolve
 
 
 class RecurrentMixer(nn.Module):
@@ -34,27 +35,11 @@ class RecurrentMixer(nn.Module):
         self, u: Tensor, mask: Tensor | None, reset: Tensor | None, cache: HybridRecurrentLayer | None
     ) -> Tensor:
         """mask, reset: (B, T) bool or None. The cache, if given, is read and moved on by T tokens."""
-        v, window = self.in_proj(u), None
-        held = cache if cache is not None and cache.is_initialized else None
-        if self.conv is not None:
-            v, window = self.conv(v, held.conv if held else None, mask, reset)
-        total, trajectory = None, {}
-        for i, cell in enumerate(self.cells):
-            state = self._state(cell, i, held, v)
-            h, states = cell(v, state, mask, reset)
-            total = h if total is None else total + h
-            trajectory.update({f"{i}.{name}": steps for name, steps in states.items()})
-        if cache is not None:
-            cache.append(trajectory, window)
-        assert total is not None
+        v, window = convolve(self.conv, self.in_proj(u), mask, reset, cache)
+        h = advance(self.cells, v, window, mask, reset, cache)  # pyright: ignore[reportArgumentType]
         if self.gate_proj is not None:
-            total = total * F.silu(self.gate_proj(u))
-        return self.out_proj(total)
-
-    def _state(self, cell, i: int, held: HybridRecurrentLayer | None, like: Tensor) -> State:
-        if held is None:
-            return cell.initial_state(like.shape[0], like.device)
-        return {name: held.states[f"{i}.{name}"].to(like.device) for name in cell.state_names}
+            h = h * F.silu(self.gate_proj(u))
+        return self.out_proj(h)
 
 
 class SwiGLU(nn.Module):
@@ -78,10 +63,10 @@ class HybridLMDecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config, block: str, layer_idx: int):
         super().__init__()
         self.layer_idx = layer_idx
-        self.is_attention = block in STANDALONE
+        self.attention_type = ATTENTION[block].layer_type if block in ATTENTION else None
         self.mixer_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mixer = (
-            STANDALONE[block](config, layer_idx) if self.is_attention else RecurrentMixer(config, block, layer_idx)
+            STANDALONE[block](config, layer_idx) if block in STANDALONE else RecurrentMixer(config, block, layer_idx)
         )
         self.mlp_norm = self.mlp = None
         if config.mlp_size > 0:
@@ -91,7 +76,7 @@ class HybridLMDecoderLayer(GradientCheckpointingLayer):
     def forward(
         self,
         hidden_states: Tensor,
-        causal_mask: Tensor | None = None,
+        causal_masks: dict | None = None,
         mask: Tensor | None = None,
         reset: Tensor | None = None,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
@@ -99,11 +84,13 @@ class HybridLMDecoderLayer(GradientCheckpointingLayer):
         use_cache: bool | None = None,
         **kwargs,
     ) -> Tensor:
+        """hidden_states (B, T, D). causal_masks: for each kind of attention layer, what transformers made; mask, reset:
+        (B, T) bool or None, for recurrent layers."""
         u = self.mixer_norm(hidden_states)
-        if self.is_attention:
+        if self.attention_type is not None:
             y, _ = self.mixer(
                 u,
-                attention_mask=causal_mask,
+                attention_mask=None if causal_masks is None else causal_masks.get(self.attention_type),
                 position_embeddings=position_embeddings,
                 past_key_values=past_key_values,
                 **kwargs,

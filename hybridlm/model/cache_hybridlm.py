@@ -7,7 +7,7 @@ caches of attention-free models know their length, and it can take steps back (`
 Importing this module makes the layer known to transformers under `RECURRENT_LAYER`, for DynamicCache and StaticCache.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,19 +22,24 @@ from transformers.cache_utils import (
 )
 from transformers.masking_utils import LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING
 
-from .cell_hybridlm import RECURRENT_LAYER, State
+from .cell_hybridlm import RECURRENT_LAYER, SLIDING_ATTENTION, State
 from .conv_hybridlm import Window
+from .stepwise_hybridlm import exporting
+
+
+Replay = Callable[[State, int], State]
+"""(states before a call, tokens of it that are kept) -> the states after those."""
 
 
 @dataclass
 class _Record:
-    """One call while recording: its length, what was there before it, and its states and inputs step by step."""
+    """One call while recording: its length, what was there before it, and how to find the states inside it."""
 
     length: int
     before: State
     conv_before: Tensor | None
-    trajectory: State
     window: Window | None
+    replay: Replay
 
 
 class HybridRecurrentLayer(LinearAttentionCacheLayerMixin, CacheLayerMixin):
@@ -44,13 +49,14 @@ class HybridRecurrentLayer(LinearAttentionCacheLayerMixin, CacheLayerMixin):
     is_compileable = True
     is_sliding = False
     supports_early_init = False
+    fixed_addresses = False
 
     def __init__(self, **kwargs):
         self.keys = self.values = None  # read by DynamicCache.__iter__
         self.is_initialized = False
         self.states: State = {}
         self.conv: Tensor | None = None
-        self.cumulative_length: Any = 0
+        self.cumulative_length = torch.tensor(0)  # a tensor, so that no traced graph holds it as a constant
         self.record_past = False
         self._past: list[_Record] = []
 
@@ -62,18 +68,25 @@ class HybridRecurrentLayer(LinearAttentionCacheLayerMixin, CacheLayerMixin):
     def batch_size(self) -> int:
         return next(iter(self.states.values())).shape[0] if self.is_initialized else -1
 
-    def append(self, trajectory: State, window: Window | None) -> None:
-        """Takes the states after each of T new tokens, {name: (B, T, ...)}, and the convolution's window over them."""
-        length = next(iter(trajectory.values())).shape[1]
+    def append(self, length: int, last: State, window: Window | None, replay: Replay | None = None) -> None:
+        """Takes the states after `length` new tokens, {name: (B, ...)}, and the convolution's window over them.
+
+        replay: needed while the past is recorded.
+        """
         if self.record_past:
+            assert replay is not None, "a recording layer needs a way to find the states inside the call again"
             before = {name: state.clone() for name, state in self.states.items()} if self.is_initialized else {}
             conv_before = self.conv.clone() if before and self.conv is not None else None
-            self._past.append(_Record(length, before, conv_before, trajectory, window))
-        self._write({name: states[:, -1] for name, states in trajectory.items()}, window and window.tail())
-        self.cumulative_length += length
+            self._past.append(_Record(length, before, conv_before, window, replay))
+        self._write(last, window and window.tail())
+        self._count(length)
+
+    def _count(self, tokens: int) -> None:
+        self.cumulative_length = self.cumulative_length + tokens
 
     def _write(self, states: State, conv: Tensor | None) -> None:
-        if torch.is_grad_enabled():  # never in place under autograd
+        # Never in place under autograd; and an exported step does not change the cache that it is given.
+        if torch.is_grad_enabled() or (exporting() and not self.fixed_addresses):
             self.states, self.conv = dict(states), conv
         elif {name: state.shape for name, state in self.states.items()} != {
             name: s.shape for name, s in states.items()
@@ -122,14 +135,14 @@ class HybridRecurrentLayer(LinearAttentionCacheLayerMixin, CacheLayerMixin):
             record = self._past.pop()
             back = min(count, record.length)
             self._restore(record, back)
-            self.cumulative_length -= back
+            self._count(-back)
             count -= back
         self._past = []
 
     def _restore(self, record: _Record, back: int) -> None:
         """The state `back` tokens before the end of a recorded call."""
         if back < record.length:
-            states = {name: steps[:, -1 - back] for name, steps in record.trajectory.items()}
+            states = record.replay(record.before, record.length - back)
             self._write(states, record.window and record.window.tail(back))
         elif record.before:
             self._write(record.before, record.conv_before)
@@ -137,13 +150,14 @@ class HybridRecurrentLayer(LinearAttentionCacheLayerMixin, CacheLayerMixin):
             self.is_initialized = False
 
     def get_seq_length(self) -> Any:
-        return self.cumulative_length
+        """Tokens seen: an int, or a tensor while a graph is traced."""
+        return int(self.cumulative_length) if may_look() else self.cumulative_length
 
     def get_max_length(self) -> int:
         return -1
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.cumulative_length + query_length, 0
+        return self.get_seq_length() + query_length, 0
 
     def reset(self) -> None:
         """As new: no state, no tokens."""
@@ -177,15 +191,18 @@ class HybridStaticRecurrentLayer(HybridRecurrentLayer):
     """The same with fixed addresses, and the length as a tensor: one compiled graph serves every decode step."""
 
     _layer_type = None
+    fixed_addresses = True
 
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.cumulative_length = torch.tensor(0, dtype=torch.long)
-
-    def append(self, trajectory: State, window: Window | None) -> None:
+    def append(self, length: int, last: State, window: Window | None, replay: Replay | None = None) -> None:
         if not self.is_initialized:
-            self.cumulative_length = self.cumulative_length.to(next(iter(trajectory.values())).device)
-        super().append(trajectory, window)
+            self.cumulative_length = self.cumulative_length.to(next(iter(last.values())).device)
+        super().append(length, last, window, replay)
+
+    def _count(self, tokens: int) -> None:
+        self.cumulative_length += tokens
+
+    def get_seq_length(self) -> Tensor:
+        return self.cumulative_length
 
     def _mark_static(self) -> None:
         if may_look():
@@ -224,8 +241,10 @@ def layered(cache: Cache, config, layer_types: Sequence[str], rows: int, length:
     """`cache`, checked for a call of (rows, length) tokens; a DynamicCache made without a config gets its layers."""
     if not cache.layers and isinstance(cache, DynamicCache):
         cache.layers, cache.layer_class_to_replicate = DynamicCache(config=config).layers, None
-    kinds = [isinstance(layer, HybridRecurrentLayer) for layer in cache.layers]
-    if kinds != [kind == RECURRENT_LAYER for kind in layer_types]:
+    if may_look():
+        _take_over(cache)
+    kinds = [(isinstance(layer, HybridRecurrentLayer), bool(layer.is_sliding)) for layer in cache.layers]
+    if kinds != [(kind == RECURRENT_LAYER, kind == SLIDING_ATTENTION) for kind in layer_types]:
         raise ValueError(
             f"past_key_values is a {type(cache).__name__} whose layers do not fit the pattern {config.pattern!r}. "
             "Make it with DynamicCache(config=model.config) or StaticCache(config=model.config, max_cache_len=...)."
@@ -235,16 +254,33 @@ def layered(cache: Cache, config, layer_types: Sequence[str], rows: int, length:
         held = layer.batch_size if isinstance(layer, HybridRecurrentLayer) else _rows(layer)
         if held not in (-1, rows):
             raise ValueError(f"past_key_values holds {held} rows, the input has {rows}; a cache serves one batch.")
-        if may_look() and layer.get_max_length() > 0 and int(layer.get_seq_length()) + length > layer.get_max_length():
+        room = -1 if _forgets(layer, config) else layer.get_max_length()
+        if may_look() and room > 0 and int(layer.get_seq_length()) + length > room:
             raise ValueError(
                 f"past_key_values is full: {int(layer.get_seq_length())} tokens are in it, {length} come, and its "
-                f"attention layers hold {layer.get_max_length()}. Make the StaticCache with a larger max_cache_len."
+                f"attention layers hold {room}. Make the StaticCache with a larger max_cache_len."
             )
     return cache
 
 
+def _forgets(layer: Any, config) -> bool:
+    """Whether an attention layer drops what leaves its window, so that it is never full."""
+    return layer.is_sliding and layer.get_max_length() >= config.sliding_window
+
+
 def _rows(layer: Any) -> int:
     return -1 if not layer.is_initialized or layer.keys is None or not layer.keys.numel() else layer.keys.shape[0]
+
+
+def _take_over(cache: Cache) -> None:
+    """Makes empty layers of another copy of this code ours. Every checkpoint that carries the code brings a copy, and
+    transformers' caches get the layers of the copy that was imported last."""
+    ours = {kind.__name__: kind for kind in (HybridRecurrentLayer, HybridStaticRecurrentLayer)}
+    for i, layer in enumerate(cache.layers):
+        kind = ours.get(type(layer).__name__)
+        if kind is not None and not isinstance(layer, kind) and not layer.is_initialized:
+            cache.layers[i] = kind()
+            cache.layers[i].record_past = getattr(layer, "record_past", False)
 
 
 STATIC_LAYER_TYPE_MAPPING[RECURRENT_LAYER] = HybridStaticRecurrentLayer

@@ -15,6 +15,9 @@ from transformers import initialization as init
 RECURRENT_LAYER = "hybridlm_linear_attention"
 """Name of a recurrent layer in `layer_types`. Tools that look for "linear_attention" in it treat it as one."""
 
+FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
+"""transformers' names of attention layers in `layer_types`."""
+
 State = dict[str, Tensor]
 
 
@@ -26,7 +29,7 @@ class Cell(nn.Module, ABC):
     """
 
     state_names: tuple[str, ...] = ("s",)
-    """One tensor each, (B, N), fp32."""
+    """One tensor each, (B, N) where a cell does not say otherwise, fp32."""
 
     anneals = False
     """Whether epsilon is a training schedule of this cell, rather than a constant."""
@@ -43,7 +46,8 @@ class Cell(nn.Module, ABC):
     def forward(self, x: Tensor, state: State, mask: Tensor | None, reset: Tensor | None) -> tuple[Tensor, State]:
         """x (B, T, N); state: (B, N) each; mask, reset: (B, T) bool or None, as in the scans.
 
-        Returns what the cell emits, (B, T, N) in x's dtype, and its states after every token, (B, T, N) each, fp32.
+        Returns what the cell emits, (B, T, N) in x's dtype, and its states after every token, (B, T, N) each, fp32; or
+        after the last one alone, (B, 1, ...), where the others are not at hand.
         """
 
     def reset_weights(self) -> None:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from .cell_hybridlm import State, starting, wide
-from .memory_hybridlm import MemoryCell
+from .memory_hybridlm import ThresholdCell
 from .scan_hybridlm import linear_scan
 from .surrogate_hybridlm import heaviside, sign
 
 
-class AcmruCell(MemoryCell):
+class AcmruCell(ThresholdCell):
     """State: `s`, a real number that starts at 0."""
 
     def __init__(self, config):

@@ -2,7 +2,7 @@
 
     s_t = z_t * (S(c_t) + epsilon s_{t-1}) + (1 - z_t) * s_{t-1}         h_t = alpha * s_t
 
-with candidate c, threshold beta and z = H(|c| - beta) of `MemoryCell`. At epsilon = 0 the state is +-1 and a hold
+with candidate c, threshold beta and z = H(|c| - beta) of `ThresholdCell`. At epsilon = 0 the state is +-1 and a hold
 keeps it for ever, bit for bit; a write blocks the gradient. At epsilon = 1 the state is a counter and the gradient
 through time is always 1. A `bmru` is trained from epsilon = 1 to 0; epsilon belongs to the training schedule, is no
 part of the weights, and is 0 in a model that was just made or loaded.
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from .cell_hybridlm import State, wide
-from .memory_hybridlm import MemoryCell
+from .memory_hybridlm import ThresholdCell
 from .scan_hybridlm import memory_scan
 from .surrogate_hybridlm import sign
 
 
-class _ScannedMemoryCell(MemoryCell):
+class _ScannedMemoryCell(ThresholdCell):
     def __init__(self, config):
         super().__init__(config)
         self.amplitude_init = config.amplitude_init

@@ -12,6 +12,7 @@ from transformers import initialization as init
 
 from .cell_hybridlm import Cell, State, lecun_normal_, wide
 from .scan_hybridlm import linear_scan
+from .stepwise_hybridlm import exporting
 
 DECAY_SHARPNESS = 8.0
 
@@ -29,6 +30,10 @@ class _BoundedSqrt(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> Tensor:
         (root,) = ctx.saved_tensors
         return grad * (0.5 / root.clamp_min(1e-3))
+
+
+def _bounded_sqrt(x: Tensor) -> Tensor:
+    return x.sqrt() if exporting() else _BoundedSqrt.apply(x)  # pyright: ignore[reportReturnType]
 
 
 class RglruCell(Cell):
@@ -55,7 +60,7 @@ class RglruCell(Cell):
     def forward(self, x: Tensor, state: State, mask: Tensor | None, reset: Tensor | None) -> tuple[Tensor, State]:
         r, i = self.gates(x)
         log_a = -DECAY_SHARPNESS * r * F.softplus(wide(self.p))
-        drive = _BoundedSqrt.apply(-torch.expm1(2 * log_a)) * (i * wide(x))
+        drive = _bounded_sqrt(-torch.expm1(2 * log_a)) * (i * wide(x))
         s, _ = linear_scan(torch.exp(log_a), drive, state["s"], reset=reset, mask=mask)
         return s.to(x.dtype), {"s": s}
 

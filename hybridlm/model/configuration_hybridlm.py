@@ -17,7 +17,8 @@ from transformers import GenerationConfig, PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
 from transformers.utils import logging
 
-from .mixers_hybridlm import MIXERS, RECURRENT_LAYER, STANDALONE
+from .code_hybridlm import copy_code, names_our_classes, with_our_classes
+from .mixers_hybridlm import ATTENTION, MIXERS, RECURRENT_LAYER, STANDALONE
 from .pattern_hybridlm import parse
 
 logger = logging.get_logger(__name__)
@@ -72,14 +73,18 @@ class HybridLMConfig(PreTrainedConfig):
         num_key_value_heads: grouped-query attention; None: num_attention_heads.
         max_position_embeddings: the length that RoPE scaling and evaluation tools assume; no cell is limited by it.
         rope_parameters: transformers' RoPE dictionary (`rope_type`, `rope_theta`, ...).
+        sliding_window: tokens that `sliding_attention` sees, the present one included.
         attention_dropout: probability.
     Recurrences
         decay_min, decay_max: range of |decay| at the start, for `lru` (r_min, r_max) and `rglru`.
         phase_max: largest phase of `lru` at the start, in radians.
         threshold_init: b_beta, the threshold of memory units at the start.
+        threshold_low, threshold_high: beta_lo and beta_hi, the fixed thresholds of `fqbmru`.
         amplitude_init: alpha, the amplitude of memory units at the start.
         surrogate_slope: k of the surrogate gradients.
         learn_initial_state: s_0 of `bmru` is learned through the sign function, instead of drawn once and kept.
+        mamba_expand, mamba_d_head, mamba_d_state, mamba_n_groups: of `mamba2`: its width over hidden_size, the width of
+        a head, the size of the state of each of its channels, and how many groups of heads have B and C of their own.
     Other
         classifier_dropout: probability, in front of the sequence and token classification heads.
         rms_norm_eps, initializer_range (standard deviation of the embeddings), use_cache, pad/bos/eos_token_id.
@@ -101,15 +106,22 @@ class HybridLMConfig(PreTrainedConfig):
     num_key_value_heads: int | None = None
     max_position_embeddings: int = 2048
     rope_parameters: RopeParameters | dict | None = None
+    sliding_window: int = 1024
     attention_dropout: int | float = 0.0
     classifier_dropout: int | float = 0.0
     decay_min: float = 0.9
     decay_max: float = 0.999
     phase_max: float = 2 * math.pi
     threshold_init: int | float = 1.0
+    threshold_low: int | float = 0.5
+    threshold_high: int | float = 1.5
     amplitude_init: int | float = 1.0
     surrogate_slope: int | float = 1.0
     learn_initial_state: bool = False
+    mamba_expand: int | float = 2
+    mamba_d_head: int = 64
+    mamba_d_state: int = 128
+    mamba_n_groups: int = 1
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
     tie_word_embeddings: bool = True
@@ -145,6 +157,13 @@ class HybridLMConfig(PreTrainedConfig):
             fields["format_version"] = FORMAT_VERSION
         return super().from_dict(fields, **kwargs)
 
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
+        """As in transformers; where `auto_map` names classes of ours, all of their code is written beside it."""
+        if names_our_classes(getattr(self, "auto_map", None)):
+            self.auto_map = with_our_classes(self.auto_map)
+            copy_code(save_directory)
+        super().save_pretrained(save_directory, push_to_hub, **kwargs)
+
     @property
     def block_types(self) -> tuple[str, ...]:
         """The layers in depth order, each a mixer's name or `"a+b"`."""
@@ -167,6 +186,11 @@ class HybridLMConfig(PreTrainedConfig):
     def recurrence_size(self) -> int:
         """N: `state_size`, or `hidden_size` where it is None."""
         return self.hidden_size if self.state_size is None else self.state_size
+
+    @property
+    def mamba_inner_size(self) -> int:
+        """Width of `mamba2` inside: `mamba_expand` * hidden_size."""
+        return int(self.mamba_expand * self.hidden_size)
 
     @property
     def mlp_size(self) -> int:
@@ -214,14 +238,19 @@ class HybridLMConfig(PreTrainedConfig):
         yield "decay_max", self.decay_max, "below 1", self.decay_max < 1
         yield "phase_max", self.phase_max, "in (0, 2 pi]", 0 < self.phase_max <= 2 * math.pi
         yield "threshold_init", self.threshold_init, "at least 0", self.threshold_init >= 0
+        low, high = self.threshold_low, self.threshold_high
+        yield "threshold_low", low, f"in (0, threshold_high={high})", 0 < low < high
+        yield "sliding_window", self.sliding_window, "at least 1", self.sliding_window >= 1
         yield "surrogate_slope", self.surrogate_slope, "above 0", self.surrogate_slope > 0
         yield "rms_norm_eps", self.rms_norm_eps, "above 0", self.rms_norm_eps > 0
         yield "initializer_range", self.initializer_range, "at least 0", self.initializer_range >= 0
         for field in ("attention_dropout", "classifier_dropout"):
             yield field, getattr(self, field), "in [0, 1)", 0 <= getattr(self, field) < 1
+        if "mamba2" in names:
+            yield from self._mamba_ranges()
         if heads < 1 or kv < 1:
             return
-        if "attention" in names:
+        if names & set(ATTENTION):
             yield (
                 "hidden_size",
                 D,
@@ -236,6 +265,20 @@ class HybridLMConfig(PreTrainedConfig):
                 N,
                 f"a multiple of num_attention_heads={heads}, for the block-diagonal gates of rglru",
                 N % heads == 0,
+            )
+
+
+    def _mamba_ranges(self):
+        inner, head, groups = self.mamba_inner_size, self.mamba_d_head, self.mamba_n_groups
+        for field in ("mamba_d_head", "mamba_d_state", "mamba_n_groups"):
+            yield field, getattr(self, field), "at least 1", getattr(self, field) >= 1
+        yield "mamba_expand", self.mamba_expand, "above 0", inner >= 1
+        if head >= 1 and groups >= 1:
+            yield (
+                "mamba_d_head",
+                head,
+                f"a divisor of mamba_expand * hidden_size = {inner}, with a multiple of mamba_n_groups={groups} heads",
+                inner % head == 0 and (inner // head) % groups == 0,
             )
 
 

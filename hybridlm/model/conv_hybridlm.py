@@ -60,16 +60,18 @@ class ShortConv(nn.Module):
         if reset is not None:
             starts = reset if mask is None else reset & mask
             document = F.pad(starts.long().cumsum(1), (taps, 0))
-        order = None
+        place = None
         if mask is not None:
-            # Padding first, valid inputs behind it in their order.
-            order = torch.argsort(F.pad(mask, (taps, 0), value=True).long(), dim=1, stable=True)
-            inputs = inputs.gather(1, order.unsqueeze(2).expand_as(inputs))
-            document = None if document is None else document.gather(1, order)
+            # Padding first, valid inputs behind it in their order. Counted, not sorted: ONNX exports have no such sort.
+            valid = F.pad(mask, (taps, 0), value=True)
+            padding = (~valid).long().cumsum(1)
+            place = torch.where(valid, valid.long().cumsum(1) + padding[:, -1:], padding) - 1
+            inputs = torch.zeros_like(inputs).scatter(1, place.unsqueeze(2).expand_as(inputs), inputs)
+            document = None if document is None else torch.zeros_like(document).scatter(1, place, document)
         v = self._convolve(inputs, document, length)
-        if order is not None:
-            back = torch.argsort(order, dim=1)[:, taps:] - taps
-            v = v.gather(1, back.clamp_min(0).unsqueeze(2).expand_as(v))
+        if place is not None:
+            back = (place[:, taps:] - taps).clamp_min(0)
+            v = v.gather(1, back.unsqueeze(2).expand_as(v))
         return v, Window(inputs, document, taps)
 
     def _convolve(self, inputs: Tensor, document: Tensor | None, length: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the memory recurrent units share: candidate, threshold, and the share of units that write.
+"""What the memory recurrent units share: the share of units that write; candidate and threshold.
 
     c_t = W_c x_t + b_c          candidate (drive)
     beta_t = |W_beta x_t + b_beta|    threshold
@@ -21,15 +21,25 @@ class MemoryCell(Cell):
     def __init__(self, config):
         super().__init__(config)
         self.slope = float(config.surrogate_slope)
-        self.candidate = nn.Linear(self.width, self.width)
-        self.threshold = starting(nn.Linear(self.width, self.width), bias=config.threshold_init)
         self.record_writes = False
         self.write_share: Tensor | None = None
+
+    def note_writes(self, z: Tensor, mask: Tensor | None) -> None:
+        """z (B, T, N), 1 where a unit writes; padding does not count."""
+        self.write_share = z.mean() if mask is None else z[mask].mean()
+
+
+class ThresholdCell(MemoryCell):
+    """A memory cell that compares a candidate with a threshold, both read from the input."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.candidate = nn.Linear(self.width, self.width)
+        self.threshold = starting(nn.Linear(self.width, self.width), bias=config.threshold_init)
 
     def drive(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """c and beta, (B, T, N) each, fp32."""
         c, beta = wide(self.candidate(x)), wide(self.threshold(x)).abs()
         if self.record_writes:
-            z = heaviside(c.abs() - beta, self.slope)
-            self.write_share = z.mean() if mask is None else z[mask].mean()
+            self.note_writes(heaviside(c.abs() - beta, self.slope), mask)
         return c, beta

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import TransformersKwargs, can_return_tuple, merge_with_config_defaults
@@ -29,14 +29,14 @@ from transformers.utils.output_capturing import capture_outputs
 from .attention_hybridlm import Attention, HybridLMRotaryEmbedding
 from .block_hybridlm import HybridLMDecoderLayer
 from .cache_hybridlm import layered, may_look, padding_mask
-from .cell_hybridlm import RECURRENT_LAYER, start_linear_, starting
+from .cell_hybridlm import FULL_ATTENTION, RECURRENT_LAYER, SLIDING_ATTENTION, start_linear_, starting
+from .code_hybridlm import CarriesCode
 from .configuration_hybridlm import HybridLMConfig
+from .conversation_hybridlm import ConversationMixin, going_on
 from .memory_hybridlm import MemoryCell
 
-FULL_ATTENTION = Attention.layer_type
 
-
-class HybridLMPreTrainedModel(PreTrainedModel):
+class HybridLMPreTrainedModel(ConversationMixin, CarriesCode, PreTrainedModel):
     """What both classes share: the start of the weights, and the training state epsilon."""
 
     config: HybridLMConfig
@@ -108,7 +108,7 @@ class HybridLMModel(HybridLMPreTrainedModel):
         )
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = None
-        if FULL_ATTENTION in config.layer_types:
+        if set(config.layer_types) & set(_CAUSAL_MASKS):
             self.rotary_emb = HybridLMRotaryEmbedding(config)  # pyright: ignore[reportArgumentType]
         self.gradient_checkpointing = False
         self.layer_types = tuple(config.layer_types)
@@ -142,6 +142,7 @@ class HybridLMModel(HybridLMPreTrainedModel):
             past_key_values = layered(past_key_values, self.config, self.layer_types, rows, length)
 
         seen = 0 if fresh or past_key_values is None else past_key_values.get_seq_length()
+        told = not isinstance(attention_mask, dict)
         if isinstance(attention_mask, dict):  # made by `generate`, one mask for each kind of layer
             mask, columns = attention_mask.get(RECURRENT_LAYER), None
         else:
@@ -149,23 +150,27 @@ class HybridLMModel(HybridLMPreTrainedModel):
                 _check_mask(attention_mask, int(seen) + length)
             mask, columns = padding_mask(attention_mask, length), attention_mask
         reset = None
-        if position_ids is not None:
+        if position_ids is not None and (told or RECURRENT_LAYER in self.layer_types):  # else padding is not known
             reset = _document_starts(position_ids.expand(rows, length), mask, columns, seen)
-        causal_mask = position_embeddings = None
+        causal_masks = position_embeddings = None
         if self.rotary_emb is not None:
-            if reset is not None and not fresh and may_look() and bool(reset.any()):
-                raise ValueError(_PACKED_CACHE)
+            if position_ids is not None and reset is not None and not fresh and may_look():
+                # A dict of masks does not show the past: what begins behind a token of this very call is certain.
+                sure = reset if told else _document_starts(position_ids.expand(rows, length), mask, None, 0)
+                if sure is not None and bool(sure.any()):
+                    raise ValueError(_PACKED_CACHE)
             if position_ids is None:
                 position_ids = (torch.arange(length, device=inputs_embeds.device) + seen).unsqueeze(0)
             # A cache that was made just now is empty: without it, transformers finds packed documents in position_ids.
-            causal_mask = self._causal(attention_mask, inputs_embeds, None if fresh else past_key_values, position_ids)
+            cache = None if fresh else past_key_values
+            causal_masks = self._causal_masks(attention_mask, inputs_embeds, cache, position_ids)
             position_embeddings = self.rotary_emb(inputs_embeds, position_ids)
 
         hidden_states = inputs_embeds
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states,
-                causal_mask=causal_mask,
+                causal_masks=causal_masks,
                 mask=mask,
                 reset=reset,
                 position_embeddings=position_embeddings,
@@ -196,18 +201,23 @@ class HybridLMModel(HybridLMPreTrainedModel):
                 )
         return self.embed_tokens(input_ids)
 
-    def _causal(
+    def _causal_masks(
         self, attention_mask: Tensor | dict | None, inputs_embeds: Tensor, cache: Cache | None, position_ids: Tensor
-    ):
+    ) -> dict:
+        """For each kind of attention layer that the stack has."""
         if isinstance(attention_mask, dict):
-            return attention_mask.get(FULL_ATTENTION)
-        return create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=cache,
-            position_ids=position_ids,
-        )
+            return attention_mask
+        return {
+            kind: make(
+                config=self.config,
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                past_key_values=cache,
+                position_ids=position_ids,
+            )
+            for kind, make in _CAUSAL_MASKS.items()
+            if kind in self.layer_types
+        }
 
 
 def _refuse_typos(keywords: dict) -> None:
@@ -226,6 +236,7 @@ def _check_mask(attention_mask: Tensor, columns: int) -> None:
         )
 
 
+_CAUSAL_MASKS = {FULL_ATTENTION: create_causal_mask, SLIDING_ATTENTION: create_sliding_window_causal_mask}
 _PASSED_THROUGH = {*TransformersKwargs.__annotations__, "shift_labels", "return_dict"}
 _OURS = (
     "input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds", "labels", "shift_labels",
@@ -276,6 +287,15 @@ class HybridLMForCausalLM(HybridLMPreTrainedModel, GenerationMixin):
         head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.lm_head = starting(head, std=config.initializer_range)
         self.post_init()
+
+    def generate(self, inputs: Tensor | None = None, *args, **kwargs):
+        """As in transformers; behind a cache that has seen as many tokens as the input has, or more, the input is the
+        new tokens alone.
+
+        A longer one is the whole text, as in transformers, unless attention_mask has a column for every token of the
+        cache and of the input.
+        """
+        return super().generate(inputs, *args, **going_on(inputs, kwargs))  # pyright: ignore[reportAttributeAccessIssue]
 
     @can_return_tuple
     def forward(

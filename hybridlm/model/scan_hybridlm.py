@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from .stepwise_hybridlm import exporting, linear_stepwise, planar_stepwise
 from .surrogate_hybridlm import surrogate_slope
 
 Planar = tuple[Tensor, Tensor]
@@ -44,6 +45,9 @@ def linear_scan(
     """
     _check("b", b, reset, mask, a=a)
     _check_state("initial_state", initial_state, (b.shape[0], b.shape[2]))
+    if exporting():
+        decay, drive = _linear_steps(a, b, reset, mask)
+        return linear_stepwise(decay, drive, _start(initial_state, b, drive.dtype), b.dtype)
     return _LinearScan.apply(a, b, initial_state, reset, mask)  # pyright: ignore[reportReturnType]
 
 
@@ -67,6 +71,11 @@ def lru_scan(
     s_re, s_im = initial_state if initial_state is not None else (None, None)
     _check_state("initial_state (real)", s_re, (rows, width))
     _check_state("initial_state (imaginary)", s_im, (rows, width))
+    if exporting():
+        dtype = _recurrence_dtype(b[0])
+        lam, drive = (decay[0].to(dtype), decay[1].to(dtype)), (b[0].to(dtype), b[1].to(dtype))
+        start = _start(s_re, b[0], dtype), _start(s_im, b[0], dtype)
+        return planar_stepwise(lam, drive, start, reset, mask, b[0].dtype)
     out = _LruScan.apply(*decay, *b, s_re, s_im, reset, mask)
     return (out[0], out[1]), (out[2], out[3])  # pyright: ignore[reportReturnType, reportIndexIssue, reportOptionalSubscript]
 
@@ -94,6 +103,9 @@ def memory_scan(
     _check("c", c, reset, mask, beta=beta)
     _check_state("initial_state", initial_state, (c.shape[0], c.shape[2]))
     _check_state("reset_state", reset_state, (c.shape[2],))
+    if exporting():
+        decay, drive = _memory_steps(c, beta, epsilon, reset, reset_state, mask)
+        return linear_stepwise(decay, drive, _start(initial_state, c, drive.dtype), c.dtype)
     return _MemoryScan.apply(c, beta, initial_state, epsilon, slope, reset, reset_state, mask)  # pyright: ignore[reportReturnType]
 
 
@@ -187,17 +199,46 @@ def _cast(grad: Tensor, like: Tensor | None) -> Tensor | None:
     return None if like is None else grad.to(like.dtype)
 
 
+def _held(decay: Tensor, drive: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Where a token is padding: decay 1, drive 0."""
+    if mask is None:
+        return decay, drive
+    padding = ~mask.unsqueeze(2)
+    return decay.masked_fill(padding, 1.0), drive.masked_fill(padding, 0.0)
+
+
+def _linear_steps(a: Tensor, b: Tensor, reset: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """decay and drive of s_t = decay_t s_{t-1} + drive_t, in the dtype of the recurrence, flags worked in."""
+    dtype = _recurrence_dtype(b)
+    decay = a.to(dtype)
+    if reset is not None:
+        decay = decay.masked_fill(reset.unsqueeze(2), 0.0)
+    return _held(decay, b.to(dtype), mask)
+
+
+def _memory_steps(
+    c: Tensor, beta: Tensor, epsilon: float, reset: Tensor | None, reset_state: Tensor | None, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The same of a memory unit."""
+    dtype = _recurrence_dtype(c)
+    margin = c.to(dtype).abs() - beta.to(dtype)
+    write = margin >= 0
+    decay = torch.ones_like(margin).masked_fill_(write, epsilon)
+    drive = torch.where(c >= 0, 1.0, -1.0).to(dtype) * write
+    drive = torch.where(margin.isnan(), margin, drive)
+    if reset is not None:
+        here = reset.unsqueeze(2)
+        if reset_state is not None:
+            drive = torch.where(here, torch.addcmul(drive, decay, reset_state.to(dtype)), drive)
+        decay = decay.masked_fill(here, 0.0)
+    return _held(decay, drive, mask)
+
+
 class _LinearScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx, a, b, initial_state, reset, mask):
-        dtype = _recurrence_dtype(b)
-        decay, drive = a.to(dtype), b.to(dtype)
-        if reset is not None:
-            decay = decay.masked_fill(reset.unsqueeze(2), 0.0)
-        if mask is not None:
-            padding = ~mask.unsqueeze(2)
-            decay, drive = decay.masked_fill(padding, 1.0), drive.masked_fill(padding, 0.0)
-        start = _start(initial_state, b, dtype)
+        decay, drive = _linear_steps(a, b, reset, mask)
+        start = _start(initial_state, b, drive.dtype)
         states = _scan(decay, drive, start)
         ctx.save_for_backward(a, b, initial_state, start, decay, states, reset, mask)
         return states.to(b.dtype), states[:, -1].clone()
@@ -222,21 +263,8 @@ class _LinearScan(torch.autograd.Function):
 class _MemoryScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx, c, beta, initial_state, epsilon, slope, reset, reset_state, mask):
-        dtype = _recurrence_dtype(c)
-        margin = c.to(dtype).abs() - beta.to(dtype)
-        write = margin >= 0
-        decay = torch.ones_like(margin).masked_fill_(write, epsilon)
-        drive = torch.where(c >= 0, 1.0, -1.0).to(dtype) * write
-        drive = torch.where(margin.isnan(), margin, drive)
-        if reset is not None:
-            here = reset.unsqueeze(2)
-            if reset_state is not None:
-                drive = torch.where(here, torch.addcmul(drive, decay, reset_state.to(dtype)), drive)
-            decay = decay.masked_fill(here, 0.0)
-        if mask is not None:
-            padding = ~mask.unsqueeze(2)
-            decay, drive = decay.masked_fill(padding, 1.0), drive.masked_fill(padding, 0.0)
-        start = _start(initial_state, c, dtype)
+        decay, drive = _memory_steps(c, beta, epsilon, reset, reset_state, mask)
+        start = _start(initial_state, c, drive.dtype)
         states = _scan(decay, drive, start)
         ctx.save_for_backward(c, beta, initial_state, start, states, reset, reset_state, mask)
         ctx.epsilon, ctx.slope = epsilon, slope

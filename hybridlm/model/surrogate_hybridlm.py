@@ -9,6 +9,8 @@ import math
 import torch
 from torch import Tensor
 
+from .stepwise_hybridlm import exporting
+
 
 def surrogate_slope(x: Tensor, k: float) -> Tensor:
     """H'(x), elementwise, in x's shape and dtype; S' is twice that."""
@@ -30,6 +32,8 @@ class _Heaviside(torch.autograd.Function):
 
 def heaviside(x: Tensor, k: float = 1.0) -> Tensor:
     """H(x) in {0, 1}, x's shape and dtype; gradient H' with slope k."""
+    if exporting():
+        return (x >= 0).to(x.dtype)
     return _Heaviside.apply(x, k)  # pyright: ignore[reportReturnType]
 
 

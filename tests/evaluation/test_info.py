@@ -11,7 +11,7 @@ from hybridlm.evaluation.info import describe, parameters_by_kind, render
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("pattern", ["rglru bmru", "lru+cmru attention", "mingru acmru"])
+@pytest.mark.parametrize("pattern", ["rglru bmru", "lru+cmru attention", "mingru acmru", "mamba2 fqbmru+gru sliding_attention"])
 def test_every_parameter_is_counted_once(build, pattern, tied):
     model = build(pattern, tie_word_embeddings=tied)
     kinds = parameters_by_kind(model)
@@ -19,16 +19,18 @@ def test_every_parameter_is_counted_once(build, pattern, tied):
     assert "other" not in kinds
     assert kinds["embeddings"] == model.get_input_embeddings().weight.numel()
     assert ("output projection" in kinds) is not tied
-    cells = {f"cell {name}" for name in pattern.replace("+", " ").split() if name != "attention"}
+    cells = {f"cell {name}" for name in pattern.replace("+", " ").split() if "attention" not in name}
     assert cells == {kind for kind in kinds if kind.startswith("cell ")}
 
 
-@pytest.mark.parametrize(("pattern", "grows"), [("rglru bmru", False), ("lru attention", True)])
+@pytest.mark.parametrize(
+    ("pattern", "grows"), [("rglru bmru", False), ("lru attention", True), ("mamba2 sliding_attention", False)]
+)
 def test_the_cache_is_as_large_as_said(build, tmp_path, pattern, grows):
-    model = build(pattern)
+    model = build(pattern, sliding_window=2)
     model.save_pretrained(tmp_path)
     facts = describe(tmp_path)
-    for length in (1, 10):
+    for length in (2, 10):
         cache = DynamicCache(config=model.config)
         with torch.no_grad():
             model(input_ids=torch.ones(1, length, dtype=torch.long), past_key_values=cache, use_cache=True)

@@ -101,6 +101,56 @@ def test_acmru_equals_its_equations():
     assert torch.allclose(h, want, atol=1e-12)
 
 
+def test_fqbmru_equals_its_equations():
+    cell, x = make_cell("fqbmru").double(), torch.randn(2, 40, WIDTH).double()
+    h, _ = cell(x, cell.initial_state(2, x.device), None, None)
+    u, s = torch.relu(cell.drive(x)), torch.zeros(2, WIDTH).double()
+    for t in range(40):
+        s = torch.where(u[:, t] > 1.5, 1.0, torch.where(u[:, t] < 0.5, 0.0, s)).double()
+        assert torch.equal(h[:, t], cell.alpha * s)
+    assert 0.2 < s.mean() < 0.8
+
+
+def test_fqbmru_draws_a_rectangular_loop_and_passes_gradients_through_its_jumps():
+    cell = make_cell("fqbmru", threshold_low=0.25, threshold_high=0.75).double()
+    with torch.no_grad():
+        cell.drive.weight.copy_(torch.eye(WIDTH))
+        cell.drive.bias.zero_()
+    sweep = torch.tensor([-1, 0.2, 0.25, 0.5, 0.75, 0.76, 0.5, 0.25, 0.24, 0.5]).double()
+    x = sweep[None, :, None].expand(1, -1, WIDTH).clone().requires_grad_()
+    h, _ = cell(x, cell.initial_state(1, x.device), None, None)
+    assert h[0, :, 0].tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 0, 0]
+    h.sum().backward()
+    assert x.grad[0, 1:, 0].abs().min() > 0
+    assert x.grad[0, 0, 0] == 0  # below 0 the drive does not move
+    cell.record_writes = True
+    cell(x, cell.initial_state(1, x.device), None, None)
+    assert cell.write_share.item() == pytest.approx(0.4)  # 3 resets and 1 set in 10 steps
+
+
+def test_a_nan_in_the_drive_of_fqbmru_stays_a_nan():
+    cell, x = make_cell("fqbmru"), torch.zeros(1, 4, WIDTH)
+    x[0, 1] = float("nan")
+    h, _ = cell(x, cell.initial_state(1, x.device), None, None)
+    assert torch.isfinite(h[0, 0]).all()
+    assert h[0, 1:].isnan().all()
+
+
+@pytest.mark.parametrize(("name", "kind"), [("gru", torch.nn.GRU), ("lstm", torch.nn.LSTM)])
+def test_torch_cells_equal_torch(name, kind):
+    cell, x = make_cell(name).double(), torch.randn(3, 9, WIDTH).double()
+    module = kind(WIDTH, WIDTH, batch_first=True).double()
+    module.load_state_dict({f"{key}_l0": value for key, value in cell.state_dict().items()})
+    start = {key: torch.randn(3, WIDTH).double() for key in cell.state_names}
+    begin = tuple(state[None] for state in start.values())
+    want, last = module(x, begin if name == "lstm" else begin[0])
+    for mask in (None, torch.ones(3, 9, dtype=torch.bool)):  # the fused loop, and step by step
+        h, states = cell(x, start, mask, None)
+        assert torch.allclose(h, want, atol=1e-12)
+        for state, final in zip(states.values(), last if name == "lstm" else [last], strict=True):
+            assert torch.allclose(state[:, -1], final[0], atol=1e-12)
+
+
 def test_memory_units_start_as_published():
     cell, x = make_cell("bmru"), torch.randn(4, 200, WIDTH)
     assert set(cell.start().tolist()) == {-1.0, 1.0}
@@ -130,7 +180,8 @@ def test_the_recurrence_runs_in_float32(name):
     h, states = cell(x, cell.initial_state(2, x.device), None, None)
     assert h.dtype == torch.bfloat16
     assert set(states) == set(cell.state_names)
-    assert all(s.dtype == torch.float32 and s.shape == (2, 6, WIDTH) for s in states.values())
+    steps = 1 if name == "lstm" else 6  # torch's loop tells c after the last token alone
+    assert all(s.dtype == torch.float32 and s.shape == (2, steps, WIDTH) for s in states.values())
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

@@ -1,0 +1,159 @@
+"""Checkpoints of other model classes turned into ours, with the same numbers.
+
+    transformers' Mamba-2     pattern "mamba2*L", no MLP
+
+What such a checkpoint has and ours cannot express (biases of the projections, another activation, clipped step sizes)
+is refused, not dropped.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Mamba2ForCausalLM
+
+from hybridlm import HybridLMConfig, HybridLMForCausalLM
+from hybridlm.errors import UserError
+from hybridlm.evaluation.loading import locate, quiet_transformers
+from hybridlm.files import write_folder
+
+_RENAMED = {
+    "backbone.embeddings.weight": "model.embed_tokens.weight",
+    "backbone.norm_f.weight": "model.norm.weight",
+    "lm_head.weight": "lm_head.weight",
+}
+_RENAMED_IN_LAYER = {
+    "norm.weight": "mixer_norm.weight",
+    "mixer.in_proj.weight": "mixer.in_proj.weight",
+    "mixer.out_proj.weight": "mixer.out_proj.weight",
+    "mixer.norm.weight": "mixer.norm.weight",
+    "mixer.conv1d.weight": "mixer.conv.weight",
+    "mixer.conv1d.bias": "mixer.conv.bias",
+    "mixer.A_log": "mixer.cell.A_log",
+    "mixer.D": "mixer.cell.D",
+    "mixer.dt_bias": "mixer.cell.dt_bias",
+}
+
+
+def from_mamba2(source: Mamba2ForCausalLM | str | Path) -> HybridLMForCausalLM:
+    """The same language model as transformers' Mamba-2: `source` is a model, a folder, or OWNER/MODEL on the Hub.
+
+    Logits agree up to fp32 rounding. In bf16 they differ more: transformers keeps the residual stream in fp32 there, this
+    model does not. Returns a model in evaluation mode, in the dtype of the source. Raises UserError for what is no
+    Mamba-2 in transformers' format, and for settings that have no counterpart.
+    """
+    reference = source if isinstance(source, Mamba2ForCausalLM) else _load(source)
+    config = _config(reference.config)
+    model = HybridLMForCausalLM(config).to(reference.dtype)
+    weights = {_renamed(name): tensor for name, tensor in reference.state_dict().items()}
+    for name, tensor in weights.items():
+        if name.endswith("conv.weight"):
+            weights[name] = tensor.squeeze(1)
+    if not reference.config.use_conv_bias:
+        weights |= {
+            name: torch.zeros_like(tensor) for name, tensor in model.state_dict().items() if name.endswith("conv.bias")
+        }
+    model.load_state_dict(weights)
+    if reference.generation_config is not None:
+        model.generation_config = GenerationConfig.from_dict(reference.generation_config.to_dict())
+    return model.eval()
+
+
+def convert_mamba2(source: str | Path, out: str | Path) -> Path:
+    """Writes the converted checkpoint, with the tokenizer of the source where it has one, as the new folder `out`."""
+    out = Path(out).expanduser()
+    if out.exists():
+        raise UserError(f"out {out}: it exists already. Give a folder that does not, or remove it.")
+    model = from_mamba2(source)
+    tokenizer = _tokenizer(source)
+
+    def fill(folder: Path) -> None:
+        with quiet_transformers():
+            model.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+
+    try:
+        write_folder(out, fill)
+    except OSError as error:
+        raise UserError(f"out {out}: cannot be written ({error.strerror}). Give a folder that can be.") from None
+    return out
+
+
+def _load(source: str | Path) -> Mamba2ForCausalLM:
+    path = locate(source)
+    try:
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(path)
+            if config.model_type != "mamba2":
+                raise UserError(
+                    f"checkpoint {source}: its model_type is {config.model_type!r}; 'mamba2' in transformers' format "
+                    "is what can be converted."
+                )
+            loaded: Any = Mamba2ForCausalLM.from_pretrained(path, dtype="auto", output_loading_info=True)
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"checkpoint {source}: cannot be loaded ({' '.join(str(error).split())[:400]}).") from error
+    model, notes = loaded
+    missing = sorted(set(notes["missing_keys"]) - {"lm_head.weight"})
+    if missing:
+        raise UserError(f"checkpoint {source}: weights are missing ({', '.join(missing[:3])}). Copy the folder again.")
+    return model
+
+
+def _config(theirs: Any) -> HybridLMConfig:
+    limit = tuple(float(x) for x in theirs.time_step_limit)
+    problems = [
+        f"{field}={getattr(theirs, field)!r}"
+        for field, good in (
+            ("use_bias", not theirs.use_bias),
+            ("hidden_act", theirs.hidden_act in ("silu", "swish")),
+            ("time_step_limit", limit == (0.0, math.inf)),
+        )
+        if not good
+    ]
+    if problems:
+        raise UserError(
+            f"this Mamba-2 has {', '.join(problems)}, which `mamba2` here cannot express. What can be converted has "
+            "no bias in its projections, silu, and step sizes without limits."
+        )
+    return HybridLMConfig(
+        pattern=f"mamba2*{theirs.num_hidden_layers}",
+        vocab_size=theirs.vocab_size,
+        hidden_size=theirs.hidden_size,
+        intermediate_size=0,
+        conv_kernel=theirs.conv_kernel,
+        mamba_expand=theirs.expand,
+        mamba_d_head=theirs.head_dim,
+        mamba_d_state=theirs.state_size,
+        mamba_n_groups=theirs.n_groups,
+        rms_norm_eps=theirs.layer_norm_epsilon,
+        initializer_range=theirs.initializer_range,
+        tie_word_embeddings=theirs.tie_word_embeddings,
+        pad_token_id=theirs.pad_token_id,
+        bos_token_id=theirs.bos_token_id,
+        eos_token_id=theirs.eos_token_id,
+        dtype=theirs.dtype,
+    )
+
+
+def _renamed(name: str) -> str:
+    if name in _RENAMED:
+        return _RENAMED[name]
+    _, _, index, inner = name.split(".", 3)
+    return f"model.layers.{index}.{_RENAMED_IN_LAYER[inner]}"
+
+
+def _tokenizer(source: str | Path):
+    """The tokenizer beside the weights; None where there is none."""
+    try:
+        with quiet_transformers():
+            return AutoTokenizer.from_pretrained(locate(source))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None

@@ -1,0 +1,113 @@
+"""How this code travels inside a checkpoint, for `trust_remote_code=True` where hybridlm is not installed.
+
+config.json then names the class of each Auto class (`auto_map`), and the files of those classes lie beside it. One rule
+keeps the two together: a configuration whose `auto_map` names our classes is saved with all of the code, whoever saves
+it, and however often.
+
+The files are part of hybridlm, Copyright 2026 The hybridlm authors, Apache License 2.0
+(https://www.apache.org/licenses/LICENSE-2.0). The licence grants no rights to the patent applications of the University
+of Liège on the memory recurrent units (`bmru`, `cmru`, `acmru`): EP26151077, EP26175243.0, EP26175248.9, US 63/897,109.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.utils import PushToHubMixin
+
+if TYPE_CHECKING:
+    # Never run, but read: transformers copies a file together with what its text imports. Through this line, and the
+    # configuration's import of this file, whichever class is saved takes the others with it.
+    from .heads_hybridlm import HybridLMForSequenceClassification  # noqa: F401
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_hybridlm.HybridLMConfig",
+    "AutoModel": "modeling_hybridlm.HybridLMModel",
+    "AutoModelForCausalLM": "modeling_hybridlm.HybridLMForCausalLM",
+    "AutoModelForSequenceClassification": "heads_hybridlm.HybridLMForSequenceClassification",
+    "AutoModelForTokenClassification": "heads_hybridlm.HybridLMForTokenClassification",
+    "AutoModelForQuestionAnswering": "heads_hybridlm.HybridLMForQuestionAnswering",
+}
+"""Auto class -> file and class, as config.json names them."""
+
+LICENCES = {"LICENSE": "LICENSE-CODE", "NOTICE": "NOTICE-CODE"}
+"""Texts beside the code -> their names in a checkpoint, where they must not pass for the licence of the weights."""
+
+
+def code_files() -> list[Path]:
+    """The files that a checkpoint needs, as transformers itself finds them."""
+    return sorted({Path(file).resolve() for file in get_relative_import_files(__file__)})
+
+
+def copy_code(folder: str | os.PathLike) -> None:
+    """Writes the code into `folder`, and its licence, where this is the installed package (transformers, which put the
+    code elsewhere, does not take it along)."""
+    os.makedirs(folder, exist_ok=True)
+    for file in code_files():
+        shutil.copyfile(file, Path(folder) / file.name)
+    for name, copied in LICENCES.items():
+        text = Path(__file__).with_name(name)
+        if text.is_file():
+            shutil.copyfile(text, Path(folder) / copied)
+
+
+def names_our_classes(auto_map: Mapping[str, Any] | None) -> bool:
+    """Whether a configuration with this `auto_map` is saved together with the code."""
+    return any(_is_ours(reference) for reference in (auto_map or {}).values())
+
+
+def with_our_classes(auto_map: Mapping[str, str]) -> dict[str, str]:
+    """`auto_map` with an entry for every class of ours, found beside it (not in the repository that it came from);
+    entries for the classes of others stay."""
+    return AUTO_MAP | {auto: reference for auto, reference in auto_map.items() if not _is_ours(reference)}
+
+
+def _is_ours(reference) -> bool:
+    """Whether it names a class of ours; OWNER/NAME-- in front says in which repository it lies."""
+    return str(reference).rpartition("--")[2] in AUTO_MAP.values()
+
+
+@contextmanager
+def _carrying(config) -> Iterator[None]:
+    before = getattr(config, "auto_map", None)
+    config.auto_map = with_our_classes(before or {})
+    try:
+        yield
+    finally:
+        if before is None:
+            del config.auto_map
+        else:
+            config.auto_map = before
+
+
+class CarriesCode(PushToHubMixin):
+    """The part of a model that saves it: uploads to the Hub take the code along, folders where they are asked to."""
+
+    config: Any
+
+    def carry_code(self, carry: bool = True) -> None:
+        """Whether `save_pretrained` puts the code beside the weights, so that the folder loads with torch and
+        transformers alone, through `trust_remote_code=True`.
+
+        On in a model that was loaded from such a folder; off otherwise. `push_to_hub` does it always.
+        """
+        if carry:
+            self.config.auto_map = with_our_classes(getattr(self.config, "auto_map", None) or {})
+        elif hasattr(self.config, "auto_map"):
+            del self.config.auto_map
+
+    def save_pretrained(
+        self, save_directory, is_main_process=True, state_dict=None, push_to_hub=False, *args, **kwargs
+    ) -> None:
+        """As in transformers; with push_to_hub the code is written too."""
+        with _carrying(self.config) if push_to_hub else nullcontext():
+            super().save_pretrained(save_directory, is_main_process, state_dict, push_to_hub, *args, **kwargs)
+
+    def push_to_hub(self, *args, **kwargs) -> str:
+        """As in transformers, and the code goes along: the repository loads with torch and transformers alone."""
+        with _carrying(self.config):
+            return super().push_to_hub(*args, **kwargs)

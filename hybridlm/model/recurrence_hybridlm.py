@@ -1,0 +1,88 @@
+"""One call of the cells of a layer: read their states from the cache, run them, sum what they emit, move the cache on.
+
+Shared by the shell, whose cells stand side by side on the same input, and by mixers that bring their own projections
+and hold one cell.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .cache_hybridlm import HybridRecurrentLayer
+from .cell_hybridlm import Cell, State
+from .conv_hybridlm import ShortConv, Window
+
+
+def convolve(
+    conv: ShortConv | None, v: Tensor, mask: Tensor | None, reset: Tensor | None, cache: HybridRecurrentLayer | None
+) -> tuple[Tensor, Window | None]:
+    """The convolution of v (B, T, N), behind the inputs that the cache holds, and its window; v and None without
+    one."""
+    if conv is None:
+        return v, None
+    return conv(v, cache.conv if cache is not None and cache.is_initialized else None, mask, reset)
+
+
+def advance(
+    cells: Sequence[Cell],
+    v: Tensor,
+    window: Window | None,
+    mask: Tensor | None,
+    reset: Tensor | None,
+    cache: HybridRecurrentLayer | None,
+) -> Tensor:
+    """The sum of what the cells emit on v, (B, T, width); mask, reset (B, T) bool or None.
+
+    The cache, if given, is read and moved on by T tokens, together with the convolution's `window` over them.
+    """
+    held = cache.states if cache is not None and cache.is_initialized else {}
+    total, trajectories = None, []
+    for i, cell in enumerate(cells):
+        h, states = cell(v, _state_of(cell, i, held, v), mask, reset)
+        total = h if total is None else total + h
+        trajectories.append(states)
+    assert total is not None
+    if cache is not None:
+        last = _named([{name: steps[:, -1] for name, steps in states.items()} for states in trajectories])
+        replay = Replay(cells, v, mask, reset, trajectories) if cache.record_past else None
+        cache.append(v.shape[1], last, window, replay)
+    return total
+
+
+@dataclass
+class Replay:
+    """Finds the states inside a call again, for a cache that takes steps back.
+
+    They are looked up where a cell returned the states after every token; a cell that returned the last alone runs
+    again over the beginning.
+    """
+
+    cells: Sequence[Cell]
+    v: Tensor
+    mask: Tensor | None
+    reset: Tensor | None
+    trajectories: list[State]
+
+    def __call__(self, before: State, kept: int) -> State:
+        """The states after the call's first `kept` tokens, as the cache names them; before: those at its start."""
+        found = []
+        for i, (cell, states) in enumerate(zip(self.cells, self.trajectories, strict=True)):
+            if next(iter(states.values())).shape[1] != self.v.shape[1]:
+                mask, reset = (None if flags is None else flags[:, :kept] for flags in (self.mask, self.reset))
+                _, states = cell(self.v[:, :kept], _state_of(cell, i, before, self.v), mask, reset)
+                found.append({name: steps[:, -1] for name, steps in states.items()})
+            else:
+                found.append({name: steps[:, kept - 1] for name, steps in states.items()})
+        return _named(found)
+
+
+def _state_of(cell: Cell, i: int, held: State, like: Tensor) -> State:
+    if not held:
+        return cell.initial_state(like.shape[0], like.device)
+    return {name: held[f"{i}.{name}"].to(like.device) for name in cell.state_names}
+
+
+def _named(states: Sequence[State]) -> State:
+    """Those of all cells under the names of the cache: cells side by side may have states of one name."""
+    return {f"{i}.{name}": state for i, own in enumerate(states) for name, state in own.items()}
