@@ -55,8 +55,10 @@ def build_parser() -> argparse.ArgumentParser:
     _prepare_options(_add(commands, "prepare", _prepare))
     _pretrain_options(_add(commands, "pretrain", _pretrain))
     _generate_options(_add(commands, "generate", _generate))
+    _read_options(_add(commands, "read", _read))
     _evaluate_options(_add(commands, "evaluate", _evaluate))
     _info_options(_add(commands, "info", _info))
+    _export_options(_add(commands, "export", _export))
     return parser
 
 
@@ -210,15 +212,24 @@ def _generate(options: argparse.Namespace) -> None:
       hybridlm generate runs/demo/run/final "It is a truth"
       hybridlm generate runs/demo/run/final "Anne" --temperature 0 --max-new-tokens 50
       hybridlm generate runs/demo/run/final --seed 7 --top-p 0.95
+      hybridlm generate runs/demo/run/final " She answered" --state emma.state --answers 3
     """
     from hybridlm.evaluation.generate import check_options, generate_text
     from hybridlm.evaluation.loading import load_checkpoint
 
     names = ("max_new_tokens", "temperature", "top_p", "top_k", "seed")
     choice = {name: getattr(options, name) for name in names}
-    check_options(**choice)  # before the model is read
+    check_options(**choice, answers=options.answers)  # before the model is read
     model, tokenizer = load_checkpoint(options.checkpoint, dtype=options.dtype, device=options.device)
-    generate_text(model, tokenizer, options.prompt, stream=sys.stdout, **choice)
+    if options.state is not None:
+        from hybridlm.evaluation.reading import load_state
+
+        choice["state"] = load_state(model, tokenizer, options.state)
+    for number in range(options.answers):
+        if options.answers > 1:
+            print(f"{chr(10) * (number > 0)}[{number + 1}, seed {options.seed + number}]")
+        choice["seed"] = options.seed + number
+        generate_text(model, tokenizer, options.prompt, stream=sys.stdout, **choice)
 
 
 def _generate_options(command: argparse.ArgumentParser) -> None:
@@ -236,37 +247,99 @@ def _generate_options(command: argparse.ArgumentParser) -> None:
     )
     add("--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest tokens (default: 0, all)")
     add("--seed", type=int, default=0, help="the same seed writes the same text (default: %(default)s)")
+    add("--state", metavar="FILE", help="go on from what `hybridlm read` has read; PROMPT continues that text")
+    add("--answers", type=int, default=1, metavar="N", help="write N texts, with seeds from --seed on (default: 1)")
+    _add_placement(command)
+
+
+def _read(options: argparse.Namespace) -> None:
+    """read a long text once, into a file that `generate` begins from
+
+    Sends the text through the model and saves the state that is left of it, which has the same size for a page and for
+    a library where the pattern has no full attention. `generate --state` then writes any number of answers, each from
+    the end of the text, without reading it again.
+
+    examples:
+      hybridlm read runs/demo/run/final emma.txt --out emma.state
+      hybridlm generate runs/demo/run/final " She answered" --state emma.state --answers 3
+      hybridlm read runs/demo/run/final volume_2.txt --after volume_1.state --out both.state
+    """
+    from hybridlm.evaluation.reading import progress_line, read_book, render
+
+    names = ("after", "dtype", "device")
+    choice = {name: getattr(options, name) for name in names}
+    with progress_line(sys.stderr) as progress:
+        facts = read_book(options.checkpoint, options.book, options.out, progress=progress, **choice)
+    print(render(facts))
+    print(f'Try:    hybridlm generate {options.checkpoint} " And" --state {options.out}')
+
+
+def _read_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT)
+    add("book", metavar="BOOK", help="the text file, UTF-8")
+    add("--out", required=True, metavar="FILE", help="where the state goes; an older state there is replaced")
+    add("--after", metavar="FILE", help="go on from this state: BOOK continues the text that was read into it")
     _add_placement(command)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    """measure how well a checkpoint predicts a text
+    """measure a checkpoint on a text, or on tasks of lm-evaluation-harness
 
-    Bits per byte and perplexity per token of a UTF-8 text, which is taken as one document. The numbers are printed, and
-    written as JSON with all that is needed to compare them: tokenizer, context, dtype, versions.
+    With --text: bits per byte and perplexity per token of a UTF-8 text, which is taken as one document. With --tasks:
+    what the tasks measure (needs the extra `eval`, and the network where a task's data is not on the disk yet). The
+    numbers are printed, and written as JSON with all that is needed to compare them: tokenizer, context, dtype,
+    versions.
 
     examples:
       hybridlm evaluate runs/demo/run/final --text book.txt
       hybridlm evaluate runs/demo/run/final --text book.txt --context 1024 --dtype bfloat16
       hybridlm evaluate runs/demo/run/final --text book.txt --carry-state
+      hybridlm evaluate runs/demo/run/final --tasks arc_easy,hellaswag --num-fewshot 5
+      hybridlm evaluate runs/demo/run/final --tasks mine --include-path my_tasks --limit 100
     """
-    from hybridlm.evaluation.report import default_output, evaluate_checkpoint, render, write_json
+    from hybridlm.evaluation.report import write_json
 
-    names = ("context", "batch_size", "carry_state", "dtype", "device")
-    choice = {name: getattr(options, name) for name in names}
-    facts = evaluate_checkpoint(options.checkpoint, options.text, **choice)
-    print(render(facts))
-    print(f"Written to {write_json(options.out or default_output(facts), facts)}")
+    facts, text, path = _measured(options)
+    print(text)
+    print(f"Written to {write_json(path, facts)}")
+
+
+def _measured(options: argparse.Namespace) -> tuple[dict[str, Any], str, Any]:
+    """The facts of `evaluate`, the same as text, and the path that they go to."""
+    from hybridlm.evaluation import report
+
+    choice = {name: getattr(options, name) for name in ("context", "batch_size", "dtype", "device")}
+    kind, other = ("text", _ONLY_TASKS) if options.tasks is None else ("tasks", _ONLY_TEXT)
+    for name in other:
+        if getattr(options, name) not in (None, False):
+            raise UserError(f"--{name.replace('_', '-')}: has no meaning with --{kind}; leave it out.")
+    if options.tasks is None:
+        facts = report.evaluate_checkpoint(options.checkpoint, options.text, carry_state=options.carry_state, **choice)
+        return facts, report.render(facts), options.out or report.default_output(facts)
+    from hybridlm.evaluation import harness
+
+    choice |= {name: getattr(options, name) for name in _ONLY_TASKS}
+    facts = harness.evaluate_checkpoint_tasks(options.checkpoint, options.tasks.split(","), **choice)
+    return facts, harness.render(facts), options.out or harness.default_output(facts)
+
+
+_ONLY_TEXT, _ONLY_TASKS = ("carry_state",), ("include_path", "limit", "num_fewshot")
 
 
 def _evaluate_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT)
-    add("--text", required=True, metavar="FILE", help="the text file, UTF-8")
+    either = command.add_mutually_exclusive_group(required=True)
+    either.add_argument("--text", metavar="FILE", help="the text file, UTF-8")
+    either.add_argument("--tasks", metavar="NAME[,NAME]", help="tasks of lm-evaluation-harness; * and ? are wildcards")
     add("--context", type=int, metavar="N", help="tokens in a window (default: the length of the training, if known)")
     add("--batch-size", type=int, metavar="B", help="windows in one forward (default: 8); changes no number")
-    add("--carry-state", action="store_true", help="carry the state on from window to window")
-    add("--out", metavar="JSON", help="where to write (default: CHECKPOINT/evaluation/TEXT-CONTEXT.json)")
+    add("--carry-state", action="store_true", help="--text: carry the state on from window to window")
+    add("--include-path", metavar="DIR", help="--tasks: a folder with YAML files of your own tasks")
+    add("--num-fewshot", type=int, metavar="K", help="--tasks: examples in the prompt (default: as each task says)")
+    add("--limit", type=int, metavar="N", help="--tasks: only the first N examples of each, to try a task out")
+    add("--out", metavar="JSON", help="where to write (default: below CHECKPOINT/evaluation)")
     _add_placement(command)
 
 
@@ -288,6 +361,48 @@ def _info(options: argparse.Namespace) -> None:
 def _info_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT)
     command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _export(options: argparse.Namespace) -> None:
+    """write a checkpoint that loads without hybridlm
+
+    Writes a folder, or a repository on the Hugging Face Hub, with weights, tokenizer and the code of the model. It
+    loads where only torch and transformers are installed, with trust_remote_code=True. Fine-tuned heads
+    (classification, question answering) are exported as they are.
+
+    examples:
+      hybridlm export runs/demo/run/final my-model
+      hybridlm export runs/demo/run/final my-model --overwrite
+      hybridlm export runs/demo/run/final --push my-account/my-model --private
+    """
+    from hybridlm.release.export import export_checkpoint
+    from hybridlm.release.push import push_checkpoint
+
+    _check_export(options)
+    if options.push is None:
+        export = export_checkpoint(options.checkpoint, options.out, overwrite=options.overwrite)
+    else:
+        export = push_checkpoint(options.checkpoint, options.push, private=options.private or None)
+    print(f"Done: {export.parameters:,} parameters{', tokenizer' * export.tokenizer}, code. Load it with:\n")
+    print(export.snippet())
+
+
+def _check_export(options: argparse.Namespace) -> None:
+    if (options.out is None) == (options.push is None):
+        raise UserError("give either OUT, the folder to write, or --push OWNER/NAME, a repository on the Hub.")
+    if options.private and options.push is None:
+        raise UserError("--private: only a repository on the Hub can be private; leave it out, or give --push.")
+    if options.overwrite and options.push is not None:
+        raise UserError("--overwrite: it replaces a folder; --push adds a commit to what is there. Leave it out.")
+
+
+def _export_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT)
+    add("out", nargs="?", metavar="OUT", help="the folder to write")
+    add("--overwrite", action="store_true", help="replace an earlier export in OUT")
+    add("--push", metavar="OWNER/NAME", help="upload to this repository on the Hugging Face Hub instead")
+    add("--private", action="store_true", help="make a new repository private")
 
 
 class _Parser(argparse.ArgumentParser):

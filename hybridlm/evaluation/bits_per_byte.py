@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import hybridlm
-from hybridlm.data.tokenizer import prompt_ids
+from hybridlm.data.tokenizer import prompt_ids, start_and_end
 from hybridlm.errors import UserError
 
 DEFAULT_ROWS = 8
@@ -87,16 +88,23 @@ def evaluate_text(
         "n_tokens": n_tokens,
         "context": context,
         "carry_state": carry_state,
-        "start_symbol": tokenizer.convert_ids_to_tokens(int(ids[0])),
+        "tokenizer_is_lossless": _decode(tokenizer, ids[1:]) == text,
+    } | facts_of(model, tokenizer)
+
+
+def facts_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *others: ModuleType) -> dict[str, Any]:
+    """What a number depends on besides the text: symbols, vocabulary, dtype, device, model, versions."""
+    modules: tuple[Any, ...] = (hybridlm, torch, transformers, *others)
+    return {
+        "start_symbol": tokenizer.convert_ids_to_tokens(start_and_end(tokenizer)[0]),
         "end_symbol_counted": False,
         "vocab_size": len(tokenizer),
-        "tokenizer_is_lossless": _decode(tokenizer, ids[1:]) == text,
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "pattern": getattr(model.config, "pattern", None),
         "epsilon": getattr(model, "epsilon", None),
-        "versions": {module.__name__: module.__version__ for module in (hybridlm, torch, transformers)},
+        "versions": {module.__name__: module.__version__ for module in modules},
     }
 
 

@@ -8,18 +8,26 @@ from __future__ import annotations
 from typing import Any, TextIO
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from hybridlm.data.tokenizer import prompt_ids
 from hybridlm.errors import UserError
+from hybridlm.evaluation.reading import new_ids
+from hybridlm.model.conversation_hybridlm import Conversation
 
 
 class Stream(TextStreamer):
-    """transformers' streamer, onto any file (None: the standard output), without special tokens."""
+    """transformers' streamer, onto any file (None: the standard output), without special tokens and without the first
+    `hidden` tokens."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, file: TextIO | None = None):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, file: TextIO | None = None, hidden: int = 0):
         super().__init__(tokenizer, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        self.file = file
+        self.file, self.hidden = file, hidden
+
+    def put(self, value: Tensor) -> None:
+        super().put(value[..., self.hidden :])  # the prompt comes first, in one call
+        self.hidden = 0
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         print(text, end="\n" if stream_end else "", file=self.file, flush=True)
@@ -36,15 +44,17 @@ def generate_text(
     top_k: int = 0,
     seed: int = 0,
     stream: TextIO | None = None,
+    state: Conversation | None = None,
 ) -> str:
     """Prompt and continuation as one string; also written to `stream`, if given, word by word.
 
-    An empty prompt starts a document. The text ends at the end symbol or after `max_new_tokens`. temperature 0: always
-    the likeliest token (top_p and top_k must then be left alone). top_p 1 and top_k 0: all tokens may be drawn. Raises
-    UserError for values out of range.
+    An empty prompt starts a document. state: what the model has read before (`reading.load_state`), which stays as it
+    is; the prompt continues it, and an empty one adds nothing. The text ends at the end symbol or after
+    `max_new_tokens`. temperature 0: always the likeliest token (top_p and top_k must then be left alone). top_p 1 and
+    top_k 0: all tokens may be drawn. Raises UserError for values out of range.
     """
     check_options(max_new_tokens, temperature, top_p, top_k, seed)
-    ids = torch.tensor([prompt_ids(tokenizer, prompt)], device=model.device)
+    inputs, hidden = _inputs(model, tokenizer, prompt, state)
     choice: dict[str, Any] = {"do_sample": False}
     if temperature > 0:
         choice = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": top_k}
@@ -52,29 +62,48 @@ def generate_text(
     with torch.random.fork_rng(devices=devices), torch.inference_mode():
         torch.manual_seed(seed)
         written = model.generate(  # pyright: ignore[reportCallIssue]  the Auto classes give models that can generate
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
+            **inputs,
             max_new_tokens=max_new_tokens,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-            streamer=Stream(tokenizer, stream) if stream is not None else None,
+            streamer=Stream(tokenizer, stream, hidden) if stream is not None else None,
             **choice,
         )
-    return str(tokenizer.decode(written[0], skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    return str(tokenizer.decode(written[0, hidden:], skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
-def check_options(max_new_tokens: int, temperature: float, top_p: float, top_k: int, seed: int) -> None:
+def _inputs(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, state: Conversation | None
+) -> tuple[dict[str, Any], int]:
+    """Keyword arguments of `generate`, and how many tokens at the front belong to the text before the prompt."""
+    if state is None:
+        ids = torch.tensor([prompt_ids(tokenizer, prompt)], device=model.device)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, 0
+    new = new_ids(tokenizer, prompt)
+    try:
+        inputs = state.fork().inputs(new)
+    except ValueError:
+        raise UserError("prompt: it is empty and the state ends with no pending token. Give a prompt.") from None
+    return inputs, inputs["input_ids"].shape[1] - new.shape[1]
+
+
+def check_options(
+    max_new_tokens: int, temperature: float, top_p: float, top_k: int, seed: int, answers: int = 1
+) -> None:
     """Raises one UserError that lists every option that is out of range."""
     rules = (
         ("max_new_tokens", max_new_tokens, "at least 1", max_new_tokens >= 1),
         ("temperature", temperature, "between 0 (always the likeliest token) and 100", 0 <= temperature <= 100),
         ("top_p", top_p, "above 0 and at most 1 (1: all tokens)", 0 < top_p <= 1),
         ("top_k", top_k, "at least 0 (0: all tokens)", top_k >= 0),
-        ("seed", seed, "between 0 and 2^63 - 1", 0 <= seed < 2**63),
+        ("seed", seed, f"between 0 and 2^63 - {max(answers, 1)}", 0 <= seed <= 2**63 - max(answers, 1)),
+        ("answers", answers, "at least 1", answers >= 1),
     )
     problems = [f"{name}={value}: must be {allowed}" for name, value, allowed, good in rules if not good]
     if temperature == 0 and (top_p != 1.0 or top_k != 0):
         problems.append(
             "temperature=0 always takes the likeliest token: leave out top_p and top_k, or give a temperature above 0"
         )
+    if temperature == 0 and answers > 1:
+        problems.append(f"answers={answers}: at temperature=0 they would all be the same; leave one of the two out")
     if problems:
         raise UserError("; ".join(problems) + ".")

@@ -40,9 +40,26 @@ def load_checkpoint(
     source = locate(checkpoint)
     kind = torch_dtype(dtype)
     place = torch_device(device)
+    model: Any = load_weights(checkpoint, source, AutoModelForCausalLM, dtype=kind)
+    tokenizer = load_tokenizer(source)
+    if len(tokenizer) > model.config.vocab_size:
+        raise UserError(
+            f"checkpoint {checkpoint}: the tokenizer has {len(tokenizer)} tokens, the model {model.config.vocab_size}. "
+            "Put the tokenizer that the model was trained with into the folder."
+        )
+    return model.to(place).eval(), tokenizer
+
+
+def load_weights(
+    checkpoint: str | Path, source: str, model_class: Any, *, dtype: torch.dtype | str = "auto"
+) -> PreTrainedModel:
+    """The model of `source` (a folder, or a name on the Hub) as `model_class`, or an Auto class, loads it.
+
+    Raises UserError, which names `checkpoint`, where its weights are damaged, missing or left over.
+    """
     try:
         with quiet_transformers():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=kind, output_loading_info=True)
+            loaded: Any = model_class.from_pretrained(source, dtype=dtype, output_loading_info=True)
             model, notes = loaded
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(_unreadable(checkpoint, error)) from error
@@ -56,13 +73,7 @@ def load_checkpoint(
             )
             + "). Copy the folder again from where it was written."
         )
-    tokenizer = load_tokenizer(source)
-    if len(tokenizer) > model.config.vocab_size:
-        raise UserError(
-            f"checkpoint {checkpoint}: the tokenizer has {len(tokenizer)} tokens, the model {model.config.vocab_size}. "
-            "Put the tokenizer that the model was trained with into the folder."
-        )
-    return model.to(place).eval(), tokenizer
+    return model
 
 
 def locate(checkpoint: str | Path) -> str:

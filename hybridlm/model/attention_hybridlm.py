@@ -5,16 +5,18 @@ attention interface.
 tokens and forgets the others. Both bring their own projections, so they replace the shell's inner line.
 """
 
+import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb, eager_attention_forward
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, eager_attention_forward
+from transformers.models.phi.modeling_phi import PhiRotaryEmbedding
 
 from .cell_hybridlm import FULL_ATTENTION, SLIDING_ATTENTION, starting
 
 
-class HybridLMRotaryEmbedding(LlamaRotaryEmbedding):
-    """RoPE with transformers' scaling variants; its frequencies stay fp32 when the model is cast, as they are after
-    loading."""
+class HybridLMRotaryEmbedding(PhiRotaryEmbedding):
+    """RoPE with transformers' scaling variants and `partial_rotary_factor`; its frequencies stay fp32 when the model is
+    cast, as they are after loading."""
 
     def _apply(self, fn, recurse=True):
         exact = {name: buffer for name, buffer in self.named_buffers() if not buffer.is_meta}
@@ -51,14 +53,14 @@ class Attention(nn.Module):
         past_key_values=None,
         **kwargs,
     ) -> tuple[Tensor, Tensor | None]:
-        """attention_mask as transformers made it for this kind of layer; position_embeddings: RoPE's (cos, sin), (B, T, head_dim)
-        each."""
+        """attention_mask as transformers made it for this kind of layer; position_embeddings: RoPE's (cos, sin),
+        (B, T, channels of a head that turn) each."""
         assert position_embeddings is not None
         heads = (*hidden_states.shape[:-1], -1, self.head_dim)
         query, key, value = (
             proj(hidden_states).view(heads).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        query, key = _rotate(query, key, *position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
@@ -75,6 +77,16 @@ class Attention(nn.Module):
             **kwargs,
         )
         return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1)), weights
+
+
+def _rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """RoPE on the first channels of each head, as many as cos and sin have (`partial_rotary_factor`)."""
+    width = cos.shape[-1]
+    if width == query.shape[-1]:
+        return apply_rotary_pos_emb(query, key, cos, sin)
+    turned = apply_rotary_pos_emb(query[..., :width], key[..., :width], cos, sin)
+    query, key = (torch.cat([part, whole[..., width:]], -1) for part, whole in zip(turned, (query, key), strict=True))
+    return query, key
 
 
 class SlidingAttention(Attention):

@@ -78,8 +78,21 @@ class HybridRecurrentLayer(LinearAttentionCacheLayerMixin, CacheLayerMixin):
             before = {name: state.clone() for name, state in self.states.items()} if self.is_initialized else {}
             conv_before = self.conv.clone() if before and self.conv is not None else None
             self._past.append(_Record(length, before, conv_before, window, replay))
+        if exporting():
+            self._check_dtypes(last)
         self._write(last, window and window.tail())
         self._count(length)
+
+    def _check_dtypes(self, states: State) -> None:
+        """transformers' exporters cast a cache to the model's dtype, which the states of a next step would not have."""
+        for name, state in states.items():
+            held = self.states.get(name, state).dtype
+            if held != state.dtype:
+                raise ValueError(
+                    f"past_key_values holds the state {name!r} as {held}; recurrences run in {state.dtype}, and an exported "
+                    "step must take what it returns. Export a model in float32 (model.float()), or without transformers' "
+                    "exporters, which cast the cache."
+                )
 
     def _count(self, tokens: int) -> None:
         self.cumulative_length = self.cumulative_length + tokens
@@ -276,11 +289,12 @@ def _take_over(cache: Cache) -> None:
     """Makes empty layers of another copy of this code ours. Every checkpoint that carries the code brings a copy, and
     transformers' caches get the layers of the copy that was imported last."""
     ours = {kind.__name__: kind for kind in (HybridRecurrentLayer, HybridStaticRecurrentLayer)}
-    for i, layer in enumerate(cache.layers):
+    layers: list[Any] = cache.layers
+    for i, layer in enumerate(layers):
         kind = ours.get(type(layer).__name__)
         if kind is not None and not isinstance(layer, kind) and not layer.is_initialized:
-            cache.layers[i] = kind()
-            cache.layers[i].record_past = getattr(layer, "record_past", False)
+            layers[i] = kind()
+            layers[i].record_past = layer.record_past
 
 
 STATIC_LAYER_TYPE_MAPPING[RECURRENT_LAYER] = HybridStaticRecurrentLayer

@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from .cell_hybridlm import Cell, State, wide
+from .stepwise_hybridlm import exporting, stepwise
+
+_Step = tuple[State, State]
+"""The new states, twice. Named here, since dynamo does not trace a subscript in the signature of an inner function."""
 
 
 class _TorchCell(Cell):
@@ -51,15 +55,23 @@ class _TorchCell(Cell):
     ) -> State:
         """The states after every token, (B, T, N) each."""
         starts = reset if reset is None or mask is None else reset & mask
+        flags = {"starts": starts, "mask": mask}
+        inputs = {"v": v} | {name: flag.unsqueeze(2) for name, flag in flags.items() if flag is not None}
+
+        def step(state: State, now: State) -> _Step:
+            before = state
+            if "starts" in now:
+                before = {name: s.masked_fill(now["starts"], 0.0) for name, s in state.items()}
+            new = self.step(now["v"], before, weights)
+            if "mask" in now:
+                new = {name: torch.where(now["mask"], s, state[name]) for name, s in new.items()}
+            return new, new
+
+        if exporting():
+            return stepwise(step, state, inputs)[1]
         steps = []
         for t in range(v.shape[1]):
-            before = state
-            if starts is not None:
-                before = {name: s.masked_fill(starts[:, t : t + 1], 0.0) for name, s in state.items()}
-            new = self.step(v[:, t], before, weights)
-            if mask is not None:
-                new = {name: torch.where(mask[:, t : t + 1], s, state[name]) for name, s in new.items()}
-            state = new
+            state, _ = step(state, {name: x[:, t] for name, x in inputs.items()})
             steps.append(state)
         return {name: torch.stack([states[name] for states in steps], 1) for name in self.state_names}
 

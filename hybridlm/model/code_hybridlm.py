@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers.dynamic_module_utils import get_relative_import_files
-from transformers.utils import PushToHubMixin
+from transformers.utils.hub import PushToHubMixin
 
 if TYPE_CHECKING:
     # Never run, but read: transformers copies a file together with what its text imports. Through this line, and the
@@ -93,7 +93,8 @@ class CarriesCode(PushToHubMixin):
         """Whether `save_pretrained` puts the code beside the weights, so that the folder loads with torch and
         transformers alone, through `trust_remote_code=True`.
 
-        On in a model that was loaded from such a folder; off otherwise. `push_to_hub` does it always.
+        On in a model that was loaded from such a folder; off otherwise. `push_to_hub` does it always, and so does every
+        save where hybridlm is not installed.
         """
         if carry:
             self.config.auto_map = with_our_classes(getattr(self.config, "auto_map", None) or {})

@@ -258,6 +258,9 @@ class HybridLMConfig(PreTrainedConfig):
                 D % (2 * heads) == 0,
             )
             yield "num_attention_heads", heads, f"a multiple of num_key_value_heads={kv}", heads % kv == 0
+            turned = (self.rope_parameters or {}).get("partial_rotary_factor", 1.0)
+            good = turned is not None and 0 < turned <= 1
+            yield "rope_parameters['partial_rotary_factor']", turned, "in (0, 1]", good
         if "rglru" in names:
             field = "hidden_size" if self.state_size is None else "state_size"
             yield (

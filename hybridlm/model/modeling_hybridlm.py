@@ -36,7 +36,9 @@ from .conversation_hybridlm import ConversationMixin, going_on
 from .memory_hybridlm import MemoryCell
 
 
-class HybridLMPreTrainedModel(ConversationMixin, CarriesCode, PreTrainedModel):
+class HybridLMPreTrainedModel(  # pyright: ignore[reportIncompatibleVariableOverride]
+    ConversationMixin, CarriesCode, PreTrainedModel
+):
     """What both classes share: the start of the weights, and the training state epsilon."""
 
     config: HybridLMConfig
@@ -296,6 +298,15 @@ class HybridLMForCausalLM(HybridLMPreTrainedModel, GenerationMixin):
         cache and of the input.
         """
         return super().generate(inputs, *args, **going_on(inputs, kwargs))  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
+        super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        if generation_config.assistant_early_exit is not None:
+            raise ValueError(
+                f"assistant_early_exit={generation_config.assistant_early_exit}: the number of layers follows from the "
+                f"pattern {self.config.pattern!r}, and cannot be lowered for a draft. Give an assistant_model, or "
+                "prompt_lookup_num_tokens."
+            )
 
     @can_return_tuple
     def forward(

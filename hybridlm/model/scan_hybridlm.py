@@ -175,7 +175,10 @@ def _scan(a: Tensor, b: Tensor, start: Tensor, reverse: bool = False) -> Tensor:
     states = torch.empty_like(b)
     state = carried
     for i in inner:
-        state = torch.addcmul(b[:, :, i], a[:, :, i], state, out=states[:, :, i])
+        if torch.compiler.is_compiling():  # which traces no `out` that is a slice
+            states[:, :, i] = state = torch.addcmul(b[:, :, i], a[:, :, i], state)
+        else:
+            state = torch.addcmul(b[:, :, i], a[:, :, i], state, out=states[:, :, i])
     return states.flatten(1, 2)[:, :length]
 
 

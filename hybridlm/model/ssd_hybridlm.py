@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .stepwise_hybridlm import exporting, stepwise
+
 CHUNK = 64
 """Tokens in a chunk: the products inside grow with it, the loop over chunks shrinks."""
 
@@ -36,6 +38,8 @@ def ssd_scan(
     if mask is not None:
         dt = dt.masked_fill(~mask.unsqueeze(2), 0.0)  # decay 1, nothing added: the state holds
         reset = None if reset is None else reset & mask
+    if exporting():
+        return _exported(x, dt, A, B, C, initial_state, reset)
     size = min(CHUNK, length)
     x, dt, B, C = (_chunked(t, size) for t in (x * dt.unsqueeze(3), dt, B, C))
     per_group = heads // B.shape[3]
@@ -58,6 +62,25 @@ def ssd_scan(
         state = torch.addcmul(left[:, i], whole[:, i, :, None, None], state)
     y = y + torch.einsum("bchi,bcihk,bchpk->bcihp", into, C, torch.stack(starts, 1))
     return y.flatten(1, 2)[:, :length], state
+
+
+def _exported(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, reset: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The two equations, token by token: in an exported graph the number of chunks is not known."""
+    per_group = dt.shape[2] // B.shape[2]
+    decay = torch.exp(dt * A)
+    if reset is not None:
+        decay = decay.masked_fill(reset.unsqueeze(2), 0.0)
+    inputs = {"x": x * dt.unsqueeze(3), "decay": decay, "B": B, "C": C}
+
+    def step(state: tuple[Tensor], now: dict[str, Tensor]) -> tuple[tuple[Tensor], Tensor]:
+        B, C = (now[name].repeat_interleave(per_group, dim=1).unsqueeze(2) for name in ("B", "C"))  # (B, H, 1, K)
+        new = torch.addcmul(now["x"].unsqueeze(3) * B, now["decay"][:, :, None, None], state[0])
+        return (new,), (new * C).sum(3)
+
+    (last,), y = stepwise(step, (state,), inputs)
+    return y, last
 
 
 def _chunked(t: Tensor, size: int) -> Tensor:

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import zlib
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +40,10 @@ _HEADER = {"hybridlm_conversation", "model", "tokens", "max_cache_len", "layers"
 def write(
     model: PreTrainedModel, path: str | Path, cache: Cache, extra: dict[str, Tensor], notes: dict[str, str]
 ) -> None:
-    """Writes a cache of `model`, and named tensors beside it. Raises ValueError as `take`."""
+    """Writes a cache of `model`, and named tensors beside it. Raises ValueError as `take`; OSError where it cannot."""
     path, layers, tensors = Path(path), [], dict(extra)
     for index, snapshot in enumerate(take(cache)):
-        layers.append({**asdict(snapshot), "tensors": list(snapshot.tensors)})
+        layers.append({**vars(snapshot), "tensors": list(snapshot.tensors)})
         tensors |= {f"layers.{index}.{name}": tensor for name, tensor in snapshot.tensors.items()}
     # Copies: two views of one storage cannot stand in one file.
     tensors = {
@@ -65,9 +64,10 @@ def write(
         with aside.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)
-    except BaseException:
+    except SafetensorError as error:  # what safetensors makes of an OSError of its own
+        raise OSError(f"{path}: cannot be written ({error}).") from None
+    finally:
         aside.unlink(missing_ok=True)
-        raise
 
 
 def read(model: PreTrainedModel, path: str | Path) -> tuple[Cache, dict[str, Tensor], dict[str, str]]:

@@ -1,75 +1,84 @@
-"""A recurrence written step by step into an exported graph, where a Python loop over time would fix its length.
+"""A recurrence inside an exported graph, where a Python loop over time would fix its length.
 
-`torch.export` unrolls Python loops: a scan of 7 tokens would become a graph of 7 tokens. Here the loop itself is an
-operator of the graph: torch's `scan`, which becomes `Scan` in ONNX. It runs in sequence, for any length and any step,
-linear or not. In eager mode and under `torch.compile` the cells keep their own loops.
+`torch.export` unrolls Python loops: a scan over 7 tokens would become a graph for 7 tokens. Here the loop is an operator
+of the graph itself, torch's `scan`, which becomes `Scan` in ONNX: in sequence, for any length and any step, linear or
+not. Eager mode and `torch.compile` never come here.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 Tensors = tuple[Tensor, ...]
 
 
 def exporting() -> bool:
-    """Whether `torch.export` is tracing: where a recurrence must be `stepwise`, and nothing needs a gradient."""
+    """Whether `torch.export` traces: recurrences must be `stepwise`, and surrogate gradients are left out."""
     return torch.compiler.is_exporting()
 
 
-def stepwise(step: Callable[[Tensors, Tensors], Tensors], start: Tensors, inputs: Tensors) -> Tensors:
-    """state_t = step(state_{t-1}, inputs_t) from state_0 = start, for T >= 1 steps.
+def stepwise(step: Callable[[Any, Any], tuple[Any, Any]], start: Any, inputs: Any) -> tuple[Any, Any]:
+    """state_t, output_t = step(state_{t-1}, input_t) from state_0 = start, for T >= 1 steps.
 
-    start: (B, ...) each; inputs: (B, T, ...) each; `step` gets tuples of (B, ...), and may use other tensors, such as
-    weights. It returns states of the same shapes and dtypes, written to new memory, and changes nothing in place.
-    Returns the states after every step, (B, T, ...) each.
+    States, inputs and outputs are tensors, or tuples or dicts of them: states (B, ...); inputs (B, T, ...), of which
+    `step` sees (B, ...). It keeps the states' shapes and dtypes, changes nothing in place, and may read other tensors,
+    such as weights. Returns the state after the last step, and the outputs of all, (B, T, ...).
     """
-    if inputs[0].shape[1] == 1:  # a decode step: nothing to loop over
-        return tuple(state.unsqueeze(1) for state in step(start, tuple(x.squeeze(1) for x in inputs)))
+    first = next(iter(inputs.values() if isinstance(inputs, dict) else inputs))
+    if first.shape[1] == 1:  # a decode step: nothing to loop over
+        state, output = step(start, tree_map(lambda x: x.squeeze(1), inputs))
+        return state, tree_map(lambda x: x.unsqueeze(1), output)
+    from torch._higher_order_ops.scan import scan  # a prototype in torch, which nothing but exports should depend on
 
-    from torch._higher_order_ops.scan import scan  # a prototype of torch: eager mode does not depend on it
+    def fresh(state: Any, now: Any) -> tuple[Any, Any]:
+        """The operator wants what it is given and what it returns to share no memory."""
+        state, output = step(state, now)
+        return state, tree_map(torch.clone, output)
 
-    def body(state: list[Tensor], here: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        new = step(tuple(state), tuple(here))
-        return list(new), [x.clone() for x in new]  # the operator wants outputs that share no memory
-
-    _, states = scan(body, [x.clone(memory_format=torch.contiguous_format) for x in start], list(inputs), dim=1)
-    return tuple(states)
+    contiguous = tree_map(lambda x: x.clone(memory_format=torch.contiguous_format), start)
+    return scan(fresh, contiguous, inputs, dim=1)
 
 
 def linear_stepwise(decay: Tensor, drive: Tensor, start: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """s_t = decay_t s_{t-1} + drive_t: (B, T, N) in the dtype of the recurrence, start (B, N).
+    """s_t = decay_t s_{t-1} + drive_t: decay and drive (B, T, N) and start (B, N) in the dtype of the recurrence.
 
     Returns the states in `dtype`, and the final state as it is.
     """
-    (states,) = stepwise(lambda s, now: (torch.addcmul(now[1], now[0], s[0]),), (start,), (decay, drive))
-    return states.to(dtype), states[:, -1]
+
+    def step(s: Tensors, now: Tensors) -> tuple[Tensors, Tensor]:
+        new = torch.addcmul(now[1], now[0], s[0])
+        return (new,), new
+
+    (final,), states = stepwise(step, (start,), (decay, drive))
+    return states.to(dtype), final
 
 
 def planar_stepwise(
     decay: Tensors, drive: Tensors, start: Tensors, reset: Tensor | None, mask: Tensor | None, dtype: torch.dtype
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+) -> tuple[Tensors, Tensors]:
     """s_t = lambda s_{t-1} + drive_t, complex as (re, im): lambda (N,), 1 at padding and 0 at a reset; drive (B, T, N).
 
     Returns states and final state as `linear_stepwise` does.
     """
-    flags = []
+    inputs = {"re": drive[0], "im": drive[1]}
     if mask is not None:
-        padding = ~mask.unsqueeze(2)
-        drive = tuple(part.masked_fill(padding, 0.0) for part in drive)
-        flags.append(padding)
+        padding = inputs["padding"] = ~mask.unsqueeze(2)
+        inputs["re"], inputs["im"] = drive[0].masked_fill(padding, 0.0), drive[1].masked_fill(padding, 0.0)
     if reset is not None:
-        flags.append(reset.unsqueeze(2))
+        inputs["reset"] = reset.unsqueeze(2)
 
-    def step(state: Tensors, now: Tensors) -> Tensors:
+    def step(s: Tensors, now: dict[str, Tensor]) -> tuple[Tensors, Tensors]:
         re, im = decay
         if reset is not None:
-            re, im = torch.where(now[-1], 0.0, re), torch.where(now[-1], 0.0, im)
+            re, im = torch.where(now["reset"], 0.0, re), torch.where(now["reset"], 0.0, im)
         if mask is not None:
-            re, im = torch.where(now[2], 1.0, re), torch.where(now[2], 0.0, im)
-        new_re = torch.addcmul(now[0], re, state[0]).addcmul(im, state[1], value=-1)
-        return new_re, torch.addcmul(now[1], re, state[1]).addcmul(im, state[0])
+            re, im = torch.where(now["padding"], 1.0, re), torch.where(now["padding"], 0.0, im)
+        new_re = torch.addcmul(now["re"], re, s[0]).addcmul(im, s[1], value=-1)
+        new = new_re, torch.addcmul(now["im"], re, s[1]).addcmul(im, s[0])
+        return new, new
 
-    re, im = stepwise(step, start, (*drive, *flags))
-    return (re.to(dtype), im.to(dtype)), (re[:, -1], im[:, -1])
+    final, (re, im) = stepwise(step, start, inputs)
+    return (re.to(dtype), im.to(dtype)), final

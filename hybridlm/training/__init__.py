@@ -7,6 +7,24 @@
     looking at the model    validation.py, samples.py
     stopping and going on   checkpoints.py (folders), state.py (their contents), resume.py, signals.py
     telling                 journal.py, on metrics.py and progress.py; report.py
+    other trainers          callbacks.py (epsilon for transformers.Trainer), lora.py (adapters with peft)
 
-Nothing is imported here, so that reading a recipe does not load accelerate.
+Nothing is imported here, so that reading a recipe does not load accelerate: public names are found when asked for.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hybridlm.training.callbacks import EpsilonCallback
+    from hybridlm.training.lora import lora_target_modules
+
+__all__ = ["EpsilonCallback", "lora_target_modules"]
+
+_HOMES = {"EpsilonCallback": "callbacks", "lora_target_modules": "lora"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

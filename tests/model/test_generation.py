@@ -1,82 +1,135 @@
-"""generate() gives the same tokens with and without a cache, in every mode."""
+"""generate() in every mode and with every cache gives what one plain forward gives, and a broken state is noticed."""
 
 import pytest
 import torch
-from models import PATTERNS, make_ids, make_model
-from transformers import DynamicCache, GenerationConfig
+from generating import CACHES, MODES, NEW, PADDING, PROMPT, assert_on_the_plain_path, generate, models, prompts
+from models import PATTERNS
+from transformers import DynamicCache, StaticCache
 
-MODES = {
-    "greedy": {"do_sample": False},
-    "sampling": {"do_sample": True, "top_k": 20},
-    "beams": {"do_sample": False, "num_beams": 3},
-    "beam sampling": {"do_sample": True, "num_beams": 2, "top_k": 20},
-}
+from hybridlm.model.block_hybridlm import RecurrentMixer
+from hybridlm.model.cache_hybridlm import HybridRecurrentLayer
 
-
-def generate(model, ids, mode, **options):
-    torch.manual_seed(11)
-    config = GenerationConfig(max_new_tokens=9, pad_token_id=0, eos_token_id=None, **MODES[mode])
-    return model.generate(ids, generation_config=config, **options)
-
-
-def left_padded(ids, widths):
-    mask = torch.ones_like(ids)
-    for row, width in enumerate(widths):
-        mask[row, :width] = 0
-    return ids.masked_fill(mask == 0, 0), mask
+BF16 = torch.bfloat16
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_cached_equals_uncached_with_left_padding(pattern, mode):
-    model = make_model(pattern)
-    ids, mask = left_padded(make_ids(3, 8), (0, 3, 5))
-    cached = generate(model, ids, mode, attention_mask=mask, use_cache=True)
-    assert cached.shape == (3, 17)
-    assert torch.equal(cached, generate(model, ids, mode, attention_mask=mask, use_cache=False))
+def test_every_cache_gives_the_tokens_and_logits_of_plain_forwards(pattern, mode):
+    model, _ = models(pattern)
+    for padding in PADDING:
+        ids, mask = prompts(padding)
+        written = {cache: generate(model, ids, mode, cache, attention_mask=mask) for cache in CACHES}
+        for cache, output in written.items():
+            assert output.sequences.shape[1] == PROMPT + NEW
+            assert torch.equal(output.sequences, written["no cache"].sequences), f"{padding}, {cache}"
+            assert_on_the_plain_path(model, output, mask, what=f"{padding}, {cache}")
 
 
+@pytest.mark.parametrize("mode", ["greedy", "sampling", "beams", "beam sampling"])
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_a_padded_batch_gives_what_each_row_gives_alone(pattern):
-    model, widths = make_model(pattern), (0, 3, 5)
-    ids, mask = left_padded(make_ids(3, 8), widths)
-    batch = generate(model, ids, "greedy", attention_mask=mask)
-    for row, width in enumerate(widths):
-        alone = generate(model, ids[row : row + 1, width:], "greedy")
-        assert torch.equal(batch[row, width:], alone[0])
+def test_every_cache_gives_the_logits_of_a_plain_forward_in_bfloat16(pattern, mode):
+    model, exact = models(pattern, BF16)
+    for padding in PADDING:
+        ids, mask = prompts(padding)
+        for cache in ("dynamic", "static"):
+            output = generate(model, ids, mode, cache, attention_mask=mask)
+            assert_on_the_plain_path(model, output, mask, exact, f"{padding}, {cache}")
+            if mode == "greedy":
+                likeliest = torch.stack(output.logits, dim=1).argmax(-1)
+                assert torch.equal(likeliest, output.sequences[:, PROMPT:])
 
 
+@pytest.mark.parametrize("mode", ["greedy", "beams"])
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_continue_from_a_cache(pattern):
-    model, ids = make_model(pattern), make_ids(1, 8)
-    whole = generate(model, ids, "greedy")
-    cache = DynamicCache(config=model.config)
-    with torch.no_grad():
-        model(ids[:, :5], past_key_values=cache)
-    assert torch.equal(generate(model, ids, "greedy", past_key_values=cache), whole)
+def test_a_padded_batch_gives_what_each_row_gives_alone(pattern, mode):
+    model, _ = models(pattern)
+    ids, mask = prompts("left padding")
+    for cache in CACHES:
+        batch = generate(model, ids, mode, cache, attention_mask=mask).sequences
+        for row, width in enumerate(PADDING["left padding"]):
+            alone = generate(model, ids[row : row + 1, width:], mode, cache).sequences
+            assert torch.equal(batch[row, width:], alone[0]), cache
 
 
-@pytest.mark.parametrize("pattern", ["(rglru bmru)*2", "lru bmru attention"])
-def test_a_static_cache_gives_the_same_tokens(pattern):
-    model = make_model(pattern)
-    ids, mask = left_padded(make_ids(2, 8), (0, 3))
-    torch.manual_seed(11)
-    config = GenerationConfig(
-        max_new_tokens=9,
-        pad_token_id=0,
-        eos_token_id=None,
-        do_sample=False,
-        cache_implementation="static",
-        disable_compile=True,
-    )
-    static = model.generate(ids, attention_mask=mask, generation_config=config)
-    assert torch.equal(static, generate(model, ids, "greedy", attention_mask=mask))
+@pytest.mark.parametrize("dtype", [torch.float32, BF16])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_continue_from_a_cache(pattern, dtype):
+    """In the middle of the prompt, and after a whole call of generate, whose cache is one token short of its text."""
+    model, exact = models(pattern, dtype)
+    ids, mask = prompts("left padding")
+    for make in (DynamicCache, StaticCache):
+        cache = make(config=model.config, **({"max_cache_len": PROMPT + 2 * NEW} if make is StaticCache else {}))
+        with torch.no_grad():
+            places = (mask.cumsum(1) - 1).clamp_min(0)
+            model(ids[:, :13], attention_mask=mask[:, :13], position_ids=places[:, :13], past_key_values=cache)
+        begun = {"attention_mask": mask, "past_key_values": cache, "config": {"disable_compile": True}}
+        first = generate(model, ids, **begun)
+        assert_on_the_plain_path(model, first, mask, exact, make.__name__)
+        longer = torch.cat([mask, mask.new_ones(3, NEW)], dim=1)
+        assert cache.get_seq_length() == PROMPT + NEW - 1
+        second = generate(model, first.sequences, **{**begun, "attention_mask": longer})
+        assert_on_the_plain_path(model, second, longer, exact, make.__name__)
+        if exact is None:
+            whole = generate(model, ids, config={"max_new_tokens": 2 * NEW}, attention_mask=mask)
+            assert torch.equal(second.sequences, whole.sequences)
 
 
-@pytest.mark.parametrize("pattern", ["(rglru bmru)*2", "lru bmru attention"])
-def test_prompt_lookup_and_assisted_decoding_give_the_greedy_tokens(pattern):
-    model, draft = make_model(pattern), make_model(pattern, seed=4)
-    ids = make_ids(1, 6).repeat(1, 3)  # repeats, so that looking up the prompt finds something
-    greedy = generate(model, ids, "greedy")
-    assert torch.equal(generate(model, ids, "greedy", prompt_lookup_num_tokens=3), greedy)
-    assert torch.equal(generate(model, ids, "greedy", assistant_model=draft), greedy)
+@pytest.mark.parametrize("dtype", [torch.float32, BF16])
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_chunked_prefill(pattern, cache, dtype):
+    """Also where the first chunk of a row is nothing but padding, and the last chunk is shorter."""
+    model, exact = models(pattern, dtype)
+    for padding in PADDING:
+        ids, mask = prompts(padding)
+        output = generate(model, ids, "greedy", cache, {"prefill_chunk_size": 7}, attention_mask=mask)
+        assert_on_the_plain_path(model, output, mask, exact, padding)
+        if exact is None:
+            whole = generate(model, ids, attention_mask=mask)
+            assert torch.equal(output.sequences, whole.sequences), padding
+
+
+def rounded(write, layer, states, conv):
+    write(layer, {name: state.bfloat16().float() for name, state in states.items()}, conv)
+
+
+def lost(write, layer, states, conv):
+    write(layer, {name: torch.zeros_like(state) for name, state in states.items()}, conv)
+
+
+def late(write, layer, states, conv):
+    write(layer, states, conv.roll(1, dims=1))
+
+
+def unmasked(forward, mixer, u, mask, reset, cache):
+    return forward(mixer, u, None, reset, cache)
+
+
+def unordered(reorder, layer, beam_idx):
+    reorder(layer, torch.arange(len(beam_idx)))
+
+
+FAULTS = {
+    "the state is rounded to bf16": (HybridRecurrentLayer, "_write", rounded, "greedy"),
+    "the state is lost": (HybridRecurrentLayer, "_write", lost, "greedy"),
+    "the convolution's window is a step late": (HybridRecurrentLayer, "_write", late, "greedy"),
+    "padding moves the state": (RecurrentMixer, "forward", unmasked, "greedy"),
+    "beams keep the state of another beam": (HybridRecurrentLayer, "reorder_cache", unordered, "beams"),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, BF16])
+@pytest.mark.parametrize("pattern", ["lru", "rglru", "lru bmru attention"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_noticed(fault, pattern, dtype, monkeypatch):
+    """What the tests above assert fails for a model with one fault in what it does with its states."""
+    model, exact = models(pattern, dtype)
+    owner, name, change, mode = FAULTS[fault]
+    ids, mask = prompts("left padding")
+    for cache in ("dynamic", "static"):
+        sound = getattr(owner, name)
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, lambda *given, sound=sound: change(sound, *given))
+            output = generate(model, ids, mode, cache, attention_mask=mask)
+        with pytest.raises(AssertionError, match="is allowed"):
+            assert_on_the_plain_path(model, output, mask, exact)

@@ -1,0 +1,202 @@
+"""A checkpoint to a folder that loads with torch and transformers alone, through `trust_remote_code=True`.
+
+    OUT/model.safetensors, config.json         weights in the dtype they have; configuration with all Auto classes
+    OUT/generation_config.json                 where the model generates
+    OUT/*.py, LICENSE-CODE, NOTICE-CODE        the code of the model, and its licence
+    OUT/tokenizer.json, tokenizer_config.json  where the checkpoint has a tokenizer
+    OUT/README.md                              the checkpoint's own, or how to load it
+
+Training state and evaluations stay behind. The checkpoint is loaded first, so that what is exported can be loaded. The
+folder is written aside and renamed, so that it is whole or not there.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
+from safetensors import SafetensorError
+from transformers import AutoTokenizer, PreTrainedModel
+
+import hybridlm
+from hybridlm.errors import UserError, did_you_mean
+from hybridlm.evaluation.loading import load_weights, locate, quiet_transformers
+from hybridlm.files import remove_dead_writes, write_folder
+from hybridlm.model.code_hybridlm import AUTO_MAP, names_our_classes
+from hybridlm.release.card import card, has_own_card, loading_snippet
+
+AUTO_CLASSES = {reference.rpartition(".")[2]: auto for auto, reference in AUTO_MAP.items() if auto != "AutoConfig"}
+"""Class of ours, as config.json names it in `architectures` -> the Auto class that loads it."""
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md"]
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was exported: where it lies, what loads it, and what is in it."""
+
+    location: str
+    """The folder, or the name on the Hub."""
+    architecture: str
+    pattern: str
+    parameters: int
+    tokenizer: bool
+
+    @property
+    def auto_class(self) -> str:
+        return AUTO_CLASSES[self.architecture]
+
+    def snippet(self) -> str:
+        """Python that loads it where hybridlm is not installed."""
+        return loading_snippet(self.auto_class, self.location, self.tokenizer)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint that can be exported: its name as it was given, the folder it lies in, and its class."""
+
+    name: str
+    folder: Path
+    architecture: str
+
+
+def export_checkpoint(
+    checkpoint: str | Path, out: str | Path, *, overwrite: bool = False, log: Callable[[str], None] = print
+) -> Export:
+    """Writes the folder `out` from `checkpoint`, a `from_pretrained` folder or a name OWNER/MODEL on the Hub.
+
+    overwrite: replace an `out` that is an earlier export; anything else is never replaced. Raises UserError: no such
+    checkpoint, one of another package, weights or tokenizer that do not fit, an `out` that is in the way.
+    """
+    source = open_source(checkpoint)
+    target = _free_target(source, out, overwrite)
+    found: list[Export] = []
+    try:
+        remove_dead_writes(target)
+        log(f"Exporting {source.name} ({source.architecture}) to {out}")
+        write_folder(target, lambda folder: found.append(write_export(source, folder, str(out), target.name)))
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"OUT {out}: it cannot be written ({_reason(error)}). Give another folder.") from error
+    return found[0]
+
+
+def open_source(checkpoint: str | Path) -> Source:
+    """Finds a checkpoint, downloading it where its name is one on the Hub, and reads what class it is of."""
+    place = Path(locate(checkpoint))
+    if not (place / "config.json").is_file():
+        try:
+            place = Path(snapshot_download(place.as_posix(), allow_patterns=_HUB_FILES))
+        except (OSError, ValueError, HTTPError) as error:
+            raise UserError(
+                f"checkpoint {checkpoint}: it is no folder here, and cannot be had from the Hub ({_reason(error)})."
+            ) from error
+    config = _read_config(place)
+    if config is None:
+        raise UserError(f"checkpoint {checkpoint}: its config.json is missing or no JSON object. Copy it again.")
+    if config.get("model_type") != "hybridlm":
+        raise UserError(
+            f"checkpoint {checkpoint}: its model_type is {config.get('model_type')!r}; `export` writes checkpoints of "
+            "hybridlm only."
+        )
+    named: Any = config.get("architectures")
+    architecture = str(named[0] if isinstance(named, list) and len(named) == 1 else named)
+    if architecture not in AUTO_CLASSES:
+        raise UserError(
+            f"checkpoint {checkpoint}: its config.json says architectures={named!r}; must be one of "
+            f"{', '.join(AUTO_CLASSES)}{did_you_mean(architecture, AUTO_CLASSES)}. Save the model with "
+            "save_pretrained, which writes it."
+        )
+    return Source(str(checkpoint), place, architecture)
+
+
+def write_export(source: Source, folder: Path, location: str, name: str) -> Export:
+    """Fills an empty `folder`. location: what is reported; name: what the README's example loads."""
+    model = load_weights(source.name, str(source.folder), getattr(hybridlm, source.architecture))
+    tokenizer = _load_tokenizer(source, model)
+    model.carry_code()  # pyright: ignore[reportCallIssue]
+    with quiet_transformers():
+        model.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+    export = Export(location, source.architecture, model.config.pattern, model.num_parameters(), tokenizer is not None)
+    if has_own_card(source.folder):
+        shutil.copyfile(source.folder / "README.md", folder / "README.md")
+    else:
+        text = card(
+            name,
+            auto_class=export.auto_class,
+            architecture=export.architecture,
+            pattern=export.pattern,
+            parameters=export.parameters,
+            tokenizer=export.tokenizer,
+        )
+        (folder / "README.md").write_text(text, encoding="utf-8")
+    return export
+
+
+def _load_tokenizer(source: Source, model: PreTrainedModel) -> Any:
+    """The checkpoint's tokenizer; None where it has none."""
+    if not any((source.folder / name).is_file() for name in _TOKENIZER_FILES):
+        return None
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(str(source.folder))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"checkpoint {source.name}: its tokenizer cannot be loaded ({_reason(error)}). Put the tokenizer that the "
+            "model was trained with into the folder, or remove its files to export the model alone."
+        ) from error
+    if len(tokenizer) > model.config.vocab_size:
+        raise UserError(
+            f"checkpoint {source.name}: the tokenizer has {len(tokenizer)} tokens, the model "
+            f"{model.config.vocab_size}. Put the tokenizer that the model was trained with into the folder."
+        )
+    for trace in ("is_local", "local_files_only"):  # how it was loaded here, which transformers would save with it
+        tokenizer.init_kwargs.pop(trace, None)
+    return tokenizer
+
+
+def _free_target(source: Source, out: str | Path, overwrite: bool) -> Path:
+    """The absolute path of `out`, where it may be written. Raises UserError where it would destroy something."""
+    target, origin = Path(out).expanduser().resolve(), source.folder.resolve()
+    if target == origin or origin in target.parents:
+        raise UserError(f"OUT {out}: it lies in the checkpoint {source.name} itself. Give a folder outside it.")
+    if target in origin.parents:
+        raise UserError(f"OUT {out}: the checkpoint {source.name} lies in it. Give a new folder.")
+    if target.exists() and not target.is_dir():
+        raise UserError(f"OUT {out}: that is a file. Give the folder to write.")
+    if not target.is_dir() or not any(target.iterdir()):
+        return target
+    if not _is_export(target):
+        raise UserError(f"OUT {out}: the folder holds something that is no export. Give a new folder.")
+    if not overwrite:
+        raise UserError(f"OUT {out}: an export lies there already. Replace it with --overwrite, or give a new folder.")
+    return target
+
+
+def _is_export(folder: Path) -> bool:
+    """Whether replacing the folder loses nothing but an export: ours, and no repository of git."""
+    config = _read_config(folder)
+    if config is None or (folder / ".git").exists():
+        return False
+    auto_map = config.get("auto_map")
+    return config.get("model_type") == "hybridlm" and isinstance(auto_map, dict) and names_our_classes(auto_map)
+
+
+def _read_config(folder: Path) -> dict[str, Any] | None:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return config if isinstance(config, dict) else None
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:400] or type(error).__name__

@@ -1,0 +1,136 @@
+"""Every mode works with hybridlm's models, a broken model is found out, and the table lands where it belongs."""
+
+import pytest
+import torch
+
+from hybridlm.errors import UserError
+from hybridlm.evaluation import modes_table
+from hybridlm.evaluation.modes import MODES
+from hybridlm.evaluation.modes_models import OTHERS, OURS, build
+from hybridlm.evaluation.modes_trial import Outcome, Trial, check_sensitive, judge, try_mode
+from hybridlm.model.cache_hybridlm import HybridRecurrentLayer
+
+NAMES = list(OURS)
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return {name: (build(make), build(make, seed=1)) for name, make in OURS.items()}
+
+
+# torch's own tracer makes an instance of an autograd Function, and warns of it.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_mode_works(pairs, name, mode):
+    assert try_mode(MODES[mode], *pairs[name]) == Outcome("works")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_models_show_what_they_remember(pairs, name):
+    check_sensitive(pairs[name][0])
+    deaf = build(OURS[name])
+    with torch.no_grad():
+        for parameter in deaf.model.layers.parameters():
+            parameter.zero_()
+    with pytest.raises(RuntimeError, match="the first token moves the last logits by 0"):
+        check_sensitive(deaf)
+
+
+def test_the_other_models_can_be_built():
+    for make in OTHERS.values():
+        assert build(make).config.vocab_size == 61
+
+
+def nothing(*_):
+    return None
+
+
+MODEL, LAYER = "hybridlm.model.modeling_hybridlm", "hybridlm.model.cache_hybridlm.HybridRecurrentLayer"
+BREAKS = {
+    # Either of the two alone keeps padding out: the positions of a padded row begin a document at its first token.
+    "left padding: a row in a batch as alone": {
+        "hybridlm.model.cache_hybridlm.padding_mask": nothing,
+        f"{MODEL}._document_starts": nothing,
+    },
+    "right padding, then on with the cache": {f"{MODEL}.padding_mask": nothing},
+    "packed documents (`DataCollatorWithFlattening`)": {f"{MODEL}._document_starts": nothing},
+    "prompt lookup": {f"{LAYER}._restore": nothing},
+    "beam search, cached": {f"{LAYER}.reorder_cache": nothing},
+    "several tokens behind a cache": {f"{LAYER}._write": lambda *call: write_zeros(*call)},
+    "`generate` behind a cache, new tokens alone": {f"{LAYER}._write": lambda *call: write_zeros(*call)},
+    "cache forked into a batch": {
+        f"{MODEL}.HybridLMForCausalLM.fork_cache": lambda _model, cache, n: [cache, cache.batch_repeat_interleave(n)][0]
+    },
+}
+real_write = HybridRecurrentLayer._write
+
+
+def write_zeros(layer, states, conv):
+    real_write(layer, {name: torch.zeros_like(state) for name, state in states.items()}, conv)
+
+
+@pytest.mark.parametrize("mode", BREAKS)
+def test_what_is_broken_is_not_called_working(pairs, mode, monkeypatch):
+    for place, broken in BREAKS[mode].items():
+        monkeypatch.setattr(place, broken)
+    assert try_mode(MODES[mode], *pairs[NAMES[0]]).verdict != "works"
+
+
+def test_verdicts():
+    logits, tokens = torch.tensor([[1.0, -4.0]]), torch.tensor([[3, 5, 6]])
+
+    def verdict(want, got, **options):
+        return judge(Trial((want,), lambda: (got,), **options), (got,))
+
+    assert verdict(logits, logits + 0.003) == Outcome("works")
+    assert verdict(logits, logits + 0.4) == Outcome("wrong", "off by 0.1 of the largest value")
+    assert verdict(logits, logits + 0.4, tolerance=0.2) == Outcome("works")
+    assert verdict(logits, logits * float("nan")).verdict == "wrong"
+    assert verdict(tokens, tokens) == Outcome("works")
+    assert verdict(tokens, tokens + torch.tensor([0, 1, 1])) == Outcome("wrong", "2 of 3 tokens differ")
+    assert verdict(tokens, tokens[:, :2]) == Outcome("wrong", "shape (1, 2) instead of (1, 3)")
+
+
+def test_an_exception_is_a_refusal(pairs):
+    def mode(subject):
+        return Trial(subject.expected(subject.ids()), attempt)
+
+    def attempt():
+        raise ValueError("\n  not with me\nsecond line")
+
+    assert try_mode(mode, *pairs[NAMES[0]]) == Outcome("refused", "ValueError: not with me")
+
+
+@pytest.fixture
+def text():
+    outcomes = {label: Outcome("works") for label in MODES}
+    odd = outcomes | {
+        "greedy, cached": Outcome("wrong", "2 of 3 tokens differ"),
+        "prompt lookup": Outcome("refused", "E: no|_"),
+    }
+    return modes_table.render({"one": outcomes, "two": odd, "three": odd})
+
+
+def test_the_table(text):
+    lines = text.splitlines()
+    assert lines[0] == "| | one | two | three |"
+    assert lines[2] == "| greedy, cached | works | wrong <sup>1</sup> | wrong <sup>1</sup> |"
+    assert "| prompt lookup | works | refused <sup>2</sup> | refused <sup>2</sup> |" in lines
+    assert lines[len(MODES) + 3 :][:2] == ["1. 2 of 3 tokens differ", r"2. E: no\|\_"]
+    assert f"torch {torch.__version__}" in lines[-1]
+
+
+def test_the_table_replaces_what_is_between_the_markers(text, tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text("# A\n\n<!-- modes -->\nold\n<!-- /modes -->\n\nend\n", encoding="utf-8")
+    for _ in range(2):
+        modes_table.write(page, text)
+        assert page.read_text(encoding="utf-8") == f"# A\n\n<!-- modes -->\n{text}\n<!-- /modes -->\n\nend\n"
+    for bad in ("no markers", "<!-- /modes --> <!-- modes -->", "<!-- modes --><!-- modes --><!-- /modes -->"):
+        page.write_text(bad, encoding="utf-8")
+        with pytest.raises(UserError, match="put in one of each"):
+            modes_table.write(page, text)
+        assert page.read_text(encoding="utf-8") == bad
+    with pytest.raises(UserError, match="cannot be read"):
+        modes_table.write(tmp_path / "nothing.md", text)

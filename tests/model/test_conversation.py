@@ -1,0 +1,412 @@
+"""A cache that is saved, loaded elsewhere or forked goes on to the last bit as if nothing had come between."""
+
+import copy
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from models import PATTERNS, make_ids, make_model
+from safetensors.torch import load_file, save_file
+from transformers import DynamicCache, StaticCache
+from transformers.cache_utils import LinearAttentionLayer
+
+from hybridlm.model.statefile_hybridlm import fingerprint, read_header
+
+STACK = "(rglru bmru)*2"
+MIXED = "lru bmru attention"
+GREEDY = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+SAMPLING = {"do_sample": True, "top_k": 0, "temperature": 4.0, "pad_token_id": 0, "eos_token_id": None}
+
+
+def generate(model, new=8, seed=5, **options):
+    torch.manual_seed(seed)
+    return model.generate(max_new_tokens=new, **options)
+
+
+def read(model, ids, make=DynamicCache, **options):
+    cache = make(config=model.config, **options)
+    with torch.no_grad():
+        model(ids, past_key_values=cache)
+    return cache
+
+
+def contents(cache):
+    """Everything that a cache holds, layer by layer, as (name, value) pairs."""
+    found = []
+    for layer in cache.layers:
+        for name, value in vars(layer).items():
+            if isinstance(value, dict):
+                found += [(f"{name}.{key}", each) for key, each in value.items()]
+            elif name not in ("_past", "record_past"):
+                found.append((name, value))
+    return found
+
+
+def identical(one, two):
+    for (name, x), (other, y) in zip(contents(one), contents(two), strict=True):
+        assert name == other
+        if isinstance(x, torch.Tensor):
+            assert x.dtype == y.dtype
+            assert x.device == y.device
+            assert torch.equal(x, y), name
+        else:
+            assert x == y, name
+    return True
+
+
+def shares_memory(one, two):
+    def places(cache):
+        return {v.untyped_storage().data_ptr() for _, v in contents(cache) if isinstance(v, torch.Tensor) and v.ndim}
+
+    return bool(places(one) & places(two))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_loaded_cache_is_the_saved_one_and_goes_on_with_the_same_tokens(pattern, dtype, tmp_path):
+    model, ids = make_model(pattern, dtype=dtype), make_ids(2, 40)
+    cache = read(model, ids[:, :33])
+    model.save_cache(cache, tmp_path / "state")
+    loaded = [model.load_cache(tmp_path / "state") for _ in range(3)]
+    assert identical(cache, loaded[0])
+    assert not any(getattr(layer, "record_past", False) for layer in loaded[0].layers)
+    sampled = generate(model, input_ids=ids, past_key_values=model.fork_cache(cache), **SAMPLING)
+    assert torch.equal(generate(model, input_ids=ids, past_key_values=loaded[0], **SAMPLING), sampled)
+    with torch.no_grad():
+        there = model(ids[:, 33:], past_key_values=loaded[1]).logits
+        assert torch.equal(model(ids[:, 33:], past_key_values=cache).logits, there)
+    assert identical(cache, loaded[1])
+    assert not identical_tensors(cache, loaded[2])
+
+
+def identical_tensors(one, two):
+    pairs = zip(contents(one), contents(two), strict=True)
+    return all(x.shape == y.shape and torch.equal(x, y) for (_, x), (_, y) in pairs if isinstance(x, torch.Tensor))
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_padded_batch_is_interrupted_without_a_trace(pattern, tmp_path):
+    """4 tokens, a file, 5 more: the same as 9 in one go; from the whole text or from the pending token alone."""
+    model, ids = make_model(pattern, tie_word_embeddings=False), make_ids(3, 12)
+    mask = torch.ones_like(ids)
+    mask[1, :5] = mask[2, :2] = 0
+    padded = {"input_ids": ids, "attention_mask": mask, **GREEDY}
+    whole = generate(model, 9, repetition_penalty=1.3, **padded)
+    begun = generate(model, 4, repetition_penalty=1.3, return_dict_in_generate=True, **padded)
+    model.save_cache(begun.past_key_values, tmp_path / "state", input_ids=begun.sequences, attention_mask=mask)
+    talk = model.load_conversation(tmp_path / "state")
+    assert torch.equal(talk.pending_ids, begun.sequences[:, -1:])
+    assert torch.equal(talk.attention_mask, torch.cat([mask, mask.new_ones(3, 3)], dim=1))
+    assert torch.equal(generate(model, 5, **talk.inputs(), repetition_penalty=1.3, **GREEDY), whole)
+
+    whole = generate(model, 9, **padded)
+    begun = generate(model, 4, return_dict_in_generate=True, **padded)
+    assert len(set(whole[0, 12:].tolist())) > 3  # not one token over and over, which any state would give
+    pending = begun.sequences[:, -1:]
+    model.save_cache(begun.past_key_values, tmp_path / "state", pending_ids=pending, attention_mask=mask)
+    talk = model.load_conversation(tmp_path / "state")
+    assert torch.equal(generate(model, 5, **talk.fork().inputs(), **GREEDY)[:, 1:], whole[:, 16:])
+
+    # A padded question in front of all that: the model sees what one call without a cache sees.
+    question, seen = make_ids(3, 4, seed=9), torch.ones(3, 4, dtype=torch.long)
+    seen[0, :2] = 0
+    text = torch.cat([begun.sequences, question], dim=1)
+    columns = torch.cat([mask, mask.new_ones(3, 4), seen], dim=1)
+    wanted = generate(model, 5, input_ids=text, attention_mask=columns, **GREEDY)
+    assert torch.equal(generate(model, 5, **talk.inputs(question, seen), **GREEDY)[:, 1:], wanted[:, 16:])
+
+
+ELSEWHERE = """
+import sys, torch
+from hybridlm import HybridLMForCausalLM
+for folder in sys.argv[1:]:
+    model = HybridLMForCausalLM.from_pretrained(folder).eval()
+    cache = model.load_cache(folder + "/state.safetensors")
+    torch.manual_seed(5)
+    question = torch.tensor([[7, 8, 9]])
+    written = model.generate(question, past_key_values=cache, max_new_tokens=8, do_sample=True, pad_token_id=0)
+    print(written[0].tolist())
+"""
+
+
+def test_another_process_goes_on_with_the_same_tokens(tmp_path):
+    question, wanted = torch.tensor([[7, 8, 9]]), []
+    folders = [tmp_path / str(i) for i in range(3)]
+    dtypes = (torch.float32, torch.bfloat16, torch.float32)
+    for folder, pattern, dtype in zip(folders, (STACK, STACK, MIXED), dtypes, strict=True):
+        model = make_model(pattern, dtype=dtype)
+        model.save_pretrained(folder)
+        cache = read(model, make_ids(1, 50))
+        model.save_cache(cache, folder / "state.safetensors")
+        options = {"past_key_values": cache, "do_sample": True, "pad_token_id": 0}
+        wanted.append(generate(model, inputs=question, **options)[0].tolist())
+    command = [sys.executable, "-c", ELSEWHERE, *map(str, folders)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line) for line in done.stdout.splitlines()] == wanted
+
+
+@pytest.mark.parametrize("length", [5, 20])
+@pytest.mark.parametrize("pattern", [STACK, "lru attention bmru sliding_attention"])
+def test_static_caches(pattern, length, tmp_path):
+    """Below the window of 8 and beyond it."""
+    options = {"sliding_window": 8} if "sliding" in pattern else {}
+    model, ids = make_model(pattern, **options), make_ids(2, length + 6)
+    cache = read(model, ids[:, :length], StaticCache, max_cache_len=32)
+    model.save_cache(cache, tmp_path / "state")
+    loaded, forked = model.load_cache(tmp_path / "state"), model.fork_cache(cache, 2)
+    assert isinstance(loaded, StaticCache)
+    assert identical(cache, loaded)
+    with torch.no_grad():
+        for steps in (3, 1, 1, 1):
+            ids_now = ids[:, length : length + steps]
+            want = model(ids_now, past_key_values=cache).logits
+            assert torch.equal(model(ids_now, past_key_values=loaded).logits, want)
+            doubled = model(ids_now.repeat_interleave(2, 0), past_key_values=forked).logits
+            assert torch.allclose(doubled, want.repeat_interleave(2, 0), atol=1e-5)
+            length += steps
+    assert identical(cache, loaded)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_many_answers_from_one_text(pattern):
+    model, text, question = make_model(pattern), make_ids(2, 20), make_ids(2, 4, seed=3)
+    cache = read(model, text)
+    before = copy.deepcopy(cache)
+    forked = model.fork_cache(cache, 3)
+    assert not shares_memory(cache, forked)
+    options = {"input_ids": question.repeat_interleave(3, 0), "attention_mask": torch.ones(6, 4)}  # as a tokenizer's
+    answers = generate(model, **options, past_key_values=forked, **SAMPLING)
+    assert len({tuple(answer.tolist()) for answer in answers}) == 6
+    assert identical(cache, before)
+    whole = torch.cat([text, question], dim=1).repeat_interleave(3, 0)
+    assert torch.equal(generate(model, input_ids=whole, **SAMPLING)[:, 20:], answers)
+    same = generate(
+        model, input_ids=question, past_key_values=model.fork_cache(cache, 3), num_return_sequences=3, **SAMPLING
+    )
+    assert torch.equal(same, answers)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_copies_and_pickles_of_a_cache(pattern):
+    model, ids = make_model(pattern), make_ids(1, 14)
+    cache = read(model, ids[:, :9])
+    file = io.BytesIO()
+    torch.save(cache, file)
+    file.seek(0)
+    for other in (copy.deepcopy(cache), torch.load(file, weights_only=False), model.fork_cache(cache)):
+        assert type(other) is type(cache)
+        assert identical(cache, other)
+        assert not shares_memory(cache, other)
+        with torch.no_grad():
+            model(ids[:, 9:], past_key_values=other)
+        assert cache.get_seq_length() == 9
+        assert other.get_seq_length() == 14
+
+
+def test_new_tokens_alone_or_the_whole_text():
+    """Behind a cache, an input that cannot be the whole text is what is new; otherwise transformers' rule holds."""
+    model, ids = make_model(MIXED), make_ids(1, 16)
+    cache = read(model, ids[:, :10])
+    wanted = generate(model, input_ids=ids, **GREEDY)[:, 16:]
+    new, fork = ids[:, 10:], model.fork_cache
+    modes = ({}, {"prompt_lookup_num_tokens": 2}, {"prefill_chunk_size": 2}, {"assistant_model": make_model("lru")})
+    for options in modes:
+        for mask in ({}, {"attention_mask": torch.ones_like(new)}, {"attention_mask": torch.ones_like(ids)}):
+            if "assistant_model" in options and mask:
+                continue
+            got = generate(model, inputs=new, past_key_values=fork(cache), **mask, **options, **GREEDY)
+            assert torch.equal(got[:, 6:], wanted), (options, mask)
+    assert torch.equal(generate(model, inputs=ids, past_key_values=fork(cache), **GREEDY)[:, 16:], wanted)
+    beams = {**GREEDY, "num_beams": 3}
+    got = generate(model, inputs=new, past_key_values=fork(cache, 3), **beams)[:, 6:]
+    assert torch.equal(got, generate(model, inputs=ids, **beams)[:, 16:])
+    with pytest.raises(ValueError, match="use_cache=False with past_key_values that hold 10 tokens"):
+        generate(model, inputs=new, past_key_values=cache, use_cache=False, **GREEDY)
+
+
+def test_a_short_text_before_a_long_question_needs_the_whole_mask():
+    """3 tokens seen, 8 new ones: `Conversation.inputs` says so, where the input alone could be the whole text."""
+    model, ids = make_model(MIXED), make_ids(1, 11)
+    talk = model.load_conversation(saved(model, ids[:, :3]))
+    wanted = generate(model, input_ids=ids, **GREEDY)[:, 11:]
+    assert torch.equal(generate(model, **talk.inputs(ids[:, 3:]), **GREEDY)[:, 8:], wanted)
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def saved(model, ids, path="state.safetensors", **rest):
+    model.save_cache(read(model, ids), path, **rest)
+    return path
+
+
+def test_the_size_does_not_depend_on_the_length():
+    def size(pattern, length):
+        model = make_model(pattern, sliding_window=8) if "sliding" in pattern else make_model(pattern)
+        with open(saved(model, make_ids(1, length)), "rb") as file:
+            data = file.read()
+        return len(data), sum(t.nbytes for t in load_file("state.safetensors").values())
+
+    for pattern in (STACK, "mamba2 sliding_attention"):
+        (short, tensors), (long, same) = size(pattern, 20), size(pattern, 900)
+        assert tensors == same > 0
+        assert abs(short - long) < 64  # the digits of the lengths in the header
+    assert size("bmru attention", 900)[1] > size("bmru attention", 20)[1]
+
+
+def test_a_model_with_other_weights_sizes_dtype_or_epsilon_is_refused(tmp_path):
+    model, ids = make_model(STACK), make_ids(1, 9)
+    path = saved(model, ids)
+    with pytest.raises(ValueError, match=r"another model wrote it, with weights '[0-9a-f]{16}' \(here"):
+        make_model(STACK, seed=1).load_cache(path)
+    with pytest.raises(ValueError, match=r"with pattern '\(rglru bmru\)\*2' \(here 'rglru bmru'\)"):
+        make_model("rglru bmru").load_cache(path)
+    with pytest.raises(ValueError, match=r"hidden_size 32 \(here 64\)"):
+        make_model(STACK, hidden_size=64).load_cache(path)
+    with pytest.raises(ValueError, match=r"dtype 'float32' \(here 'bfloat16'\)"):
+        make_model(STACK, dtype=torch.bfloat16).load_cache(path)
+    model.set_epsilon(0.5)
+    with pytest.raises(ValueError, match=r"with epsilon 0.0 \(here 0.5\)"):
+        model.load_cache(path)
+    model.set_epsilon(0.0)
+    with torch.no_grad():
+        model.lm_head.weight[3] += 1  # a step of an optimizer changes every weight; this one changes a row
+    with pytest.raises(ValueError, match="weights"):
+        model.load_cache(path)
+
+
+def test_every_weight_counts_for_the_fingerprint():
+    model = make_model(STACK)
+    before = fingerprint(model)["weights"]
+    for name, weight in model.model.named_parameters():
+        old = weight.detach().clone()
+        with torch.no_grad():
+            weight.mul_(1.01).add_(1e-3)
+        assert fingerprint(model)["weights"] != before, name
+        with torch.no_grad():
+            weight.copy_(old)
+    assert fingerprint(model)["weights"] == before
+
+
+def test_damaged_and_foreign_files(tmp_path):
+    model, ids = make_model(STACK), make_ids(1, 9)
+    path = tmp_path / saved(model, ids, notes={"title": "Émma"})
+    assert read_header(path)["notes"] == {"title": "Émma"}
+    assert read_header(path)["tokens"] == 9
+    data = path.read_bytes()
+    path.write_bytes(data[:-100])
+    with pytest.raises(ValueError, match="not a whole safetensors file"):
+        model.load_cache(path)
+    path.write_bytes(data[:-100] + bytes([data[-100] ^ 1]) + data[-99:])
+    with pytest.raises(ValueError, match="checksum"):
+        model.load_cache(path)
+    path.write_text("Once upon a time")
+    with pytest.raises(ValueError, match="not a whole safetensors file"):
+        model.load_cache(path)
+    save_file({"x": torch.ones(3)}, path)
+    with pytest.raises(ValueError, match="not a conversation"):
+        model.load_cache(path)
+    with pytest.raises(FileNotFoundError, match=r"nothing: there is no such file"):
+        model.load_cache(tmp_path / "nothing")
+    path.write_bytes(data.replace(b'"hybridlm_conversation":"1"', b'"hybridlm_conversation":"9"'))
+    with pytest.raises(ValueError, match="format 9 of a newer hybridlm"):
+        model.load_cache(path)
+
+
+def test_a_failed_write_leaves_the_old_file(monkeypatch, tmp_path):
+    model, ids = make_model(STACK), make_ids(1, 9)
+    path = tmp_path / saved(model, ids)
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        saved(model, make_ids(1, 20), path)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_cache_made_under_autograd_is_saved():
+    model, ids = make_model(MIXED).train(), make_ids(1, 12)
+    cache = model(ids, use_cache=True).past_key_values
+    assert cache.layers[0].states["0.re"].requires_grad
+    model.save_cache(cache, "state")
+    loaded = model.load_cache("state")
+    assert identical(cache, loaded)
+    assert not any(t.requires_grad for _, t in contents(loaded) if isinstance(t, torch.Tensor))
+
+
+def test_a_place_that_cannot_be_written_to(tmp_path):
+    model, ids = make_model(STACK), make_ids(1, 9)
+    with pytest.raises(OSError, match=r"state: cannot be written \("):
+        saved(model, ids, tmp_path / "nowhere" / "state")
+
+
+def test_what_cannot_be_saved_or_forked():
+    model, ids = make_model(STACK), make_ids(2, 9)
+    for empty in (DynamicCache(config=model.config), DynamicCache()):
+        with pytest.raises(ValueError, match="is empty"):
+            model.save_cache(empty, "state")
+        with pytest.raises(ValueError, match="is empty"):
+            model.fork_cache(empty)
+    cache = read(model, ids)
+    with pytest.raises(ValueError, match="repeats=0: must be at least 1"):
+        model.fork_cache(cache, 0)
+    with pytest.raises(ValueError, match=r"pending_ids has shape \(1, 4\); the cache has 2 rows"):
+        model.save_cache(cache, "state", pending_ids=ids[:1, :4])
+    with pytest.raises(ValueError, match="input_ids has 9 columns, the cache has seen 9 tokens"):
+        model.save_cache(cache, "state", input_ids=ids)
+    with pytest.raises(ValueError, match="leave one out"):
+        model.save_cache(cache, "state", input_ids=make_ids(2, 11), pending_ids=torch.full((2, 2), 5))
+    foreign = read(model, ids)
+    foreign.layers[1] = LinearAttentionLayer()
+    with pytest.raises(ValueError, match="layer 1 of the DynamicCache is a LinearAttentionLayer"):
+        model.save_cache(foreign, "state")
+
+
+def test_what_a_conversation_refuses():
+    model, ids = make_model(STACK), make_ids(2, 9)
+    talk = model.load_conversation(saved(model, ids))
+    with pytest.raises(ValueError, match="no token is pending and new_ids is empty"):
+        talk.inputs()
+    with pytest.raises(ValueError, match="new_ids has 3 rows, the conversation 2"):
+        talk.inputs(make_ids(3, 4))
+    with pytest.raises(ValueError, match="give a column for every token of new_ids"):
+        talk.inputs(ids, torch.ones(2, 18))
+    path = saved(model, ids, pending_ids=ids[:, :1])
+    with pytest.raises(ValueError, match="holds pending_ids too"):
+        model.load_cache(path)
+
+
+def test_a_cache_that_recorded_its_past_is_saved_without_it():
+    """After assisted decoding, a sliding window's layer holds more than its window."""
+    model, ids = make_model("bmru sliding_attention lru", sliding_window=4), make_ids(1, 30)
+    cache = DynamicCache(config=model.config)
+    cache.activate_past_recording()
+    with torch.no_grad():
+        model(ids[:, :20], past_key_values=cache)
+    model.save_cache(cache, "state")
+    loaded, fresh = model.load_cache("state"), read(model, ids[:, :20])
+    assert identical(loaded, fresh)
+    with pytest.raises(ValueError, match="activate_past_recording"):
+        loaded.crop(-1)
+
+
+def test_gradients_flow_through_a_fork():
+    model, ids = make_model(STACK).train(), make_ids(1, 12)
+    cache = DynamicCache(config=model.config)
+    model(ids[:, :6], past_key_values=cache)
+    model(ids[:, 6:].expand(2, -1), past_key_values=model.fork_cache(cache, 2)).logits.sum().backward()
+    forked = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    (2 * model(ids, use_cache=False).logits[:, 6:].sum()).backward()
+    for name, p in model.named_parameters():
+        assert (p.grad - forked[name]).abs().max() <= 1e-4 * (1 + p.grad.abs().max()), name

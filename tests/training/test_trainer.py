@@ -1,0 +1,285 @@
+"""transformers.Trainer trains the models: epsilon annealed, evaluation at 0, a resumed run equal to the last bit."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from models import VOCABULARY, make_model
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    DataCollatorWithFlattening,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from hybridlm.errors import UserError
+from hybridlm.training import EpsilonCallback
+from hybridlm.training.schedules import epsilon
+from hybridlm.training.sections import EpsilonConfig
+
+STEPS = 6
+PATTERN = "rglru bmru attention"
+SMOOTH = "rglru attention"
+"""For comparisons up to rounding: a `bmru` on the edge of writing would make a large difference of it."""
+SCHEDULE = {"start": 0.9, "hold": 0.2, "zero": 0.8}
+
+
+def counting(rows, lengths=(12,), seed=0):
+    """Texts in which each token is the one before plus one: quickly learned."""
+    starts = torch.randint(1, VOCABULARY, (rows,), generator=torch.Generator().manual_seed(seed))
+    texts = [(start + torch.arange(lengths[i % len(lengths)])) % (VOCABULARY - 1) + 1 for i, start in enumerate(starts)]
+    return [{"input_ids": ids, "labels": ids.clone()} for ids in texts]
+
+
+def padded(rows):
+    """Texts of several lengths beside one another, padded on the right."""
+    pad = nn.utils.rnn.pad_sequence
+    return {
+        "input_ids": pad([row["input_ids"] for row in rows], batch_first=True),
+        "labels": pad([row["labels"] for row in rows], batch_first=True, padding_value=-100),
+        "attention_mask": pad([torch.ones_like(row["labels"]) for row in rows], batch_first=True),
+    }
+
+
+class Spy(TrainerCallback):
+    """What epsilon is where the Trainer calls."""
+
+    def __init__(self):
+        self.seen = {"optimizer_step": [], "substep_end": [], "prediction_step": [], "save": []}
+
+    def _note(name):
+        def note(self, args, state, control, model=None, **kwargs):
+            self.seen[name].append(model.epsilon)
+
+        return note
+
+    on_optimizer_step, on_substep_end = _note("optimizer_step"), _note("substep_end")
+    on_prediction_step, on_save = _note("prediction_step"), _note("save")
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    """trainer(model, name=..., **arguments of the Trainer and of TrainingArguments)."""
+
+    def make(model, callbacks=(), data=None, collator=None, compute_metrics=None, folder="out", **arguments):
+        defaults = {
+            "max_steps": STEPS,
+            "per_device_train_batch_size": 4,
+            "per_device_eval_batch_size": 3,
+            "learning_rate": 1e-2,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "use_cpu": True,
+            "dataloader_pin_memory": False,
+        }
+        return Trainer(
+            model=model,
+            args=TrainingArguments(str(tmp_path / folder), **(defaults | arguments)),
+            train_dataset=data or counting(32),
+            eval_dataset=counting(6, seed=1),
+            data_collator=collator,
+            compute_metrics=compute_metrics,
+            callbacks=list(callbacks),
+        )
+
+    return make
+
+
+def logged(trained, name="loss"):
+    return [row[name] for row in trained.state.log_history if name in row]
+
+
+def annealing():
+    return EpsilonCallback(**SCHEDULE)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_epsilon_follows_the_schedule_and_is_0_between_steps(trainer, accumulate):
+    spy = Spy()
+    model = make_model(PATTERN)
+    trained = trainer(
+        model,
+        [annealing(), spy],
+        gradient_accumulation_steps=accumulate,
+        eval_strategy="steps",
+        eval_steps=1,
+        eval_on_start=True,
+        save_strategy="steps",
+        save_steps=2,
+    )
+    trained.train()
+    wanted = [epsilon(step, STEPS, EpsilonConfig(**SCHEDULE)) for step in range(STEPS)]
+    assert wanted[0] == 0.9
+    assert 0 < wanted[3] < wanted[2] < 0.9
+    assert wanted[-1] == 0
+    assert spy.seen["optimizer_step"] == wanted
+    assert spy.seen["substep_end"] == (wanted if accumulate == 2 else [])
+    assert logged(trained, "epsilon") == wanted
+    assert [row["step"] for row in trained.state.log_history if "epsilon" in row] == [*range(1, STEPS + 1)]
+    assert spy.seen["prediction_step"] == [0.0] * 2 * (1 + STEPS)
+    assert spy.seen["save"] == [0.0] * 3
+    assert model.epsilon == 0.0
+
+
+def test_a_run_that_another_callback_stops_inside_a_step_ends_at_0(trainer):
+    class Stop(TrainerCallback):
+        def on_substep_end(self, args, state, control, **kwargs):
+            control.should_training_stop = True
+
+    model = make_model(PATTERN)
+    trainer(model, [annealing(), Stop()], gradient_accumulation_steps=2).train()
+    assert model.epsilon == 0.0
+
+
+def test_it_learns_and_evaluates(trainer):
+    """Loss and metric of the Trainer's evaluation are those of the saved model, computed by hand."""
+
+    def accuracy(predictions):
+        hits = predictions.predictions[:, :-1].argmax(-1) == predictions.label_ids[:, 1:]
+        return {"accuracy": hits.mean()}
+
+    trained = trainer(make_model(PATTERN), [EpsilonCallback()], max_steps=60, compute_metrics=accuracy)
+    before = trained.evaluate()
+    trained.train()
+    after = trained.evaluate()
+    assert before["eval_accuracy"] < 0.1
+    assert after["eval_accuracy"] > 0.8
+    trained.save_model()
+    model = AutoModelForCausalLM.from_pretrained(trained.args.output_dir)
+    ids = torch.stack([row["input_ids"] for row in counting(6, seed=1)])
+    with torch.no_grad():
+        output = model(input_ids=ids, labels=ids)
+    assert after["eval_loss"] == pytest.approx(float(output.loss), abs=1e-5)
+    hits = (output.logits[:, :-1].argmax(-1) == ids[:, 1:]).float().mean()
+    assert after["eval_accuracy"] == pytest.approx(float(hits), abs=1e-6)
+
+
+@pytest.fixture
+def losses(trainer):
+    """losses(pattern, **arguments): of a run on texts of three lengths, padded where no collator says otherwise."""
+
+    def train(pattern, **arguments):
+        arguments = {"data": counting(32, (12, 7, 4)), "collator": padded} | arguments
+        trained = trainer(make_model(pattern), [annealing()], **arguments)
+        trained.train()
+        assert trained.model.is_activation_checkpointing == ("activation_checkpointing" in arguments)
+        assert all(parameter.dtype == torch.float32 for parameter in trained.model.parameters())
+        found = logged(trained)
+        assert len(found) == STEPS
+        return found
+
+    return train
+
+
+def test_recomputed_layers_change_no_bit(losses):
+    """epsilon is still the step's own where the backward pass runs the forward again."""
+    assert losses(PATTERN, activation_checkpointing=True) == losses(PATTERN)
+
+
+def test_bf16_trains(losses):
+    found, exact = losses(SMOOTH, bf16=True), losses(SMOOTH)
+    assert found != exact
+    assert found == pytest.approx(exact, rel=0.05)
+
+
+def test_packed_rows_train_as_padded_ones(losses):
+    assert losses(SMOOTH, collator=DataCollatorWithFlattening()) == pytest.approx(losses(SMOOTH), abs=1e-4)
+
+
+def test_accumulated_micro_batches_are_one_batch(losses):
+    halves = losses(SMOOTH, per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    assert halves == pytest.approx(losses(SMOOTH), abs=1e-4)
+
+
+def test_resumed_is_never_stopped_bit_for_bit(trainer):
+    options = {"save_strategy": "steps", "save_steps": 2, "attention_dropout": 0.1}
+    dropout = options.pop("attention_dropout")
+    whole = trainer(make_model(PATTERN, attention_dropout=dropout), [annealing()], folder="whole", **options)
+    whole.train()
+    spy = Spy()
+    rest = trainer(make_model(PATTERN, seed=9, attention_dropout=dropout), [annealing(), spy], folder="rest", **options)
+    rest.train(resume_from_checkpoint=str(Path(whole.args.output_dir) / "checkpoint-2"))
+    assert spy.seen["optimizer_step"] == [epsilon(step, STEPS, EpsilonConfig(**SCHEDULE)) for step in range(2, STEPS)]
+    assert logged(rest) == logged(whole)
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(rest.model.state_dict()[name], tensor), name
+
+
+def test_a_pattern_without_bmru_is_left_as_it_is(trainer):
+    model = make_model("rglru cmru")
+    trained = trainer(model, [annealing()], max_steps=2)
+    trained.train()
+    assert model.epsilon is None
+    assert logged(trained, "epsilon") == []
+    assert [cell.epsilon for cell in model._memory_cells()] == [1.0]  # cmru counts: not ours to set
+
+
+def call(callback, model, step=0):
+    callback.on_step_begin(None, TrainerState(global_step=step, max_steps=10), TrainerControl(), model=model)
+
+
+def test_wrapped_models_are_found():
+    model = make_model("rglru bmru")
+    for wrapped in (nn.Sequential(model), torch.compile(model, backend="eager"), model.model):
+        model.set_epsilon(0.0)
+        call(annealing(), wrapped)
+        assert model.epsilon == 0.9
+
+
+@pytest.mark.parametrize("model", [nn.Linear(2, 2), None])
+def test_a_model_of_others_is_refused(model):
+    with pytest.raises(UserError, match="no hybridlm model inside"):
+        annealing().on_train_begin(None, TrainerState(max_steps=10), TrainerControl(), model=model)
+
+
+@pytest.mark.parametrize(
+    ("shares", "says"),
+    [({"start": 1.5}, "start=1.5"), ({"hold": -0.1}, "hold=-0.1"), ({"hold": 0.5, "zero": 0.4}, "hold=0.5 must not")],
+)
+def test_shares_out_of_range_are_refused(shares, says):
+    with pytest.raises(UserError, match=says):
+        EpsilonCallback(**shares)
+
+
+def test_the_defaults_are_those_of_a_recipe():
+    assert EpsilonCallback().schedule == EpsilonConfig()
+
+
+def test_two_processes_train_as_one(trainer, tmp_path):
+    """Under torchrun: the losses of one process with the same batches, a resumed run, an evaluation, no noise."""
+    one = trainer(make_model(SMOOTH), eval_strategy="steps", eval_steps=3)
+    one.train()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    script = Path(__file__).with_name("two_trainers.py")
+    done = subprocess.run(
+        [*command, str(script), str(tmp_path)],
+        env=environment | {"PYTHONWARNINGS": "default"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    facts = [json.loads((tmp_path / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
+    assert [(fact["rank"], fact["world"]) for fact in facts] == [(0, 2), (1, 2)]
+    wanted = [epsilon(step, STEPS, EpsilonConfig(**SCHEDULE)) for step in range(STEPS)]
+    for fact in facts:
+        assert fact["wrapped"] == "DistributedDataParallel"
+        assert fact["loss"] == pytest.approx(logged(one), abs=1e-5)
+        assert fact["eval_loss"] == pytest.approx(logged(one, "eval_loss"), abs=1e-5)
+        assert fact["epsilon"] == wanted
+        assert fact["resumed_epsilon"] == wanted[2:]
+        assert fact["resumed_loss"] == fact["annealed_loss"]
+        assert set(fact["epsilon_in_evaluation"]) == {0.0}
+    assert "hybridlm" not in done.stderr, done.stderr
