@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Mamba2ForCausalLM
 
 from hybridlm import HybridLMConfig, HybridLMForCausalLM
@@ -43,13 +42,14 @@ _RENAMED_IN_LAYER = {
 def from_mamba2(source: Mamba2ForCausalLM | str | Path) -> HybridLMForCausalLM:
     """The same language model as transformers' Mamba-2: `source` is a model, a folder, or OWNER/MODEL on the Hub.
 
-    Logits agree up to fp32 rounding. In bf16 they differ more: transformers keeps the residual stream in fp32 there, this
-    model does not. Returns a model in evaluation mode, in the dtype of the source. Raises UserError for what is no
+    Logits agree up to fp32 rounding. In bf16 they differ more: transformers keeps the residual stream in fp32 there,
+    this model does not. Returns a model in evaluation mode, in the dtype of the source. Raises UserError for what is no
     Mamba-2 in transformers' format, and for settings that have no counterpart.
     """
     reference = source if isinstance(source, Mamba2ForCausalLM) else _load(source)
     config = _config(reference.config)
-    model = HybridLMForCausalLM(config).to(reference.dtype)
+    model = HybridLMForCausalLM(config)
+    model.to(dtype=reference.dtype)  # pyright: ignore[reportCallIssue]
     weights = {_renamed(name): tensor for name, tensor in reference.state_dict().items()}
     for name, tensor in weights.items():
         if name.endswith("conv.weight"):

@@ -30,7 +30,8 @@ ALLOWED = {
     "release": {"errors", "files", "model", "evaluation", ""},
     "convert": {"errors", "files", "evaluation", ""},
     "demo": {"errors", "data", "training", "evaluation", ""},
-    "cli": {"errors", "data", "training", "evaluation", "release", "demo", "", "convert"},
+    "commands": {"errors", "data", "training", "evaluation", "release", "convert", "demo", ""},
+    "cli": {"errors", "commands", ""},
 }
 """Room -> rooms it may import from; "" is the package itself."""
 

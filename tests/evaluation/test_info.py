@@ -11,7 +11,9 @@ from hybridlm.evaluation.info import describe, parameters_by_kind, render
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("pattern", ["rglru bmru", "lru+cmru attention", "mingru acmru", "mamba2 fqbmru+gru sliding_attention"])
+@pytest.mark.parametrize(
+    "pattern", ["rglru bmru", "lru+cmru attention", "mingru acmru", "mamba2 fqbmru+gru sliding_attention"]
+)
 def test_every_parameter_is_counted_once(build, pattern, tied):
     model = build(pattern, tie_word_embeddings=tied)
     kinds = parameters_by_kind(model)

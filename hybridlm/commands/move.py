@@ -1,0 +1,72 @@
+"""`export` and `convert`: a checkpoint leaves the package, another one comes in."""
+
+from __future__ import annotations
+
+import argparse
+
+from hybridlm.commands.shared import CHECKPOINT
+from hybridlm.errors import UserError
+
+
+def export(options: argparse.Namespace) -> None:
+    """write a checkpoint that loads without hybridlm
+
+    Writes a folder, or a repository on the Hugging Face Hub, with weights, tokenizer and the code of the model. It
+    loads where only torch and transformers are installed, with trust_remote_code=True. Fine-tuned heads
+    (classification, question answering) are exported as they are.
+
+    examples:
+      hybridlm export runs/demo/run/final my-model
+      hybridlm export runs/demo/run/final my-model --overwrite
+      hybridlm export runs/demo/run/final --push my-account/my-model --private
+    """
+    from hybridlm.release.export import export_checkpoint
+    from hybridlm.release.push import push_checkpoint
+
+    _check_export(options)
+    if options.push is None:
+        export = export_checkpoint(options.checkpoint, options.out, overwrite=options.overwrite)
+    else:
+        export = push_checkpoint(options.checkpoint, options.push, private=options.private or None)
+    print(f"Done: {export.parameters:,} parameters{', tokenizer' * export.tokenizer}, code. Load it with:\n")
+    print(export.snippet())
+
+
+def _check_export(options: argparse.Namespace) -> None:
+    if (options.out is None) == (options.push is None):
+        raise UserError("give either OUT, the folder to write, or --push OWNER/NAME, a repository on the Hub.")
+    if options.private and options.push is None:
+        raise UserError("--private: only a repository on the Hub can be private; leave it out, or give --push.")
+    if options.overwrite and options.push is not None:
+        raise UserError("--overwrite: it replaces a folder; --push adds a commit to what is there. Leave it out.")
+
+
+def export_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT)
+    add("out", nargs="?", metavar="OUT", help="the folder to write")
+    add("--overwrite", action="store_true", help="replace an earlier export in OUT")
+    add("--push", metavar="OWNER/NAME", help="upload to this repository on the Hugging Face Hub instead")
+    add("--private", action="store_true", help="make a new repository private")
+
+
+def convert(options: argparse.Namespace) -> None:
+    """turn a Mamba-2 checkpoint of transformers into one of ours
+
+    Reads a Mamba-2 in transformers' format and writes the same model, with the same logits, as a checkpoint of this
+    package: for padding in the middle of a text, packed rows, assisted decoding, and further training in a hybrid.
+
+    examples:
+      hybridlm convert mistralai/Mamba-Codestral-7B-v0.1 codestral
+      hybridlm convert my_mamba2 converted
+    """
+    from hybridlm.convert import convert_mamba2
+
+    out = convert_mamba2(options.source, options.out)
+    print(f"Checkpoint: {out}")
+    print(f"Try:        hybridlm info {out}")
+
+
+def convert_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("source", metavar="SOURCE", help=CHECKPOINT)
+    command.add_argument("out", metavar="OUT", help="the folder to write; it must not exist yet")

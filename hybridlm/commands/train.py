@@ -1,0 +1,152 @@
+"""`demo`, `prepare`, `pretrain`: from texts to a model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from typing import Any
+
+from hybridlm.commands.shared import add_overrides, other_process
+from hybridlm.errors import UserError
+
+
+def demo(options: argparse.Namespace) -> None:
+    """train a small model on two novels and let it write (about 3 minutes on 2 cores)
+
+    Trains a tokenizer and a small hybrid on two novels that come with the package, measures it, saves it, loads it back
+    and lets it write. All that it makes lies below FOLDER. Give the same command again to see the results again, or to
+    go on after Ctrl-C.
+
+    examples:
+      hybridlm demo
+      hybridlm demo --folder runs/short-demo training.steps=100
+    """
+    from hybridlm.demo import demo as run_demo
+
+    run_demo(options.folder, overrides=options.overrides)
+
+
+def demo_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--folder", default="runs/demo", help="where everything goes (default: %(default)s)")
+    add_overrides(command)
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """turn texts into a folder of token shards
+
+    Reads text files, folders, JSONL files or a data set of the `datasets` library, trains a tokenizer on the training
+    split (or takes yours), and writes token shards for training and validation. With --config it makes the data
+    folder that a recipe describes, and nothing else.
+
+    examples:
+      hybridlm prepare books --out prepared/books --vocab-size 8192
+      hybridlm prepare notes.jsonl --field body --out prepared/notes --tokenizer prepared/books/tokenizer
+      hybridlm prepare leads.txt --documents paragraph --out prepared/leads --validation-share 0.05
+      hybridlm prepare --dataset roneneldan/TinyStories --out prepared/stories --vocab-size 4096
+      hybridlm prepare --config configs/debug/austen_rglru_bmru.yaml
+    """
+    from hybridlm.data.prepare import prepare as run_preparation
+
+    print(f"Data folder: {run_preparation(_prepare_config(options))}")
+
+
+def prepare_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("paths", nargs="*", metavar="PATH", help="text files, .jsonl files, folders or quoted globs")
+    add("--dataset", action="append", default=[], metavar="NAME", help="a data set of `datasets`; may be repeated")
+    add("--builtin", action="append", default=[], metavar="NAME", help="texts that come with the package: austen")
+    add("--field", help="JSONL and data sets: the field that holds the text (default: text)")
+    add("--documents", choices=("file", "paragraph", "line"), help="text files: what a document is (default: file)")
+    add("--out", metavar="FOLDER", help="the data folder to write")
+    add("--vocab-size", type=int, metavar="N", help="train a byte-level BPE tokenizer of N tokens (default: 2048)")
+    add("--tokenizer", metavar="PATH", help="take this tokenizer instead: a folder, or a name on the Hub")
+    add("--validation-by", choices=("document", "position"), help="hold out whole documents, or the end of each one")
+    add("--validation-share", type=float, metavar="X", help="share of the text that is held out, 0 to 0.5")
+    add("--seed", type=int, help="seed of the choice of validation documents")
+    add("--overwrite", action="store_true", help="replace a data folder that was made from something else")
+    add("--config", metavar="RECIPE", help="prepare what this recipe's data.prepare section says")
+
+
+def _prepare_config(options: argparse.Namespace) -> Any:
+    """A PrepareConfig from the recipe that --config names, or from the other options, checked as a recipe is."""
+    from hybridlm.training.config import load_config
+
+    options_only = ("paths", "dataset", "builtin", "field", "documents", "out", "vocab_size", "tokenizer")
+    options_only += ("validation_by", "validation_share", "seed")
+    given = [name for name in options_only if getattr(options, name) not in (None, [])]
+    if options.config is None:
+        if options.out is None:
+            raise UserError(
+                "--out: give the data folder to write, e.g. --out prepared/mine; or a recipe with --config."
+            )
+        section = f"data.prepare={json.dumps(_prepare_section(options))}"
+        return load_config(None, [section, "training.steps=1"]).data.prepare  # checked as a recipe is
+    if given:
+        named = ", ".join("PATH" if name == "paths" else f"--{name.replace('_', '-')}" for name in given)
+        raise UserError(f"--config: the recipe says how to prepare; leave out {named}, or leave out --config.")
+    config = load_config(options.config, ["data.prepare.overwrite=true"] if options.overwrite else []).data.prepare
+    if config is None:
+        raise UserError(f"{options.config}: it has no data.prepare section, so there is nothing to prepare.")
+    return config
+
+
+def _prepare_section(options: argparse.Namespace) -> dict[str, Any]:
+    """The data.prepare section of a recipe that says what the options say."""
+    sources: list[dict[str, Any]] = [_path_source(options, path) for path in options.paths]
+    sources += [{"dataset": name, "field": options.field} for name in options.dataset]
+    sources += [{"builtin": name, "documents": options.documents} for name in options.builtin]
+    for option in ("field", "documents"):
+        if getattr(options, option) is not None and not any(option in source for source in sources):
+            raise UserError(f"--{option}: none of the sources has a use for it; leave it out.")
+    validation = {"by": options.validation_by, "share": options.validation_share}
+    names = ("vocab_size", "tokenizer", "seed")
+    section = {name: getattr(options, name) for name in names} | {"output": options.out, "overwrite": options.overwrite}
+    section["validation"] = {name: value for name, value in validation.items() if value is not None}
+    section["sources"] = [{key: value for key, value in source.items() if value is not None} for source in sources]
+    return {name: value for name, value in section.items() if value is not None}
+
+
+def _path_source(options: argparse.Namespace, path: str) -> dict[str, Any]:
+    """--field is for JSONL files, --documents for text files; a folder or a glob may hold both."""
+    jsonl, file = path.lower().endswith((".jsonl", ".ndjson")), os.path.isfile(path)
+    source: dict[str, Any] = {"path": path}
+    if jsonl or not file:
+        source["field"] = options.field
+    if not (jsonl and file):
+        source["documents"] = options.documents
+    return source
+
+
+def pretrain(options: argparse.Namespace) -> None:
+    """train a model from a recipe
+
+    Trains as a YAML recipe says. A run that was stopped goes on from its newest checkpoint when the same command is
+    given again.
+
+    examples:
+      hybridlm pretrain --config configs/debug/austen_rglru_bmru.yaml
+      hybridlm pretrain --config configs/debug/austen_rglru_bmru.yaml training.steps=20 model.hidden_size=64
+      accelerate launch scripts/pretrain.py --config configs/debug/austen_rglru_bmru.yaml
+      torchrun --nproc_per_node 2 scripts/pretrain.py --config configs/debug/austen_rglru_bmru.yaml
+    """
+    from hybridlm.training.config import load_config
+    from hybridlm.training.loop import pretrain as run_training
+
+    result = run_training(load_config(options.config, options.overrides))
+    if not other_process():
+        print(f"Metrics:    {result.metrics}")
+        print(f"Checkpoint: {result.checkpoint}")
+        print(f'Try:        hybridlm generate {result.checkpoint} "Once"')
+
+
+def pretrain_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", metavar="RECIPE", help="YAML file; without it every field has its default")
+    add_overrides(command)
+    command.more_help = _pretrain_fields  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _pretrain_fields() -> str:
+    from hybridlm.training.config import config_help
+
+    return config_help()
