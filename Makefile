@@ -1,5 +1,5 @@
 # make demo   environment, install, then a model trained on two novels (about 3 minutes on 2 cores)
-# make test   environment, install with the development extras, lint, types, all tests
+# make test   environment, install with the development extras, lint, types, all tests, transformers' own among them
 #
 # PYTHON=python3.12 make demo   picks another interpreter (3.11 or newer) for a new environment.
 # PIP_ARGS=...                  is handed to every pip install.
@@ -10,16 +10,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint transformers-suite clean
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n '/^$$/q; s/^# //p' Makefile
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/hybridlm demo
 
-test: lint
-	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+# Two at a time; a module, or a class of tests, stays in one process, with what it sets up. PYTEST_ARGS="-n 0": one by one.
+test: lint transformers-suite
+	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadscope $(PYTEST_ARGS)
+
+# transformers' own model tests, from its source archive on the package index; downloads nothing where they are there.
+transformers-suite: $(VENV)/.installed-dev
+	@$(BIN)/python tests/transformers_suite/fetch.py $(PIP_ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -45,4 +50,4 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .transformers-suite

@@ -1,6 +1,7 @@
 """What every test can rely on: no network, one thread, the same random numbers, transformers quiet."""
 
 import os
+import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -24,3 +25,15 @@ def _no_launcher(monkeypatch):
     """A test that runs below a launcher is still one process."""
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_accelerator_left():
+    """accelerate keeps the precision and the processes of the first Trainer for the whole process: not for the next
+    module too, whichever that is."""
+    yield
+    if "accelerate.state" in sys.modules:
+        from accelerate.state import AcceleratorState, GradientState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()

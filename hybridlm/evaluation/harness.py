@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,6 +81,7 @@ def evaluate_tasks(
     for module in (random, numpy.random):
         module.seed(SEED)
     torch.manual_seed(SEED)
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")  # lm_eval bootstraps here then, and not in forks of this process
     training = model.training
     with listening() as notes:
         wrapped = harness_model(model, tokenizer, context, batch_size or DEFAULT_ROWS)

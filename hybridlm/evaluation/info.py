@@ -145,7 +145,7 @@ def cache_bytes(model: PreTrainedModel, config: PreTrainedConfig) -> dict[str, i
         else:
             held = [getattr(layer, name) for name in ("keys", "values")]
             one_token = sum(t.numel() * t.element_size() for t in held if t is not None)
-            if layer.is_sliding:
+            if getattr(layer, "is_sliding", False):
                 constant += one_token * (config.sliding_window - 1)
             else:
                 growing += one_token

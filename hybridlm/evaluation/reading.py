@@ -25,6 +25,7 @@ from hybridlm.data.tokenizer import start_and_end
 from hybridlm.errors import UserError
 from hybridlm.evaluation.bits_per_byte import read_file
 from hybridlm.evaluation.loading import load_checkpoint
+from hybridlm.model.cell_hybridlm import FULL_ATTENTION
 from hybridlm.model.conversation_hybridlm import Conversation
 from hybridlm.model.snapshot_hybridlm import take
 from hybridlm.model.statefile_hybridlm import read_header
@@ -79,7 +80,7 @@ def read_book(
         "state": str(out),
         "state_bytes": out.stat().st_size,
         "cache_bytes": cache_bytes(talk.cache),
-        "grows": "full_attention" in model.config.layer_types,
+        "grows": FULL_ATTENTION in model.config.layer_types,
         "pattern": model.config.pattern,
         "device": str(model.device),
     }
@@ -122,15 +123,15 @@ def read_text(
         own += len(ids)
         cut += characters
         carried += ids
-        while len(carried) > (CALL if cut < len(text) else 1):  # the last token of the text is left
-            chunk = carried[: min(CALL, len(carried) - 1)]
-            carried = carried[len(chunk) :]
+        left, start = len(carried), 0
+        while left > (CALL if cut < len(text) else 1):  # the last token of the text is left
+            chunk = torch.tensor([carried[start : start + min(CALL, left - 1)]], device=model.device)
             # The stack without the head: nothing is predicted while reading.
-            ids = torch.tensor([chunk], device=model.device)
-            model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
-            read += len(chunk)
+            model.base_model(input_ids=chunk, past_key_values=cache, use_cache=True)
+            start, left, read = start + chunk.shape[1], left - chunk.shape[1], read + chunk.shape[1]
             if progress is not None:
-                progress(read, read / (read + len(carried)) * cut / len(text))
+                progress(read, read / (read + left) * cut / len(text))
+        carried = carried[start:]
     if own == 0:
         raise UserError(f"text: the tokenizer makes no token of its {len(text)} characters. Use that of the model.")
     talk = Conversation(cache, pending_ids=torch.tensor([carried], device=model.device))

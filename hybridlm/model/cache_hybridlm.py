@@ -26,7 +26,6 @@ from .cell_hybridlm import RECURRENT_LAYER, SLIDING_ATTENTION, State
 from .conv_hybridlm import Window
 from .stepwise_hybridlm import exporting
 
-
 Replay = Callable[[State, int], State]
 """(states before a call, tokens of it that are kept) -> the states after those."""
 
@@ -89,9 +88,9 @@ class HybridRecurrentLayer(LinearAttentionCacheLayerMixin, CacheLayerMixin):
             held = self.states.get(name, state).dtype
             if held != state.dtype:
                 raise ValueError(
-                    f"past_key_values holds the state {name!r} as {held}; recurrences run in {state.dtype}, and an exported "
-                    "step must take what it returns. Export a model in float32 (model.float()), or without transformers' "
-                    "exporters, which cast the cache."
+                    f"past_key_values holds the state {name!r} as {held}; recurrences run in {state.dtype}, and an "
+                    "exported step must take what it returns. Export a model in float32 (model.float()), or without "
+                    "transformers' exporters, which cast the cache."
                 )
 
     def _count(self, tokens: int) -> None:
@@ -256,7 +255,9 @@ def layered(cache: Cache, config, layer_types: Sequence[str], rows: int, length:
         cache.layers, cache.layer_class_to_replicate = DynamicCache(config=config).layers, None
     if may_look():
         _take_over(cache)
-    kinds = [(isinstance(layer, HybridRecurrentLayer), bool(layer.is_sliding)) for layer in cache.layers]
+    kinds = [
+        (isinstance(layer, HybridRecurrentLayer), bool(getattr(layer, "is_sliding", False))) for layer in cache.layers
+    ]
     if kinds != [(kind == RECURRENT_LAYER, kind == SLIDING_ATTENTION) for kind in layer_types]:
         raise ValueError(
             f"past_key_values is a {type(cache).__name__} whose layers do not fit the pattern {config.pattern!r}. "

@@ -50,9 +50,7 @@ class _TorchCell(Cell):
             h = states["h"]
         return h.to(x.dtype), states
 
-    def _loop(
-        self, v: Tensor, state: State, weights: list[Tensor], mask: Tensor | None, reset: Tensor | None
-    ) -> State:
+    def _loop(self, v: Tensor, state: State, weights: list[Tensor], mask: Tensor | None, reset: Tensor | None) -> State:
         """The states after every token, (B, T, N) each."""
         starts = reset if reset is None or mask is None else reset & mask
         flags = {"starts": starts, "mask": mask}

@@ -270,7 +270,6 @@ class HybridLMConfig(PreTrainedConfig):
                 N % heads == 0,
             )
 
-
     def _mamba_ranges(self):
         inner, head, groups = self.mamba_inner_size, self.mamba_d_head, self.mamba_n_groups
         for field in ("mamba_d_head", "mamba_d_state", "mamba_n_groups"):

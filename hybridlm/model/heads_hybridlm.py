@@ -24,10 +24,10 @@ class HybridLMForSequenceClassification(HybridLMPreTrainedModel):
 
     def __init__(self, config: HybridLMConfig):
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = int(config.num_labels or 0)
         self.model = HybridLMModel(config)
         self.dropout = nn.Dropout(config.classifier_dropout)
-        head = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        head = nn.Linear(config.hidden_size, self.num_labels, bias=False)
         self.score = starting(head, std=config.initializer_range)
         self.post_init()
 
@@ -79,10 +79,10 @@ class HybridLMForTokenClassification(HybridLMPreTrainedModel):
 
     def __init__(self, config: HybridLMConfig):
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = int(config.num_labels or 0)
         self.model = HybridLMModel(config)
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.score = starting(nn.Linear(config.hidden_size, config.num_labels), std=config.initializer_range)
+        self.score = starting(nn.Linear(config.hidden_size, self.num_labels), std=config.initializer_range)
         self.post_init()
 
     @can_return_tuple

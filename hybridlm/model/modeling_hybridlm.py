@@ -281,6 +281,7 @@ class HybridLMForCausalLM(HybridLMPreTrainedModel, GenerationMixin):
     """The language model: next-token logits, loss, and `generate` from a state of constant size."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _text_in_cache = 0
 
     def __init__(self, config: HybridLMConfig):
         super().__init__(config)
@@ -298,6 +299,24 @@ class HybridLMForCausalLM(HybridLMPreTrainedModel, GenerationMixin):
         cache and of the input.
         """
         return super().generate(inputs, *args, **going_on(inputs, kwargs))  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _assisted_decoding(self, input_ids, **kwargs):
+        """As in transformers, which begins with the whole text though a cache that was handed in may hold a part of it:
+        that part is left out."""
+        cache = kwargs.get("past_key_values")
+        whole = getattr(kwargs["generation_config"], "_mask_length", -1) == input_ids.shape[1]
+        self._text_in_cache = int(cache.get_seq_length()) if cache is not None and whole else 0
+        try:
+            return super()._assisted_decoding(input_ids, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        finally:
+            self._text_in_cache = 0
+
+    def prepare_inputs_for_generation(self, input_ids, next_sequence_length=None, **kwargs):
+        if next_sequence_length is None and 0 < self._text_in_cache < input_ids.shape[1]:
+            next_sequence_length = input_ids.shape[1] - self._text_in_cache
+        return super().prepare_inputs_for_generation(  # pyright: ignore[reportAttributeAccessIssue]
+            input_ids, next_sequence_length=next_sequence_length, **kwargs
+        )
 
     def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
         super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)  # pyright: ignore[reportAttributeAccessIssue]

@@ -75,7 +75,7 @@ def lru_scan(
         dtype = _recurrence_dtype(b[0])
         lam, drive = (decay[0].to(dtype), decay[1].to(dtype)), (b[0].to(dtype), b[1].to(dtype))
         start = _start(s_re, b[0], dtype), _start(s_im, b[0], dtype)
-        return planar_stepwise(lam, drive, start, reset, mask, b[0].dtype)
+        return planar_stepwise(lam, drive, start, reset, mask, b[0].dtype)  # pyright: ignore[reportReturnType]
     out = _LruScan.apply(*decay, *b, s_re, s_im, reset, mask)
     return (out[0], out[1]), (out[2], out[3])  # pyright: ignore[reportReturnType, reportIndexIssue, reportOptionalSubscript]
 

@@ -1,8 +1,8 @@
 """A recurrence inside an exported graph, where a Python loop over time would fix its length.
 
-`torch.export` unrolls Python loops: a scan over 7 tokens would become a graph for 7 tokens. Here the loop is an operator
-of the graph itself, torch's `scan`, which becomes `Scan` in ONNX: in sequence, for any length and any step, linear or
-not. Eager mode and `torch.compile` never come here.
+`torch.export` unrolls Python loops: a scan over 7 tokens would become a graph for 7 tokens. Here the loop is an
+operator of the graph itself, torch's `scan`, which becomes `Scan` in ONNX: in sequence, for any length and any step,
+linear or not. Eager mode and `torch.compile` never come here.
 """
 
 from collections.abc import Callable

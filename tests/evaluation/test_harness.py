@@ -104,6 +104,26 @@ def request(*arguments):
     return Instance(request_type="", doc={}, arguments=arguments, idx=0)
 
 
+def test_a_bootstrapped_error(build, tokenizer, tmp_path, capfd):
+    """Of a metric without a closed form; in this process, and without a line about it."""
+    model = build(initializer_range=0.05)  # a perplexity of some hundreds
+    guess = {
+        "output_type": "loglikelihood",
+        "doc_to_text": "{{text}}",
+        "doc_to_target": "{{answer}}",
+        "target_delimiter": "",
+        "metric_list": [{"metric": "perplexity"}],
+    }
+    rows = [{"text": text, "answer": CHOICES[i % 3]} for i, text in enumerate(QUESTIONS)]
+    tasks = find_tasks(["guess"], write_tasks(tmp_path / "tasks", rows, guess=guess))
+    found = evaluate_tasks(model, tokenizer, tasks, context=64)["tasks"]["guess"]["metrics"]["perplexity"]
+    scores = torch.tensor([nats(model, tokenizer, row["text"], row["answer"]) for row in rows]).double()
+    assert found["value"] == pytest.approx(float(scores.mean().exp()), rel=1e-4)
+    resampled = scores[torch.randint(5, (4000, 5))].mean(1).exp().std()
+    assert found["stderr"] == pytest.approx(float(resampled), rel=0.2)
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("rows", [1, 4])
 def test_one_likelihood_by_hand(build, tokenizer, pattern, rows):

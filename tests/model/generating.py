@@ -31,7 +31,7 @@ CACHES = {
 
 def models(pattern, dtype=torch.float32, **options):
     """The model, and the same weights in fp32 where it is not in fp32 itself, else None. No token ends a text."""
-    options = {"dtype": dtype, "eos_token_id": None, **options}
+    options = {"dtype": dtype, "eos_token_id": None, "tie_word_embeddings": False, **options}
     exact = None if dtype == torch.float32 else make_model(pattern, **options).float()
     return make_model(pattern, **options), exact
 

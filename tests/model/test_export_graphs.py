@@ -4,6 +4,7 @@ Through transformers' own exporters where a cache goes in or out, since they fla
 for the rest.
 """
 
+import onnx
 import pytest
 import torch
 from models import PATTERNS, make_ids, make_model
@@ -13,12 +14,11 @@ from transformers import StaticCache
 from transformers.exporters.base import ExportedModel
 from transformers.exporters.exporter_dynamo import DynamoConfig, DynamoExporter
 
+from hybridlm.model.mixers_hybridlm import CELLS
 from hybridlm.model.scan_hybridlm import linear_scan, lru_scan, memory_scan
 
-pytestmark = [
-    # transformers' runner reads torch's tree of inputs under an old name; copying such a tree warns of another.
-    pytest.mark.filterwarnings("ignore:.*treespec:FutureWarning"),
-]
+# transformers' runner reads torch's tree of inputs by an old name; copying such a tree warns of another.
+pytestmark = pytest.mark.filterwarnings("ignore:.*treespec:FutureWarning")
 EXAMPLE = 2, 7
 OTHERS = [(3, 5), (1, 40)]
 
@@ -39,15 +39,15 @@ def saved_and_loaded(exported, folder):
 
 
 @torch.no_grad()  # else the loops of the graph are differentiated, in vain
-def export_both(model, exporter, config, folder, **cache):
-    """Programs of the prefill and of one step, after a round trip through files."""
+def export_both(model, exporter, config, **cache):
+    """Programs of the prefill and of one step, from examples of another batch and length than they then run with."""
     ids = make_ids(*EXAMPLE)
-    prefill = exporter.export(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | cache, config)
-    prefill = saved_and_loaded(prefill, folder / "prefill")
-    out = prefill(input_ids=ids, attention_mask=torch.ones_like(ids), **cache)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    prefill = exporter.export(model, inputs | cache, config)
+    out = prefill(**inputs, **cache)
     next_ids, mask = out.logits[:, -1:].argmax(-1), torch.ones(EXAMPLE[0], EXAMPLE[1] + 1, dtype=torch.long)
     inputs = {"input_ids": next_ids, "attention_mask": mask, "past_key_values": out.past_key_values}
-    return prefill, saved_and_loaded(exporter.export(model, inputs, config), folder / "step")
+    return prefill, exporter.export(model, inputs, config)
 
 
 def padded(rows, length):
@@ -82,36 +82,19 @@ def check_generation(model, prefill, step, rows, length, steps=4, **cache):
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_prefill_and_steps_for_any_batch_and_length(pattern, tmp_path):
+def test_prefill_and_steps_for_any_batch_and_length(pattern):
     model = small_model(pattern)
-    prefill, step = export_both(model, DynamoExporter(), DynamoConfig(dynamic=True), tmp_path)
+    prefill, step = export_both(model, DynamoExporter(), DynamoConfig(dynamic=True))
     for rows, length in OTHERS:
         check_generation(model, prefill, step, rows, length)
 
 
-@pytest.mark.parametrize("pattern", ["rglru+bmru", "lstm mamba2 attention"])
-def test_onnx_in_onnxruntime(pattern, tmp_path):
-    onnx = pytest.importorskip("onnx")
-    pytest.importorskip("onnxruntime")
-    from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
+def test_saved_and_loaded_programs_leave_the_cache_that_they_are_given(tmp_path):
+    model = small_model("lru+bmru attention")
+    prefill, step = export_both(model, DynamoExporter(), DynamoConfig(dynamic=True))
+    prefill, step = saved_and_loaded(prefill, tmp_path / "prefill"), saved_and_loaded(step, tmp_path / "step")
+    check_generation(model, prefill, step, 3, 5)
 
-    model = small_model(pattern)
-    prefill, step = export_both(model, OnnxExporter(), OnnxConfig(dynamic=True), tmp_path)
-    for rows, length in OTHERS:
-        out = check_generation(model, prefill, step, rows, length)
-    layer = out.past_key_values.layers[0]
-    assert {name: state.dtype for name, state in layer.states.items()} == dict.fromkeys(layer.states, torch.float32)
-    assert layer.get_seq_length() == OTHERS[-1][1] + 4
-
-    graph = onnx.load(tmp_path / "prefill" / "model.onnx", load_external_data=False).graph
-    assert "Scan" in {node.op_type for node in graph.node}
-    (ids,) = [value for value in graph.input if value.name == "input_ids"]
-    assert all(axis.dim_param and not axis.dim_value for axis in ids.type.tensor_type.shape.dim)
-
-
-def test_a_step_leaves_the_cache_that_it_is_given(tmp_path):
-    model = small_model("lru bmru attention")
-    prefill, step = export_both(model, DynamoExporter(), DynamoConfig(dynamic=True), tmp_path)
     ids, mask = padded(3, 5)
     cache = prefill(input_ids=ids, attention_mask=mask).past_key_values
     inputs = {"input_ids": ids[:, :1], "attention_mask": torch.cat([mask, mask[:, -1:]], 1), "past_key_values": cache}
@@ -121,8 +104,27 @@ def test_a_step_leaves_the_cache_that_it_is_given(tmp_path):
     assert first.past_key_values.get_seq_length() == 6
 
 
+@pytest.mark.parametrize("pattern", ["+".join(sorted(CELLS)), "mamba2 attention"])
+def test_onnx_in_onnxruntime(pattern, tmp_path):
+    from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
+
+    model = small_model(pattern)
+    prefill, step = export_both(model, OnnxExporter(), OnnxConfig(dynamic=True))
+    prefill = saved_and_loaded(prefill, tmp_path)
+    for rows, length in OTHERS:
+        out = check_generation(model, prefill, step, rows, length)
+    layer = out.past_key_values.layers[0]
+    assert {state.dtype for state in layer.states.values()} == {torch.float32}
+    assert layer.get_seq_length() == OTHERS[-1][1] + 4
+
+    graph = onnx.load(tmp_path / "model.onnx", load_external_data=False).graph
+    assert "Scan" in {node.op_type for node in graph.node}
+    for value in graph.input:
+        assert all(axis.dim_param and not axis.dim_value for axis in value.type.tensor_type.shape.dim), value.name
+
+
 def test_one_graph_goes_on_by_any_number_of_tokens():
-    model = small_model("lru gru bmru")
+    model = small_model("lru+gru+bmru")
     ids = make_ids(2, 12)
     with torch.no_grad():
         want = model(ids).logits
@@ -135,16 +137,15 @@ def test_one_graph_goes_on_by_any_number_of_tokens():
     assert_close(out.logits, want[:, 7:])
 
 
-@pytest.mark.parametrize(("pattern", "batches"), [("lru bmru", OTHERS), ("rglru attention", [(2, 5)])])
-def test_static_cache(pattern, batches, tmp_path):
+@pytest.mark.parametrize(("pattern", "batches"), [("lru+bmru", OTHERS), ("rglru attention", [(2, 5)])])
+def test_static_cache(pattern, batches):
     """With attention layers, transformers' StaticCache holds its batch as a constant of the graph."""
     model = small_model(pattern)
 
     def empty():
         return {"past_key_values": StaticCache(config=model.config, max_cache_len=48)}
 
-    config = DynamoConfig(dynamic=True)
-    prefill, step = export_both(model, DynamoExporter(), config, tmp_path, **empty())
+    prefill, step = export_both(model, DynamoExporter(), DynamoConfig(dynamic=True), **empty())
     for rows, length in batches:
         check_generation(model, prefill, step, rows, length, **empty())
 
@@ -174,7 +175,7 @@ def export_logits(model, *names):
         return torch.export.export(Logits(model), (), inputs, dynamic_shapes=axes)
 
 
-@pytest.mark.parametrize("pattern", ["rglru", "lru+cmru", "gru bmru", "mamba2 fqbmru", "lstm acmru attention"])
+@pytest.mark.parametrize("pattern", ["+".join(sorted(CELLS)), "mamba2", "bmru attention"])
 def test_packed_and_padded_rows(pattern):
     """Documents that begin anew, by position_ids, with padding on both sides."""
     model = small_model(pattern, learn_initial_state=True)
@@ -190,9 +191,8 @@ def test_packed_and_padded_rows(pattern):
         assert_close(got[mask.bool()], want[mask.bool()])
 
 
-@pytest.mark.parametrize("pattern", ["lru bmru", "lstm mamba2 attention"])
-def test_the_device_of_the_example_can_be_left(pattern):
-    program = move_to_device_pass(export_logits(small_model(pattern), "attention_mask"), "meta")
+def test_the_device_of_the_example_can_be_left():
+    program = move_to_device_pass(export_logits(small_model("lru+gru attention"), "attention_mask"), "meta")
     ids = make_ids(3, 9).to("meta")
     with torch.no_grad():
         logits = program.module()(input_ids=ids, attention_mask=torch.ones_like(ids))

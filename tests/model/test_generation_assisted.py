@@ -72,7 +72,7 @@ def test_guesses_are_kept_where_they_are_right_and_taken_back_where_not(pattern)
     assert right.sequences.shape == (1, 36)
     lengths.clear()
     generate(model, prompt(), config={"max_new_tokens": 15}, **guessing(model, models("lru", seed=9)[0]))
-    assert len(lengths) >= 8
+    assert len(lengths) >= 12
     assert max(lengths[1:]) == 5
     lengths.clear()
     generate(model, prompt(), config={"max_new_tokens": 15, "prompt_lookup_num_tokens": 4})
@@ -84,7 +84,12 @@ def test_a_crop_that_takes_back_one_token_too_few_is_noticed(pattern, monkeypatc
     """The test above can fail: with the states one token off, tokens or logits are others."""
     model, _ = models(pattern)
     crop = HybridRecurrentLayer.crop
-    monkeypatch.setattr(HybridRecurrentLayer, "crop", lambda layer, n: (crop(layer, n + (n < 0)), layer._count(-(n < 0))))
+
+    def crop_one_too_few(layer, n):
+        crop(layer, n + (n < 0))
+        layer._count(-(n < 0))
+
+    monkeypatch.setattr(HybridRecurrentLayer, "crop", crop_one_too_few)
     output = generate(model, prompt(), config=LONG, **guessing(model, models("lru", seed=9)[0]))
     with pytest.raises(AssertionError, match="is allowed"):
         assert_on_the_plain_path(model, output, torch.ones(1, 21, dtype=torch.long))

@@ -21,8 +21,13 @@ def draw(rows, length, seed=0):
 
     dt = torch.exp(normal(rows, length, H) - 1)
     A = -torch.tensor([0.01, 0.3, 2.0, 40.0], dtype=torch.float64)
-    return normal(rows, length, H, P), dt, A, normal(rows, length, G, K), normal(rows, length, G, K), normal(
-        rows, H, P, K
+    return (
+        normal(rows, length, H, P),
+        dt,
+        A,
+        normal(rows, length, G, K),
+        normal(rows, length, G, K),
+        normal(rows, H, P, K),
     )
 
 
