@@ -311,11 +311,12 @@ class HybridLMForCausalLM(HybridLMPreTrainedModel, GenerationMixin):
         finally:
             self._text_in_cache = 0
 
-    def prepare_inputs_for_generation(self, input_ids, next_sequence_length=None, **kwargs):
+    # transformers looks for `inputs_embeds` in this signature before it generates from them.
+    def prepare_inputs_for_generation(self, input_ids, next_sequence_length=None, inputs_embeds=None, **kwargs):
         if next_sequence_length is None and 0 < self._text_in_cache < input_ids.shape[1]:
             next_sequence_length = input_ids.shape[1] - self._text_in_cache
         return super().prepare_inputs_for_generation(  # pyright: ignore[reportAttributeAccessIssue]
-            input_ids, next_sequence_length=next_sequence_length, **kwargs
+            input_ids, next_sequence_length=next_sequence_length, inputs_embeds=inputs_embeds, **kwargs
         )
 
     def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):

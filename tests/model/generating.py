@@ -11,6 +11,8 @@ import torch
 from models import make_ids, make_model
 from transformers import GenerationConfig
 
+from hybridlm.model.cell_hybridlm import RECURRENT_LAYER
+
 PROMPT, NEW = 20, 9
 PADDING = {"no padding": (0, 0, 0), "left padding": (0, 3, 11)}
 
@@ -82,6 +84,8 @@ def assert_on_the_plain_path(model, output, mask, exact=None, what=""):
     else:
         fp32 = plain_forward(exact, output.sequences, mask)
         noise = (want - fp32).square().mean().sqrt()
-        assert 0 < noise < 0.3 * fp32.std()
-        difference, allowed = (got - want).square().mean().sqrt(), noise / 2
+        assert 0 < noise < 0.4 * fp32.std()
+        # Attention alone has no states that could be rounded, and its noise is little more than that of its kernel.
+        share = 1 / 2 if RECURRENT_LAYER in model.config.layer_types else 2 / 3
+        difference, allowed = (got - want).square().mean().sqrt(), share * noise
     assert difference <= allowed, f"{what}: {difference:.3g} where {allowed:.3g} is allowed"
