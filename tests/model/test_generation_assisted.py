@@ -68,7 +68,7 @@ def test_guesses_are_kept_where_they_are_right_and_taken_back_where_not(pattern)
     model, _ = models(pattern)
     lengths = count_forwards(model)
     right = generate(model, prompt(), config={"max_new_tokens": 15}, **guessing(model, models(pattern)[0]))
-    # This model of fqbmru writes token 0, the pad token: transformers takes it for padding in what it hands to the draft.
+    # This model of fqbmru writes token 0, the pad token, which transformers takes for padding when it asks the draft.
     assert len(lengths) == (5 if pattern == "fqbmru" else 3)
     assert right.sequences.shape == (1, 36)
     lengths.clear()
