@@ -8,6 +8,7 @@ from hybridlm.errors import UserError
 from hybridlm.evaluation.assisted import (
     DRAFT_RECIPE,
     compare,
+    deepened,
     held_out_prompts,
     recipe_of,
     repeated,
@@ -31,12 +32,15 @@ def main() -> int:
     parser.add_argument("--prompt-tokens", type=int, default=96, help="length of a prompt (default: 96)")
     parser.add_argument("--new-tokens", type=int, default=96, help="tokens written (default: 96)")
     parser.add_argument("--guesses", type=int, default=5, help="tokens guessed before a verification (default: 5)")
+    parser.add_argument(
+        "--deeper", type=int, default=1, metavar="N", help="give the target N times its layers, those added being idle"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds, of which the median counts (default: 5)")
     options = parser.parse_args()
     try:
         run = Path(options.draft) if options.draft else Path(options.checkpoint).expanduser().parent.parent / "draft"
         prose = held_out_prompts(recipe_of(options.checkpoint), options.prompts, options.prompt_tokens)
-        target, _ = load_checkpoint(options.checkpoint)
+        target = deepened(load_checkpoint(options.checkpoint)[0], options.deeper)
         draft, _ = load_checkpoint(train_draft(options.checkpoint, run, [*DRAFT_RECIPE, *options.set]))
         for name, model in (("target", target), ("draft", draft)):
             print(f"{name}: {model.config.pattern}, {model.num_parameters():,} parameters")

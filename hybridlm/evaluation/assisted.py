@@ -97,6 +97,26 @@ def repeated(prompts: Sequence[Tensor], times: int = 3) -> list[Tensor]:
     return [prompt[:, : prompt.shape[1] // times].repeat(1, times) for prompt in prompts]
 
 
+def deepened(model: PreTrainedModel, times: int) -> PreTrainedModel:
+    """A model that writes the same as `model` with `times` as many layers: those added compute, and add zero.
+
+    It shows what a draft would gain on a target that costs more, as guesses are accepted as often as before. Raises
+    UserError for times below 1.
+    """
+    if times < 1:
+        raise UserError(f"times={times}: must be at least 1.")
+    pattern = " ".join([f"({model.config.pattern})"] * times)
+    config = type(model.config).from_dict(model.config.to_dict() | {"pattern": pattern})
+    deep = type(model)(config).to(model.device, model.dtype)
+    deep.load_state_dict(model.state_dict(), strict=False)
+    with torch.no_grad():
+        for name, parameter in deep.named_parameters():
+            back = name.rpartition(".weight")[0].rpartition(".")[2] in ("out_proj", "o_proj", "down_proj")
+            if back and name not in model.state_dict():
+                parameter.zero_()
+    return deep.eval()
+
+
 def compare(
     target: PreTrainedModel,
     draft: PreTrainedModel,

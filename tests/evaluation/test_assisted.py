@@ -14,6 +14,7 @@ from hybridlm.evaluation.assisted import (
     GREEDY,
     LOOKUP,
     compare,
+    deepened,
     held_out_prompts,
     recipe_of,
     repeated,
@@ -92,6 +93,18 @@ def test_a_draft_that_cannot_serve(build):
         compare(build("lru"), build("lru", vocab_size=77), {})
     with pytest.raises(UserError, match="guesses=0: must be at least 1"):
         compare(build("lru"), build("lru"), {}, guesses=0)
+
+
+@pytest.mark.parametrize("pattern", ["rglru bmru", "mamba2 attention"])
+def test_a_deeper_target_writes_the_same(build, pattern):
+    model, ids = build(pattern, mamba_d_head=8), torch.randint(3, 250, (2, 11))
+    deep = deepened(model, 3)
+    assert deep.config.num_hidden_layers == 6
+    assert deep.num_parameters() > 2 * model.num_parameters() - model.get_input_embeddings().weight.numel()
+    with torch.no_grad():
+        assert torch.equal(deep(ids).logits, model(ids).logits)
+    with pytest.raises(UserError, match="times=0"):
+        deepened(model, 0)
 
 
 def test_repeated():

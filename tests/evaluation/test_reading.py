@@ -80,7 +80,7 @@ def test_what_is_read_is_what_one_call_sees(build, tokenizer, text, pattern):
         model(ids[:, :-1], past_key_values=cache)
         wanted = model(ids[:, -1:], past_key_values=cache).logits
         got = model(talk.pending_ids, past_key_values=talk.cache).logits
-    assert torch.allclose(got, wanted, atol=1e-4)
+    assert torch.allclose(got, wanted, atol=1e-5)  # calls of 16 tokens and one long call sum products in another order
     assert [count for count, _ in told] == [*range(16, tokens - 1, 16), tokens - 1]
     shares = [share for _, share in told]
     assert shares == sorted(shares)
@@ -106,7 +106,7 @@ def test_memory_is_constant_without_full_attention(build, tokenizer, text):
 
 
 def test_a_second_volume(build, tokenizer, text):
-    """In two volumes, cut between two words: bit for bit the state of one where the calls fall alike."""
+    """In two volumes, cut between two words: the state of one, up to the rounding of products of other shapes."""
     model, place = build("rglru bmru"), text.index(" ", 300)
     whole, tokens = read_text(model, tokenizer, text)
     first, before = read_text(model, tokenizer, text[:place])
@@ -114,7 +114,7 @@ def test_a_second_volume(build, tokenizer, text):
     assert before + after == tokens
     assert torch.equal(both.pending_ids, whole.pending_ids)
     for one, two in zip(states(both.cache), states(whole.cache), strict=True):
-        assert torch.allclose(one, two, atol=1e-4)
+        assert torch.allclose(one, two, atol=1e-5)
 
 
 def test_an_answer_goes_on_from_the_end_of_the_text(build, tokenizer, text):

@@ -119,7 +119,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, BF16])
-@pytest.mark.parametrize("pattern", ["lru", "rglru", "lru bmru attention"])
+@pytest.mark.parametrize("pattern", ["lru", "rglru", "mingru"])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_noticed(fault, pattern, dtype, monkeypatch):
     """What the tests above assert fails for a model with one fault in what it does with its states."""

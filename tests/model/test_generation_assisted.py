@@ -9,6 +9,9 @@ from transformers import DynamicCache, GenerationConfig, LlamaConfig, LlamaForCa
 from hybridlm.model.cache_hybridlm import HybridRecurrentLayer
 
 LONG = {"max_new_tokens": 16}
+SHARE = 0.7
+"""Of the noise in bf16: products of one row, and of five tokens at once, are summed in another order than those of the
+whole text. Sound runs differ by up to 0.6 of it; what fp32 says to 1e-4 is the sharper half of these tests."""
 
 
 def prompt():
@@ -56,7 +59,7 @@ def test_guesses_of_every_origin(pattern, dtype):
         lookup = {key: options.pop(key) for key in list(options) if key != "assistant_model"}
         output = generate(model, ids, config={**LONG, **lookup}, **options)
         assert output.sequences.shape == greedy.sequences.shape
-        assert_on_the_plain_path(model, output, mask, exact, name)
+        assert_on_the_plain_path(model, output, mask, exact, name, SHARE)
         if exact is None:
             assert torch.equal(output.sequences, greedy.sequences), name
 
@@ -65,14 +68,14 @@ def test_guesses_of_every_origin(pattern, dtype):
 def test_guesses_are_kept_where_they_are_right_and_taken_back_where_not(pattern):
     """The target as its own draft needs a forward for every five tokens; a hopeless draft one for every token or so,
     though each of these forwards is five tokens long."""
-    model, _ = models(pattern)
+    model, twin = (models(pattern)[0].double() for _ in range(2))  # no rounding decides whether a guess is right
     lengths = count_forwards(model)
-    right = generate(model, prompt(), config={"max_new_tokens": 15}, **guessing(model, models(pattern)[0]))
+    right = generate(model, prompt(), config={"max_new_tokens": 15}, **guessing(model, twin))
     # This model of fqbmru writes token 0, the pad token, which transformers takes for padding when it asks the draft.
     assert len(lengths) == (5 if pattern == "fqbmru" else 3)
     assert right.sequences.shape == (1, 36)
     lengths.clear()
-    generate(model, prompt(), config={"max_new_tokens": 15}, **guessing(model, models("lru", seed=9)[0]))
+    generate(model, prompt(), config={"max_new_tokens": 15}, **guessing(model, models("lru", seed=9)[0].double()))
     assert len(lengths) >= 12
     assert max(lengths[1:]) == 5
     lengths.clear()
@@ -106,17 +109,17 @@ def test_speculative_sampling(pattern, dtype):
         lookup = {"prompt_lookup_num_tokens": options.pop("lookup")} if "lookup" in options else {}
         output = generate(model, prompt(), config={**sample, **lookup}, **options)
         assert output.sequences.shape == (1, 37)
-        assert_on_the_plain_path(model, output, torch.ones(1, 21, dtype=torch.long), exact)
+        assert_on_the_plain_path(model, output, torch.ones(1, 21, dtype=torch.long), exact, share=SHARE)
         again = generate(model, prompt(), config={**sample, **lookup}, **options)
         assert torch.equal(again.sequences, output.sequences)
 
 
 def test_speculative_sampling_draws_what_sampling_draws():
-    """Shares of the first two tokens over 1,500 draws, with a draft that guesses both. Each share lies within 4.5
+    """Shares of the first two tokens over 800 draws, with a draft that guesses both. Each share lies within 4.5
     standard deviations of what the target alone says."""
     model, draft = (make_model(pattern, seed=seed, vocab_size=7, eos_token_id=None, hidden_size=16)
                     for pattern, seed in (("rglru bmru", 0), ("lru", 3)))  # fmt: skip
-    ids, draws, top = torch.tensor([[1, 2, 3, 4]]), 1500, {"do_sample": True, "top_k": 0, "temperature": 2.0}
+    ids, draws, top = torch.tensor([[1, 2, 3, 4]]), 800, {"do_sample": True, "top_k": 0, "temperature": 2.0}
     with torch.no_grad():
         first = (model(ids).logits[0, -1] / 2).softmax(-1)
         pairs = torch.cat([ids.repeat(7, 1), torch.arange(7)[:, None]], dim=1)

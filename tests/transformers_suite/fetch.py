@@ -1,6 +1,6 @@
 """Fetches transformers' own model tests, for the installed version, from its source archive on the package index.
 
-    python tests/transformers_suite/fetch.py [pip options, e.g. --index-url URL]
+    python tests/transformers_suite/fetch.py [options of pip download]
 
 They land in `.transformers-suite/VERSION/upstream_tests`. The archive holds `tests/test_*.py` and nothing below: what
 these files import from the folders that are missing is in `SUPPORT`, and nothing of it is a test. A second call

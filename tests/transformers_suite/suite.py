@@ -186,6 +186,17 @@ class HybridLMSuite(test_modeling_common.ModelTesterMixin, TrainingTesterMixin, 
             for name, buffer in made.items():
                 assert torch.equal(buffer, filled[name]), f"{model_class.__name__}: {name}"
 
+    def test_model_rope_with_partial_rotation(self):
+        """The same test, which asks only that a part of a head can be turned; and that it is another part."""
+        super().test_model_rope_with_partial_rotation()
+        input_ids, states = torch.arange(10).unsqueeze(0), []
+        for share in (1.0, 0.5):
+            config = self.model_tester.get_config()
+            config.rope_parameters = {**ROPE, "partial_rotary_factor": share}
+            torch.manual_seed(0)
+            states.append(HybridLMModel(config).eval()(input_ids).last_hidden_state)
+        assert not torch.allclose(*states, atol=1e-5)
+
     def test_sliding_window_mask(self):
         """The window is a kind of layer here, not the switch `use_sliding_window` that transformers' test turns."""
         if "sliding_attention" not in self.pattern:
