@@ -6,7 +6,8 @@ it, and however often.
 
 The files are part of hybridlm, Copyright 2026 The hybridlm authors, Apache License 2.0
 (https://www.apache.org/licenses/LICENSE-2.0). The licence grants no rights to the patent applications of the University
-of Liège on the memory recurrent units (`bmru`, `cmru`, `acmru`): EP26151077, EP26175243.0, EP26175248.9, US 63/897,109.
+of Liège on the memory recurrent units (`bmru`, `cmru`, `acmru`, `fqbmru`): EP26151077, EP26175243.0, EP26175248.9,
+US 63/897,109.
 """
 
 import os
