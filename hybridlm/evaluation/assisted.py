@@ -107,7 +107,8 @@ def deepened(model: PreTrainedModel, times: int) -> PreTrainedModel:
         raise UserError(f"times={times}: must be at least 1.")
     pattern = " ".join([f"({model.config.pattern})"] * times)
     config = type(model.config).from_dict(model.config.to_dict() | {"pattern": pattern})
-    deep = type(model)(config).to(model.device, model.dtype)
+    deep = type(model)(config)
+    deep.to(device=model.device, dtype=model.dtype)  # pyright: ignore[reportCallIssue]
     deep.load_state_dict(model.state_dict(), strict=False)
     with torch.no_grad():
         for name, parameter in deep.named_parameters():
