@@ -34,6 +34,7 @@ from .code_hybridlm import CarriesCode
 from .configuration_hybridlm import HybridLMConfig
 from .conversation_hybridlm import ConversationMixin, going_on
 from .memory_hybridlm import MemoryCell
+from .scan_hybridlm import scan_path
 
 
 class HybridLMPreTrainedModel(  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -82,8 +83,8 @@ class HybridLMPreTrainedModel(  # pyright: ignore[reportIncompatibleVariableOver
 
     @property
     def scan_path(self) -> str | None:
-        """Which implementation the recurrences run through; None for a stack of attention alone."""
-        return "two-level scan in pure PyTorch" if RECURRENT_LAYER in self.config.layer_types else None
+        """Which implementation the recurrences run through, and why; None for a stack of attention alone."""
+        return scan_path(self.device, torch.float32) if RECURRENT_LAYER in self.config.layer_types else None
 
     def record_writes(self, record: bool = True) -> None:
         """Whether memory cells keep the mean of z, the share of units that write, of their last forward."""

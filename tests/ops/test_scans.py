@@ -1,89 +1,39 @@
-"""Every pure-PyTorch scan against its reference loop: outputs, final states and every gradient."""
+"""Every path of the scans against the reference loop: outputs, final states and every gradient."""
 
 import math
+from functools import cache, partial
 from itertools import pairwise, product
+from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from cases import CASES, flags, memory_case
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hybridlm.model import scan_hybridlm as fast
+from hybridlm import ops
+from hybridlm.model import scan_hybridlm
 from hybridlm.model.surrogate_hybridlm import heaviside, sign
-from hybridlm.ops.linear_scan import reference as linear_reference
-from hybridlm.ops.lru_scan import reference as lru_reference
-from hybridlm.ops.memory_scan import reference as memory_reference
+from hybridlm.ops import reference
 
+OPERATIONS = ("linear_scan", "lru_scan", "memory_scan")
 LENGTHS = (1, 2, 3, 31, 33, 63, 64, 65, 1000)
 WIDTHS = (1, 3, 64, 130)
 
 
-def flags(rows, length, reset, mask, generator):
-    """Random document starts and paddings."""
-    return {
-        "reset": torch.rand(rows, length, generator=generator) < 0.2 if reset else None,
-        "mask": torch.rand(rows, length, generator=generator) < 0.8 if mask else None,
-    }
+@pytest.fixture(params=["torch", "cpu"])
+def fast(request):
+    """The three scans, on one path."""
+    return on_path(request.param)
 
 
-def linear_case(rows, length, width, generator, dtype, start):
-    shape = (rows, length, width)
-    a = torch.rand(shape, generator=generator, dtype=torch.float64) * 1.2 - 0.1
-    b = torch.randn(shape, generator=generator, dtype=torch.float64)
-    s0 = torch.randn(rows, width, generator=generator, dtype=torch.float64)
-    return [a.to(dtype), b.to(dtype), s0.to(dtype) if start else None]
-
-
-def lru_case(rows, length, width, generator, dtype, start):
-    shape = (rows, length, width)
-    modulus, phase = 0.8 + 0.199 * torch.rand(width, generator=generator), 6.28 * torch.rand(width, generator=generator)
-    decay = [modulus * torch.cos(phase), modulus * torch.sin(phase)]
-    drive = [torch.randn(shape, generator=generator) for _ in range(2)]
-    start_state = [torch.randn(rows, width, generator=generator) if start else None for _ in range(2)]
-    return [x if x is None else x.to(dtype) for x in decay + drive + start_state]
-
-
-def memory_case(rows, length, width, generator, dtype, start):
-    c = torch.randn(rows, length, width, generator=generator, dtype=torch.float64)
-    beta = torch.randn(rows, length, width, generator=generator, dtype=torch.float64).abs()
-    s0 = torch.randint(0, 2, (rows, width), generator=generator) * 2.0 - 1
-    return [c.to(dtype), beta.to(dtype), s0.to(dtype) if start else None]
-
-
-def call_linear(module, inputs, **kwargs):
-    return module.linear_scan(*inputs, **kwargs)
-
-
-def call_lru(module, inputs, **kwargs):
-    lam_re, lam_im, b_re, b_im, s_re, s_im = inputs
-    start = None if s_re is None else (s_re, s_im)
-    states, final = module.lru_scan((lam_re, lam_im), (b_re, b_im), start, **kwargs)
-    return (*states, *final)
-
-
-def call_memory(epsilon):
-    def call(module, inputs, **kwargs):
-        *inputs, fresh = inputs
-        return module.memory_scan(*inputs, epsilon=epsilon, slope=1.3, reset_state=fresh, **kwargs)
-
-    return call
-
-
-def with_fresh(case):
-    def make(rows, length, width, generator, dtype, start):
-        fresh = torch.randint(0, 2, (width,), generator=generator) * 2.0 - 1 if start else None
-        return [*case(rows, length, width, generator, dtype, start), None if fresh is None else fresh.to(dtype)]
-
-    return make
-
-
-CASES = {
-    "linear": (linear_case, call_linear, linear_reference),
-    "lru": (lru_case, call_lru, lru_reference),
-    "memory_0": (with_fresh(memory_case), call_memory(0.0), memory_reference),
-    "memory_0.3": (with_fresh(memory_case), call_memory(0.3), memory_reference),
-    "memory_1": (with_fresh(memory_case), call_memory(1.0), memory_reference),
-}
+def on_path(name):
+    if name == "cpu":
+        try:
+            ops.explain(path="cpu")
+        except ValueError as error:
+            pytest.skip(str(error))
+    return SimpleNamespace(**{op: partial(getattr(scan_hybridlm, op), path=name) for op in OPERATIONS})
 
 
 def run(call, module, inputs, options, weights):
@@ -95,16 +45,23 @@ def run(call, module, inputs, options, weights):
     return outputs, [torch.zeros(()) if g is None else g for g in grads]
 
 
-def compare(name, rows, length, width, dtype, reset, mask, start, tolerance, seed=0):
-    case, call, reference = CASES[name]
-    generator = torch.Generator().manual_seed(seed)
+@cache
+def expected(name, rows, length, width, dtype, reset, mask, start):
+    """A random case, and what the reference makes of it: the same for every path."""
+    case, call = CASES[name]
+    generator = torch.Generator().manual_seed(0)
     inputs = case(rows, length, width, generator, dtype, start)
     options = flags(rows, length, reset, mask, generator)
     probe = call(reference, inputs, **options)
     weights = [torch.randn(out.shape, generator=generator) for out in probe]
-    got, got_grads = run(call, fast, inputs, options, weights)
-    want, want_grads = run(call, reference, inputs, options, weights)
-    for i, (x, y) in enumerate(zip([*got, *got_grads], [*want, *want_grads], strict=True)):
+    outputs, grads = run(call, reference, inputs, options, weights)
+    return inputs, options, weights, [x.detach() for x in outputs] + grads
+
+
+def compare(fast, name, rows, length, width, dtype, reset, mask, start, tolerance):
+    inputs, options, weights, want = expected(name, rows, length, width, dtype, reset, mask, start)
+    outputs, grads = run(CASES[name][1], fast, inputs, options, weights)
+    for i, (x, y) in enumerate(zip([*outputs, *grads], want, strict=True)):
         assert x.dtype == y.dtype or y.ndim == 0
         scale = max(1.0, y.abs().max().item())
         difference = (x.double() - y.double()).abs().max().item()
@@ -113,22 +70,24 @@ def compare(name, rows, length, width, dtype, reset, mask, start, tolerance, see
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("length", LENGTHS)
-def test_equals_reference_in_float64(name, length):
+def test_equals_reference_in_float64(fast, name, length):
     for (reset, mask), start, width in product([(0, 0), (1, 0), (0, 1), (1, 1)], (False, True), (1, 3)):
-        compare(name, 2, length, width, torch.float64, reset, mask, start, tolerance=1e-10)
+        compare(fast, name, 2, length, width, torch.float64, reset, mask, start, tolerance=1e-10)
 
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 1 / 128)])
-def test_equals_reference_in_low_precision(name, width, dtype, tolerance):
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 1 / 128), (torch.float16, 1 / 1024)]
+)
+def test_equals_reference_in_low_precision(fast, name, width, dtype, tolerance):
     # bf16 keeps 8 bits; both sides run in fp32 and round once, so they differ by at most one unit in the last place.
-    compare(name, 3, 65, width, dtype, True, True, True, tolerance)
+    compare(fast, name, 3, 65, width, dtype, True, True, True, tolerance)
 
 
 @pytest.mark.parametrize("name", ["linear", "lru"])
-def test_gradcheck(name):
-    case, call, _ = CASES[name]
+def test_gradcheck(fast, name):
+    case, call = CASES[name]
     generator = torch.Generator().manual_seed(1)
     for length in (1, 5, 37):
         inputs = [x.requires_grad_(True) for x in case(2, length, 2, generator, torch.float64, True)]
@@ -144,19 +103,20 @@ def test_surrogates_are_exact_forward_and_smooth_backward():
     assert torch.allclose(grad, 2 * 3.0 / (1 + (math.pi * 3.0 * x.detach()) ** 2), rtol=1e-14)
 
 
-@settings(max_examples=40, deadline=None)
+# The fixture is the same for every example.
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     length=st.integers(1, 150),
     cuts=st.lists(st.integers(1, 149), max_size=4),
     seed=st.integers(0, 9),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
 )
-def test_bistable_states_are_bitwise_the_same_under_any_chunking(length, cuts, seed, dtype):
+def test_bistable_states_are_bitwise_the_same_under_any_chunking(fast, length, cuts, seed, dtype):
     generator = torch.Generator().manual_seed(seed)
     c, beta, s0 = memory_case(2, length, 5, generator, dtype, True)
     reset, mask = flags(2, length, True, True, generator).values()
     fresh = torch.tensor([1.0, -1, 1, 1, -1])
-    want, _ = memory_reference.memory_scan(c, beta, s0, reset=reset, mask=mask, reset_state=fresh)
+    want, _ = reference.memory_scan(c, beta, s0, reset=reset, mask=mask, reset_state=fresh)
     edges = sorted({0, length, *(cut for cut in cuts if cut < length)})
     state, parts = s0, []
     for lo, hi in pairwise(edges):
@@ -168,7 +128,7 @@ def test_bistable_states_are_bitwise_the_same_under_any_chunking(length, cuts, s
     assert torch.equal(torch.cat(parts, 1), want)
 
 
-def test_cumulative_states_are_exact_counters():
+def test_cumulative_states_are_exact_counters(fast):
     generator = torch.Generator().manual_seed(3)
     c, beta, _ = memory_case(1, 5000, 4, generator, torch.float32, False)
     states, final = fast.memory_scan(c, beta, epsilon=1.0)
@@ -177,7 +137,7 @@ def test_cumulative_states_are_exact_counters():
     assert torch.equal(final, states[:, -1])
 
 
-def test_sign_network_identity():
+def test_sign_network_identity(fast):
     """From s in {-1, +1} and epsilon 0 the update is s_t = S(c_t + beta_t s_{t-1}) (ties aside)."""
     generator = torch.Generator().manual_seed(4)
     c, beta, s0 = memory_case(3, 500, 7, generator, torch.float64, True)
@@ -188,7 +148,7 @@ def test_sign_network_identity():
         assert torch.equal(states[:, t], state)
 
 
-def test_hysteresis_loop_has_its_edges_at_beta():
+def test_hysteresis_loop_has_its_edges_at_beta(fast):
     beta = 0.75
     up = torch.linspace(-2, 2, 401, dtype=torch.float64)
     drive = torch.cat([up, up.flip(0)]).view(1, -1, 1)
@@ -199,8 +159,8 @@ def test_hysteresis_loop_has_its_edges_at_beta():
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_nan_stays_in_its_channel(name):
-    case, call, _ = CASES[name]
+def test_nan_stays_in_its_channel(fast, name):
+    case, call = CASES[name]
     generator = torch.Generator().manual_seed(5)
     inputs = case(2, 70, 4, generator, torch.float32, True)
     clean = call(fast, inputs)
@@ -215,8 +175,8 @@ def test_nan_stays_in_its_channel(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_two_runs_are_bitwise_equal_and_strides_do_not_matter(name):
-    case, call, _ = CASES[name]
+def test_two_runs_are_bitwise_equal_and_strides_do_not_matter(fast, name):
+    case, call = CASES[name]
     inputs = case(2, 90, 6, torch.Generator().manual_seed(6), torch.float32, True)
     strided = [x if x is None or x.ndim != 3 else x.transpose(1, 2).contiguous().transpose(1, 2) for x in inputs]
     for first, second in ((inputs, inputs), (inputs, strided)):
@@ -224,15 +184,17 @@ def test_two_runs_are_bitwise_equal_and_strides_do_not_matter(name):
             assert torch.equal(x, y)
 
 
-def test_poisoned_memory_is_never_read(monkeypatch):
+def test_poisoned_memory_is_never_read(fast, monkeypatch):
+    empty = torch.empty
     monkeypatch.setattr(torch, "empty_like", lambda x, **kwargs: torch.full_like(x, math.nan, **kwargs))
-    for case, call, _ in CASES.values():
+    monkeypatch.setattr(torch, "empty", lambda *shape, **kwargs: empty(*shape, **kwargs).fill_(math.nan))
+    for case, call in CASES.values():
         for length in (3, 40, 67):
             outputs = call(fast, case(2, length, 3, torch.Generator().manual_seed(7), torch.float32, True))
             assert not any(out.isnan().any() for out in outputs)
 
 
-def test_a_million_steps():
+def test_a_million_steps(fast):
     length = 2**20
     c = torch.zeros(1, length, 1)
     c[0, 0] = 2.0
@@ -244,6 +206,7 @@ def test_a_million_steps():
 
 
 def test_shapes_are_checked():
+    fast = scan_hybridlm
     x = torch.zeros(2, 5, 3)
     with pytest.raises(ValueError, match="T >= 1"):
         fast.linear_scan(x[:, :0], x[:, :0])

@@ -1,0 +1,333 @@
+/* Scans on the CPU: which instruction set, how the work is cut, and the threads that share it.
+ *
+ * Knows nothing of torch and of Python: raw pointers in, raw pointers out. Python calls `hybridlm_scan` through ctypes. */
+#define _GNU_SOURCE
+#include "scans.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef __linux__
+#include <dlfcn.h>
+#include <link.h>
+#endif
+
+#ifndef SOURCE_HASH
+#define SOURCE_HASH "unknown"
+#endif
+
+static inline __attribute__((always_inline)) float load_bf16(uint16_t x) {
+    const union { uint32_t bits; float value; } u = {(uint32_t)x << 16};
+    return u.value;
+}
+
+/* To the nearest, ties to even; a NaN stays one. */
+static inline __attribute__((always_inline)) uint16_t save_bf16(float x) {
+    const union { float value; uint32_t bits; } u = {x};
+    const uint32_t rounded = (u.bits + 0x7fffu + ((u.bits >> 16) & 1u)) >> 16;
+    return (uint16_t)(x == x ? rounded : 0x7fc0u);
+}
+
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+#define HAS_X86_SETS
+#define ISA avx512
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c,prefer-vector-width=512")
+#endif
+#include "dtypes.h"
+#ifdef __clang__
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#undef ISA
+
+#define ISA avx2
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#endif
+#include "dtypes.h"
+#ifdef __clang__
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#undef ISA
+#endif
+
+#define ISA plain /* what the compiler's own default allows: SSE2 on x86, NEON on ARM */
+#include "dtypes.h"
+#undef ISA
+
+enum { PLAIN, AVX2, AVX512 };
+
+static int supported(int isa) {
+#ifdef HAS_X86_SETS
+    __builtin_cpu_init();
+    const int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    if (isa == AVX2) return avx2;
+    if (isa == AVX512)
+        return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#endif
+    return isa == PLAIN;
+}
+
+static Kernel kernel_of(int isa, int dtype, int operation) {
+#ifdef HAS_X86_SETS
+    if (isa == AVX512) return kernels_all_avx512[dtype][operation];
+    if (isa == AVX2) return kernels_all_avx2[dtype][operation];
+#endif
+    return kernels_all_plain[dtype][operation];
+}
+
+/* ---- threads: torch's own OpenMP pool where it can be found, so that two pools never fight for the cores ---- */
+
+typedef void (*Parallel)(void (*body)(void *), void *data, unsigned threads, unsigned flags);
+static Parallel openmp_parallel; /* GOMP_parallel of the OpenMP library that is loaded; NULL: threads of our own */
+
+#ifdef __linux__
+static int look_for_openmp(struct dl_phdr_info *info, size_t size, void *found) {
+    const char *name = info->dlpi_name ? info->dlpi_name : "";
+    const char *file = strrchr(name, '/');
+    file = file ? file + 1 : name;
+    if (strncmp(file, "libgomp", 7) && strncmp(file, "libomp", 6) && strncmp(file, "libiomp5", 8)) return 0;
+    void *library = dlopen(name, RTLD_LAZY | RTLD_NOLOAD);
+    Parallel parallel = library ? (Parallel)dlsym(library, "GOMP_parallel") : NULL;
+    if (!parallel) return 0;
+    *(Parallel *)found = parallel;
+    return strstr(name, "torch") != NULL; /* torch's own is the one to share; go on looking for it */
+}
+#endif
+
+typedef struct {
+    void (*body)(void *context, int64_t item);
+    void *context;
+    int64_t items, next;
+} Queue;
+
+static void take_items(void *data) {
+    Queue *queue = data;
+    for (;;) {
+        const int64_t item = __atomic_fetch_add(&queue->next, 1, __ATOMIC_RELAXED);
+        if (item >= queue->items) return;
+        queue->body(queue->context, item);
+    }
+}
+
+static void *take_items_in_thread(void *data) {
+    take_items(data);
+    return NULL;
+}
+
+static void for_each(int64_t items, int threads, void (*body)(void *, int64_t), void *context) {
+    Queue queue = {body, context, items, 0};
+    if (threads > items) threads = (int)items;
+    if (threads <= 1) {
+        take_items(&queue);
+    } else if (openmp_parallel) {
+        openmp_parallel(take_items, &queue, (unsigned)threads, 0);
+    } else {
+        enum { MOST = 64 };
+        pthread_t started[MOST];
+        int count = 0;
+        for (; count < threads - 1 && count < MOST; count++)
+            if (pthread_create(&started[count], NULL, take_items_in_thread, &queue)) break;
+        take_items(&queue);
+        while (count) pthread_join(started[--count], NULL);
+    }
+}
+
+/* ---- one call ---- */
+
+typedef struct {
+    const Job *job;
+    Kernel kernel;
+    int planes, real, backward;       /* numbers of a state, bytes of one, whether time runs from the right */
+    int64_t block, blocks, chunks, chunk;
+    int reducing;
+    char *carries, *products;         /* (rows, chunks, planes, N) where time is cut */
+    double *sums;                     /* (rows, chunks, 2, N) where there are sums */
+    int failed;
+} Call;
+
+/* Room of a piece: planes of its own block stand together, so it starts at planes * first. */
+static size_t place(const Call *call, int64_t row, int64_t chunk, int64_t first, int planes) {
+    return (size_t)((row * call->chunks + chunk) * planes * call->job->width + planes * first);
+}
+
+static void get_state(const Call *call, const void *const *planes, int64_t row, int64_t first, int64_t count, char *to) {
+    for (int k = 0; k < call->planes; k++) {
+        char *here = to + k * count * call->real;
+        if (planes[k])
+            memcpy(here, (const char *)planes[k] + (row * call->job->width + first) * call->real, count * call->real);
+        else
+            memset(here, 0, count * call->real);
+    }
+}
+
+static void put_state(const Call *call, void *const *planes, int64_t row, int64_t first, int64_t count, const char *from) {
+    for (int k = 0; k < call->planes; k++)
+        memcpy((char *)planes[k] + (row * call->job->width + first) * call->real, from + k * count * call->real,
+               count * call->real);
+}
+
+static void run_piece(void *context, int64_t item) {
+    Call *call = context;
+    const Job *job = call->job;
+    const int64_t chunk = item % call->chunks, block = item / call->chunks % call->blocks;
+    Piece piece = {.row = item / call->chunks / call->blocks, .first = block * call->block, .begin = chunk * call->chunk};
+    piece.count = job->width - piece.first < call->block ? job->width - piece.first : call->block;
+    piece.end = piece.begin + call->chunk < job->steps ? piece.begin + call->chunk : job->steps;
+    double own[2 * BLOCK], *sums = call->sums ? call->sums + place(call, piece.row, chunk, piece.first, 2) : NULL;
+    _Alignas(64) char carry[2 * BLOCK * sizeof(double)];
+    if (sums) memset(own, 0, sizeof(double) * 2 * piece.count);
+    char *kept = call->carries ? call->carries + place(call, piece.row, chunk, piece.first, call->planes) * call->real : NULL;
+    if (call->reducing) {
+        char *product = call->products + place(call, piece.row, chunk, piece.first, call->planes) * call->real;
+        memset(kept, 0, call->planes * piece.count * call->real);
+        memset(product, 0, call->planes * piece.count * call->real);
+        for (int64_t i = 0; i < piece.count; i++)
+            if (call->real == sizeof(double)) ((double *)product)[i] = 1;
+            else ((float *)product)[i] = 1;
+        call->kernel(job, &piece, kept, product, own);
+        return;
+    }
+    if (kept) memcpy(carry, kept, call->planes * piece.count * call->real);
+    else get_state(call, job->arriving, piece.row, piece.first, piece.count, carry);
+    call->kernel(job, &piece, carry, NULL, sums ? own : NULL);
+    if (sums) memcpy(sums, own, sizeof(double) * 2 * piece.count);
+    if (chunk == (call->backward ? 0 : call->chunks - 1))
+        put_state(call, job->leaving, piece.row, piece.first, piece.count, carry);
+}
+
+/* Whether a document starts in a chunk: then nothing from before it comes out, not even a NaN. */
+static int resets_in(const Job *job, int64_t row, int64_t begin, int64_t end) {
+    if (!job->reset) return 0;
+    for (int64_t t = row * job->steps + begin; t < row * job->steps + end; t++)
+        if (job->reset[t] && (!job->mask || job->mask[t])) return 1;
+    return 0;
+}
+
+/* From the affine map of each chunk to the state that it starts from. */
+#define DEFINE_CARRY(REAL)                                                                                                 \
+    static void carry_over_##REAL(const Call *call, int64_t row, int64_t first, int64_t n) {                              \
+        REAL state[2 * BLOCK];                                                                                             \
+        get_state(call, call->job->arriving, row, first, n, (char *)state);                                                \
+        for (int64_t j = 0; j < call->chunks; j++) {                                                                       \
+            const int64_t chunk = call->backward ? call->chunks - 1 - j : j;                                               \
+            const size_t at = place(call, row, chunk, first, call->planes);                                                \
+            const int64_t begin = chunk * call->chunk, last = begin + call->chunk, steps = call->job->steps;               \
+            const int ended = resets_in(call->job, row, begin, last < steps ? last : steps);                               \
+            REAL *s = (REAL *)call->carries + at;                                                                          \
+            const REAL *p = (const REAL *)call->products + at;                                                             \
+            for (int64_t i = 0; i < n; i++) {                                                                              \
+                const REAL re = state[i], own = s[i];                                                                      \
+                if (call->planes == 1) {                                                                                   \
+                    s[i] = re, state[i] = ended ? own : p[i] * re + own;                                                   \
+                    continue;                                                                                              \
+                }                                                                                                          \
+                const REAL im = state[n + i], own_im = s[n + i], q = p[n + i];                                             \
+                s[i] = re, s[n + i] = im;                                                                                  \
+                state[i] = ended ? own : p[i] * re - q * im + own;                                                         \
+                state[n + i] = ended ? own_im : p[i] * im + q * re + own_im;                                               \
+            }                                                                                                              \
+        }                                                                                                                  \
+    }
+DEFINE_CARRY(float)
+DEFINE_CARRY(double)
+
+static void carry_over(void *context, int64_t item) {
+    const Call *call = context;
+    const int64_t first = item % call->blocks * call->block, row = item / call->blocks;
+    const int64_t left = call->job->width - first, n = left < call->block ? left : call->block;
+    if (call->real == sizeof(double)) carry_over_double(call, row, first, n);
+    else carry_over_float(call, row, first, n);
+}
+
+/* The pieces' sums, always in the same order. */
+static void add_sums(const Call *call) {
+    const Job *job = call->job;
+    for (int k = 0; k < 2; k++) {
+        if (!job->summed[k]) continue;
+        for (int64_t block = 0; block < call->blocks; block++) {
+            const int64_t first = block * call->block, left = job->width - first, n = left < call->block ? left : call->block;
+            for (int64_t i = 0; i < n; i++) {
+                double total = 0;
+                for (int64_t row = 0; row < job->rows; row++)
+                    for (int64_t chunk = 0; chunk < call->chunks; chunk++)
+                        total += call->sums[place(call, row, chunk, first, 2) + k * n + i];
+                if (call->real == sizeof(double)) ((double *)job->summed[k])[first + i] = total;
+                else ((float *)job->summed[k])[first + i] = (float)total;
+            }
+        }
+    }
+}
+
+/* Blocks of channels as wide as leaves a piece for every thread, then chunks of time where there are too few of them. */
+static void cut(Call *call) {
+    const Job *job = call->job;
+    call->block = job->width < BLOCK ? job->width : BLOCK;
+    while (call->block > 64 && job->rows * ((job->width + call->block - 1) / call->block) % job->threads)
+        call->block = call->block > 128 ? call->block / 2 : 64;
+    call->blocks = (job->width + call->block - 1) / call->block;
+    call->chunks = job->chunks;
+    if (!call->chunks) {
+        const int64_t pieces = job->rows * call->blocks;
+        call->chunks = pieces >= job->threads || job->steps < 256 ? 1 : (job->threads + pieces - 1) / pieces;
+    }
+    if (call->chunks > job->steps) call->chunks = job->steps;
+    call->chunk = (job->steps + call->chunks - 1) / call->chunks;
+    call->chunks = (job->steps + call->chunk - 1) / call->chunk;
+}
+
+/* 0; 1: no such kernel here; 2: no memory. Nothing is returned before every thread is done. */
+int hybridlm_scan(const Job *job, int isa) {
+    if (job->dtype < 0 || job->dtype >= DTYPES || job->operation < 0 || job->operation >= OPERATIONS || !supported(isa)) return 1;
+    Call call = {.job = job, .kernel = kernel_of(isa, job->dtype, job->operation)};
+    if (!call.kernel) return 1;
+    const int lru = job->operation == LRU_FORWARD || job->operation == LRU_BACKWARD;
+    call.planes = lru ? 2 : 1;
+    call.real = job->dtype == FLOAT64 ? sizeof(double) : sizeof(float);
+    call.backward = job->operation == LINEAR_BACKWARD || job->operation == LRU_BACKWARD || job->operation == MEMORY_BACKWARD;
+    cut(&call);
+    const size_t numbers = (size_t)(job->rows * call.chunks * job->width);
+    if (call.chunks > 1) {
+        call.carries = malloc(numbers * call.planes * call.real);
+        call.products = malloc(numbers * call.planes * call.real);
+    }
+    if (job->summed[0]) call.sums = malloc(numbers * 2 * sizeof(double));
+    const int short_of = (call.chunks > 1 && (!call.carries || !call.products)) || (job->summed[0] && !call.sums);
+    if (!short_of) {
+        const int64_t pieces = job->rows * call.blocks;
+        if (call.chunks > 1) {
+            call.reducing = 1;
+            for_each(pieces * call.chunks, job->threads, run_piece, &call);
+            call.reducing = 0;
+            for_each(pieces, job->threads, carry_over, &call);
+        }
+        for_each(pieces * call.chunks, job->threads, run_piece, &call);
+        if (call.sums) add_sums(&call);
+    }
+    free(call.carries), free(call.products), free(call.sums);
+    return short_of ? 2 : 0;
+}
+
+/* To be called once. Returns the best instruction set. */
+int hybridlm_start(void) {
+#ifdef __linux__
+    dl_iterate_phdr(look_for_openmp, &openmp_parallel);
+#endif
+    return supported(AVX512) ? AVX512 : supported(AVX2) ? AVX2 : PLAIN;
+}
+
+int hybridlm_supports(int isa) { return supported(isa); }
+int hybridlm_shares_threads(void) { return openmp_parallel != NULL; }
+int64_t hybridlm_job_size(void) { return sizeof(Job); }
+const char *hybridlm_source_hash(void) { return SOURCE_HASH; }

@@ -1,0 +1,140 @@
+"""Which implementation of the scans runs, and why.
+
+    reference   a loop over time, differentiated by autograd: the definition; never chosen by itself
+    torch       two-level scan in pure PyTorch: every device, no compiler
+    cpu         compiled C: tensors on the CPU
+    triton      GPU kernels: tensors on a CUDA device
+
+An argument `path=` forces one for a call, `using(path)` for a block of code, the environment variable HYBRIDLM_SCAN for
+the process. A path that was forced and cannot run is an error; one that would have been chosen and cannot is passed
+over, with one line that says so.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from hybridlm.ops.errors import Unavailable
+from hybridlm.ops.selfcheck import disagreement
+
+PATHS = ("reference", "torch", "cpu", "triton")
+VARIABLE = "HYBRIDLM_SCAN"
+_MODULES = {
+    "torch": ("hybridlm.model.twolevel_hybridlm", "hybridlm.model.planar_hybridlm"),
+    "cpu": ("hybridlm.ops.cpu.kernels",),
+    "triton": ("hybridlm.ops.triton.linear", "hybridlm.ops.triton.lru", "hybridlm.ops.triton.memory"),
+}
+_FASTEST = {"cpu": "cpu", "cuda": "triton"}
+"""Device -> the path that is tried first there."""
+_OF_DEVICE = {path: device for device, path in _FASTEST.items()}
+
+_logger = logging.getLogger("hybridlm.ops")
+_forced: str | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A path, and why it."""
+
+    path: str
+    why: str
+
+
+def check_path(path: str | None, name: str = "path") -> None:
+    if path is not None and path not in PATHS:
+        raise ValueError(f"{name}={path!r}: there is no such path; choose one of {', '.join(PATHS)}.")
+
+
+def forced(path: str | None = None) -> str | None:
+    """The path that an argument, `using` or the environment asks for, in this order."""
+    return path if path is not None else _forced
+
+
+@contextmanager
+def using(path: str | None) -> Iterator[None]:
+    """Forces a path (None: none) for everything that runs inside, in every thread."""
+    global _forced
+    check_path(path)
+    before, _forced = _forced, path
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def choose(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, path: str | None = None) -> Choice:
+    """The path for tensors on `device` in the storage dtype `dtype`.
+
+    ValueError where a path is forced that does not exist or cannot run there.
+    """
+    check_path(path)
+    return _choose(torch.device(device).type, dtype, forced(path))
+
+
+@cache
+def _choose(device: str, dtype: torch.dtype, asked: str | None) -> Choice:
+    if asked is not None:
+        try:
+            return Choice(asked, f"{describe(asked, device, dtype)}; asked for")
+        except Unavailable as error:
+            raise ValueError(f"path={asked!r} cannot run here: {error}. Leave it out, or take 'torch'.") from None
+    fastest = _FASTEST.get(device)
+    if fastest is None:
+        return Choice("torch", f"{describe('torch', device, dtype)}; there are no kernels for {device} devices")
+    try:
+        return Choice(fastest, describe(fastest, device, dtype))
+    except Unavailable as error:
+        _logger.warning("scans run in pure PyTorch, which is slower: %s", error)
+        return Choice("torch", f"{describe('torch', device, dtype)}; {error}")
+
+
+def describe(path: str, device: str, dtype: torch.dtype) -> str:
+    """What a path is, once it has been tried on tensors of this kind. Raises Unavailable."""
+    if path == "reference":
+        return "a loop over time"
+    if path == "torch":
+        return "two-level scan in pure PyTorch"
+    if device != _OF_DEVICE[path]:
+        raise Unavailable(f"it takes tensors on a {_OF_DEVICE[path]} device, these are on {device}")
+    if path == "cpu":
+        from hybridlm.ops.cpu.library import library
+
+        words = library().words()
+    else:
+        from hybridlm.ops.triton import words as triton_words
+
+        words = triton_words()
+    wrong = disagreement(kernels(path), device, dtype)
+    if wrong is not None:
+        raise Unavailable(f"the {path} kernels disagree with the reference on this machine: {wrong}")
+    return f"{words}, checked against the reference"
+
+
+@cache
+def kernels(path: str) -> dict[str, Any]:
+    """The six functions of a path by name: linear_forward, linear_backward, ..."""
+    modules = [import_module(name) for name in _MODULES[path]]
+    names = [f"{op}_{way}" for op in ("linear", "lru", "memory") for way in ("forward", "backward")]
+    return {name: next(getattr(module, name) for module in modules if hasattr(module, name)) for name in names}
+
+
+def explain(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, path: str | None = None) -> str:
+    """One line: which path tensors on `device` in the storage dtype `dtype` take, and why."""
+    choice = choose(device, dtype, path)
+    return f"{choice.path}: {choice.why}"
+
+
+def _from_environment() -> str | None:
+    path = os.environ.get(VARIABLE) or None
+    check_path(path, VARIABLE)
+    return path
+
+
+_forced = _from_environment()

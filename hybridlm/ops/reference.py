@@ -1,0 +1,92 @@
+"""What is right: each scan as a loop over time, differentiated by autograd.
+
+Gradients of any order. Of a reset nothing is left before it, of padding nothing at all, also where it holds a NaN.
+"""
+
+import torch
+from torch import Tensor
+
+from hybridlm.model.surrogate_hybridlm import heaviside, sign
+
+Planar = tuple[Tensor, Tensor]
+
+
+def linear_scan(
+    a: Tensor,
+    b: Tensor,
+    initial_state: Tensor | None = None,
+    *,
+    reset: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """s_t = a_t s_{t-1} + b_t. a, b (B, T, N); mask and reset (B, T) bool. States (B, T, N) and the final state (B,
+    N)."""
+    dtype = torch.float64 if b.dtype == torch.float64 else torch.float32
+    state = torch.zeros_like(b[:, 0], dtype=dtype) if initial_state is None else initial_state.to(dtype)
+    states = []
+    for t in range(b.shape[1]):
+        before = state
+        if reset is not None:
+            before = torch.where(reset[:, t, None], torch.zeros_like(before), before)
+        after = a[:, t].to(dtype) * before + b[:, t].to(dtype)
+        state = after if mask is None else torch.where(mask[:, t, None], after, state)
+        states.append(state)
+    return torch.stack(states, dim=1).to(b.dtype), state
+
+
+def lru_scan(
+    decay: Planar,
+    b: Planar,
+    initial_state: Planar | None = None,
+    *,
+    reset: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> tuple[Planar, Planar]:
+    """s_t = lambda s_{t-1} + b_t. decay (re, im), each (N,); b (re, im), each (B, T, N). States and final state,
+    planar."""
+    dtype = torch.float64 if b[0].dtype == torch.float64 else torch.float32
+    lam = torch.complex(decay[0].to(dtype), decay[1].to(dtype))
+    drive = torch.complex(b[0].to(dtype), b[1].to(dtype))
+    if initial_state is None:
+        state = torch.zeros_like(drive[:, 0])
+    else:
+        state = torch.complex(initial_state[0].to(dtype), initial_state[1].to(dtype))
+    states = []
+    for t in range(drive.shape[1]):
+        before = state
+        if reset is not None:
+            before = torch.where(reset[:, t, None], torch.zeros_like(before), before)
+        after = lam * before + drive[:, t]
+        state = after if mask is None else torch.where(mask[:, t, None], after, state)
+        states.append(state)
+    trajectory = torch.stack(states, dim=1)
+    return (trajectory.real.to(b[0].dtype), trajectory.imag.to(b[1].dtype)), (state.real, state.imag)
+
+
+def memory_scan(
+    c: Tensor,
+    beta: Tensor,
+    initial_state: Tensor | None = None,
+    *,
+    epsilon: float = 0.0,
+    slope: float = 1.0,
+    reset: Tensor | None = None,
+    reset_state: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """s_t = z_t (S(c_t) + epsilon s_{t-1}) + (1 - z_t) s_{t-1} with z_t = H(|c_t| - beta_t) (arXiv 2601.09495).
+
+    c, beta (B, T, N); reset_state (N,). States (B, T, N) in c's dtype and the final state (B, N).
+    """
+    dtype = torch.float64 if c.dtype == torch.float64 else torch.float32
+    state = torch.zeros_like(c[:, 0], dtype=dtype) if initial_state is None else initial_state.to(dtype)
+    fresh = torch.zeros_like(state) if reset_state is None else reset_state.to(dtype).expand_as(state)
+    states = []
+    for t in range(c.shape[1]):
+        before = state if reset is None else torch.where(reset[:, t, None], fresh, state)
+        drive = c[:, t].to(dtype)
+        z = heaviside(drive.abs() - beta[:, t].to(dtype), slope)
+        after = z * (sign(drive, slope) + epsilon * before) + (1 - z) * before
+        state = after if mask is None else torch.where(mask[:, t, None], after, state)
+        states.append(state)
+    return torch.stack(states, dim=1).to(c.dtype), state

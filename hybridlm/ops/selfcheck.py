@@ -1,0 +1,95 @@
+"""A path is tried once per process on a tiny input before it is used: better slow than wrong."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hybridlm.ops import reference
+
+_TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2**-9, torch.bfloat16: 2**-6}
+"""Of the largest number: two roundings of the storage dtype, and the order of the sums."""
+
+
+def disagreement(kernels: dict[str, Any], device: str, dtype: torch.dtype) -> str | None:
+    """What the six functions of a path get wrong against the reference's outputs and gradients; None: nothing.
+
+    In a thread of its own, since kernels are first called from inside an operator, where autograd does not record.
+    """
+    if dtype not in _TOLERANCE:
+        return f"they were never tried on {dtype}"
+    with ThreadPoolExecutor(1) as other:
+        return other.submit(_compare, kernels, device, dtype).result()
+
+
+def _compare(kernels: dict[str, Any], device: str, dtype: torch.dtype) -> str | None:
+    for name, check in (("linear", _linear), ("lru", _lru), ("memory", _memory)):
+        try:
+            got, want = check(kernels, device, dtype)
+        except Exception as error:  # a launch that fails, a missing instruction: whatever it is, the slow path works
+            return f"{name}_scan failed with {type(error).__name__}: {error}"
+        for x, y in zip(got, want, strict=True):
+            worst = (x.double() - y.double()).abs().max().item()
+            if not worst <= _TOLERANCE[dtype] * max(1.0, y.abs().max().item()):
+                return f"{name}_scan is off by {worst:.1e} in {dtype}"
+    return None
+
+
+ROWS, STEPS, WIDTH = 2, 7, 5
+
+
+def _wave(phase: float, *shape: int) -> Tensor:
+    """Numbers in [-1, 1] without touching the random state."""
+    return torch.sin(torch.arange(float(torch.Size(shape).numel())) * 1.7 + phase).reshape(shape)
+
+
+def _inputs(device: str, dtype: torch.dtype, count: int) -> tuple[list[Tensor], list[Tensor], dict[str, Tensor]]:
+    """(B, T, N) in the storage dtype, (B, N) in fp32 for states and what arrives at them, flags."""
+    kind = {"device": device, "dtype": dtype}
+    wide = {"device": device, "dtype": torch.float64 if dtype == torch.float64 else torch.float32}
+    long = [_wave(0.1 + 0.3 * i, ROWS, STEPS, WIDTH).to(**kind) for i in range(count)]
+    states = [_wave(2 + 0.3 * i, ROWS, WIDTH).to(**wide) for i in range(count)]
+    flags = {"reset": torch.zeros(ROWS, STEPS, dtype=torch.bool), "mask": torch.ones(ROWS, STEPS, dtype=torch.bool)}
+    flags["reset"][0, 3] = flags["reset"][1, 2] = True
+    flags["mask"][1, 2] = flags["mask"][1, 5] = False
+    return long, states, {name: flag.to(device) for name, flag in flags.items()}
+
+
+def _gradients(outputs: list[Tensor], arriving: list[Tensor], leaves: list[Tensor]) -> list[Tensor]:
+    return list(torch.autograd.grad(outputs, leaves, arriving))
+
+
+def _linear(kernels: dict[str, Any], device: str, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
+    (a, b, grad), (start, grad_final, _), flags = _inputs(device, dtype, 3)
+    order = flags["reset"], flags["mask"]
+    leaves = [x.clone().requires_grad_() for x in (a, b, start)]
+    want = list(reference.linear_scan(*leaves, **flags))
+    got = list(kernels["linear_forward"](a, b, start, *order))
+    got += kernels["linear_backward"](grad, grad_final, a, got[0], start, *order)
+    return got, want + _gradients(want, [grad, grad_final], leaves)
+
+
+def _lru(kernels: dict[str, Any], device: str, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
+    (b_re, b_im, *grads), (s_re, s_im, *finals), flags = _inputs(device, dtype, 4)
+    lam = [s_re[0] * 0.6, s_im[1] * 0.6]
+    order = flags["reset"], flags["mask"]
+    leaves = [x.clone().requires_grad_() for x in (*lam, b_re, b_im, s_re, s_im)]
+    states, final = reference.lru_scan((leaves[0], leaves[1]), (leaves[2], leaves[3]), (leaves[4], leaves[5]), **flags)
+    want = [*states, *final]
+    got = list(kernels["lru_forward"](*lam, b_re, b_im, s_re, s_im, *order))
+    got += kernels["lru_backward"](*grads, *finals, *lam, *got[:2], s_re, s_im, *order)
+    return got, want + _gradients(want, [*grads, *finals], leaves)
+
+
+def _memory(kernels: dict[str, Any], device: str, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
+    (c, beta, grad), (start, grad_final, _), flags = _inputs(device, dtype, 3)
+    start, fresh, beta = start.sign(), grad_final[0].sign(), beta.abs()
+    epsilon, slope = 0.25, 1.5  # a power of two: every state in the scan is exact
+    leaves = [x.clone().requires_grad_() for x in (c, beta, start, fresh)]
+    options = {"epsilon": epsilon, "slope": slope, "reset_state": leaves[3], **flags}
+    want = list(reference.memory_scan(*leaves[:3], **options))
+    got = list(kernels["memory_forward"](c, beta, start, epsilon, flags["reset"], fresh, flags["mask"]))
+    order = epsilon, slope, flags["reset"], fresh, flags["mask"]
+    got += kernels["memory_backward"](grad, grad_final, c, beta, got[0], start, *order)
+    return got, want + _gradients(want, [grad, grad_final], leaves)
