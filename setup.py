@@ -32,7 +32,7 @@ setup(
             depends=[FOLDER + name for name in sources["SOURCES"] if name.endswith(".h")],
             define_macros=[("SOURCE_HASH", f'"{sources["source_hash"]()}"')],
             extra_compile_args=list(sources["FLAGS"]),
-            libraries=["pthread", "dl"],
+            libraries=["pthread", "dl", "m"],
             optional=True,
         )
     ],

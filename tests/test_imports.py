@@ -15,7 +15,7 @@ from hybridlm.model.code_hybridlm import AUTO_MAP, code_files
 
 ROOT = Path(hybridlm.__file__).parent
 MODULES = sorted(module.name for module in pkgutil.walk_packages([str(ROOT)], "hybridlm."))
-SEAM = "scan_hybridlm.py"
+SEAM = "seam_hybridlm.py"
 """The one file of the flat room that may import from the rest, inside `try`."""
 
 ALLOWED = {

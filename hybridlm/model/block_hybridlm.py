@@ -8,12 +8,12 @@ Attention and `mamba2` bring their own projections and replace the two inner lin
 """
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .cache_hybridlm import HybridRecurrentLayer
 from .cell_hybridlm import starting
 from .conv_hybridlm import ShortConv
+from .fused_hybridlm import RMSNorm, silu_gate
 from .mixers_hybridlm import ATTENTION, CELLS, STANDALONE
 from .recurrence_hybridlm import advance, convolve
 
@@ -38,7 +38,7 @@ class RecurrentMixer(nn.Module):
         v, window = convolve(self.conv, self.in_proj(u), mask, reset, cache)
         h = advance(self.cells, v, window, mask, reset, cache)  # pyright: ignore[reportArgumentType]
         if self.gate_proj is not None:
-            h = h * F.silu(self.gate_proj(u))
+            h = silu_gate(self.gate_proj(u), h)
         return self.out_proj(h)
 
 
@@ -53,7 +53,7 @@ class SwiGLU(nn.Module):
         self.down_proj = starting(nn.Linear(inner, width, bias=False), scale=config.residual_scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(silu_gate(self.gate_proj(x), self.up_proj(x)))
 
 
 class HybridLMDecoderLayer(GradientCheckpointingLayer):
@@ -64,13 +64,13 @@ class HybridLMDecoderLayer(GradientCheckpointingLayer):
         super().__init__()
         self.layer_idx = layer_idx
         self.attention_type = ATTENTION[block].layer_type if block in ATTENTION else None
-        self.mixer_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mixer_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mixer = (
             STANDALONE[block](config, layer_idx) if block in STANDALONE else RecurrentMixer(config, block, layer_idx)
         )
         self.mlp_norm = self.mlp = None
         if config.mlp_size > 0:
-            self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+            self.mlp_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
             self.mlp = SwiGLU(config)
 
     def forward(

@@ -11,29 +11,8 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from .cell_hybridlm import Cell, State, lecun_normal_, wide
+from .fused_hybridlm import rglru_gates
 from .scan_hybridlm import linear_scan
-from .stepwise_hybridlm import exporting
-
-DECAY_SHARPNESS = 8.0
-
-
-class _BoundedSqrt(torch.autograd.Function):
-    """sqrt(x), whose slope is cut at 500: it is infinite where the unit keeps everything (a = 1)."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        root = x.sqrt()
-        ctx.save_for_backward(root)
-        return root
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        (root,) = ctx.saved_tensors
-        return grad * (0.5 / root.clamp_min(1e-3))
-
-
-def _bounded_sqrt(x: Tensor) -> Tensor:
-    return x.sqrt() if exporting() else _BoundedSqrt.apply(x)  # pyright: ignore[reportReturnType]
 
 
 class RglruCell(Cell):
@@ -50,18 +29,11 @@ class RglruCell(Cell):
         self.p = nn.Parameter(torch.empty(self.width))
         self.gate_bias._no_weight_decay = True  # pyright: ignore[reportAttributeAccessIssue]
 
-    def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """r and i, (B, T, N) each, fp32."""
-        rows = x.reshape(-1, self.heads, self.width // self.heads).transpose(0, 1)
-        both = wide(rows @ self.gate_weight.to(x.dtype)) + wide(self.gate_bias).unsqueeze(1)
-        r, i = torch.sigmoid(both).transpose(0, 1).chunk(2, dim=-1)
-        return r.reshape(x.shape), i.reshape(x.shape)
-
     def forward(self, x: Tensor, state: State, mask: Tensor | None, reset: Tensor | None) -> tuple[Tensor, State]:
-        r, i = self.gates(x)
-        log_a = -DECAY_SHARPNESS * r * F.softplus(wide(self.p))
-        drive = _bounded_sqrt(-torch.expm1(2 * log_a)) * (i * wide(x))
-        s, _ = linear_scan(torch.exp(log_a), drive, state["s"], reset=reset, mask=mask)
+        rows = x.reshape(-1, self.heads, self.width // self.heads).transpose(0, 1)
+        pre = rows @ self.gate_weight.to(x.dtype)
+        a, b = rglru_gates(pre, self.gate_bias, x, F.softplus(wide(self.p)))
+        s, _ = linear_scan(a, b, state["s"], reset=reset, mask=mask)
         return s.to(x.dtype), {"s": s}
 
     def reset_weights(self) -> None:

@@ -33,6 +33,7 @@ from .cell_hybridlm import FULL_ATTENTION, RECURRENT_LAYER, SLIDING_ATTENTION, s
 from .code_hybridlm import CarriesCode
 from .configuration_hybridlm import HybridLMConfig
 from .conversation_hybridlm import ConversationMixin, going_on
+from .fused_hybridlm import RMSNorm
 from .memory_hybridlm import MemoryCell
 from .scan_hybridlm import scan_path
 
@@ -109,7 +110,7 @@ class HybridLMModel(HybridLMPreTrainedModel):
         self.layers = nn.ModuleList(
             [HybridLMDecoderLayer(config, block, i) for i, block in enumerate(config.block_types)]
         )
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = None
         if set(config.layer_types) & set(_CAUSAL_MASKS):
             self.rotary_emb = HybridLMRotaryEmbedding(config)  # pyright: ignore[reportArgumentType]

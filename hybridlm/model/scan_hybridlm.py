@@ -1,4 +1,4 @@
-"""The scans behind every recurrent cell: what they mean, and the one seam through which faster ones enter.
+"""The scans behind every recurrent cell: what they mean, and which implementation runs.
 
     linear_scan   s_t = a_t * s_{t-1} + b_t              a, b given per step, real
     lru_scan      s_t = lambda * s_{t-1} + b_t           lambda constant over time, complex (planar re, im)
@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .planar_hybridlm import Planar, lru_backward, lru_forward
+from .seam_hybridlm import registered
 from .stepwise_hybridlm import exporting, linear_stepwise, planar_stepwise
 from .twolevel_hybridlm import (
     linear_backward,
@@ -33,11 +34,6 @@ from .twolevel_hybridlm import (
     recurrence_dtype,
     start_of,
 )
-
-try:
-    from hybridlm.ops import registered as installed
-except ImportError:  # the code of a checkpoint, on its own
-    installed = None
 
 
 def linear_scan(
@@ -64,7 +60,7 @@ def linear_scan(
         return _step(decay, drive, start_of(initial_state, b, drive.dtype), b.dtype)
     common = torch.promote_types(a.dtype, b.dtype)
     inputs = a.to(common), b.to(common), initial_state, reset, mask
-    states, final = _LinearScan.apply(*inputs) if installed is None else installed.linear(*inputs, path)
+    states, final = _LinearScan.apply(*inputs) if registered is None else registered.linear(*inputs, path)
     return states.to(b.dtype), final
 
 
@@ -99,7 +95,7 @@ def lru_scan(
         re, im, final_re, final_im = lru_forward(*decay, *b, s_re, s_im, reset, mask)
         return (re, im), (final_re, final_im)
     inputs = *decay, b[0], b[1].to(b[0].dtype), s_re, s_im, reset, mask
-    out = _LruScan.apply(*inputs) if installed is None else installed.lru(*inputs, path)
+    out = _LruScan.apply(*inputs) if registered is None else registered.lru(*inputs, path)
     return (out[0], out[1].to(b[1].dtype)), (out[2], out[3])
 
 
@@ -136,15 +132,15 @@ def memory_scan(
         return _step(decay, drive, start_of(initial_state, c, drive.dtype), c.dtype)
     common = torch.promote_types(c.dtype, beta.dtype)
     inputs = c.to(common), beta.to(common), initial_state, epsilon, slope, reset, reset_state, mask
-    states, final = _MemoryScan.apply(*inputs) if installed is None else installed.memory(*inputs, path)
+    states, final = _MemoryScan.apply(*inputs) if registered is None else registered.memory(*inputs, path)
     return states.to(c.dtype), final
 
 
 def scan_path(device: torch.device, dtype: torch.dtype) -> str:
     """Which implementation the model's scans run through on tensors of this kind, and why, in one line."""
-    if installed is None:
+    if registered is None:
         return "torch: two-level scan in pure PyTorch (the hybridlm package is not installed)"
-    return installed.explain(device, dtype)
+    return registered.explain(device, dtype)
 
 
 def _one_step(path: str | None, *inputs: Tensor | None) -> bool:
@@ -160,8 +156,8 @@ def _step(decay: Tensor, drive: Tensor, start: Tensor, dtype: torch.dtype) -> tu
 
 
 def _check_path(path: str | None) -> None:
-    if installed is not None:
-        installed.check_path(path)
+    if registered is not None:
+        registered.check_path(path)
     elif path not in (None, "torch"):
         raise ValueError(
             f"path={path!r}: without the hybridlm package there is only 'torch'. Install it for the others."

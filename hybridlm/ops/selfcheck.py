@@ -1,12 +1,18 @@
 """A path is tried once per process on a tiny input before it is used: better slow than wrong."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hybridlm.ops import reference
+
+Pair = tuple[list[Tensor], list[Tensor]]
+"""What the kernels gave, and what is right."""
 
 _TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2**-9, torch.bfloat16: 2**-6}
 """Of the largest number: two roundings of the storage dtype, and the order of the sums."""
@@ -23,16 +29,30 @@ def disagreement(kernels: dict[str, Any], device: str, dtype: torch.dtype) -> st
         return other.submit(_compare, kernels, device, dtype).result()
 
 
+def fused_disagreement(dtype: torch.dtype) -> str | None:
+    """The same of the kernels between the matrix products, against the model's PyTorch forms."""
+    checks = {"norm": _norm, "gate": _gate, "rglru_gates": _rglru_gates}
+    with ThreadPoolExecutor(1) as other:
+        return other.submit(
+            _first_wrong, {name: partial(check, dtype) for name, check in checks.items()}, dtype
+        ).result()
+
+
 def _compare(kernels: dict[str, Any], device: str, dtype: torch.dtype) -> str | None:
-    for name, check in (("linear", _linear), ("lru", _lru), ("memory", _memory)):
+    checks = {"linear_scan": _linear, "lru_scan": _lru, "memory_scan": _memory}
+    return _first_wrong({name: partial(check, kernels, device, dtype) for name, check in checks.items()}, dtype)
+
+
+def _first_wrong(checks: dict[str, Callable[[], Pair]], dtype: torch.dtype) -> str | None:
+    for name, check in checks.items():
         try:
-            got, want = check(kernels, device, dtype)
+            got, want = check()
         except Exception as error:  # a launch that fails, a missing instruction: whatever it is, the slow path works
-            return f"{name}_scan failed with {type(error).__name__}: {error}"
+            return f"{name} failed with {type(error).__name__}: {error}"
         for x, y in zip(got, want, strict=True):
             worst = (x.double() - y.double()).abs().max().item()
             if not worst <= _TOLERANCE[dtype] * max(1.0, y.abs().max().item()):
-                return f"{name}_scan is off by {worst:.1e} in {dtype}"
+                return f"{name} is off by {worst:.1e} in {dtype}"
     return None
 
 
@@ -60,7 +80,7 @@ def _gradients(outputs: list[Tensor], arriving: list[Tensor], leaves: list[Tenso
     return list(torch.autograd.grad(outputs, leaves, arriving))
 
 
-def _linear(kernels: dict[str, Any], device: str, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
+def _linear(kernels: dict[str, Any], device: str, dtype: torch.dtype) -> Pair:
     (a, b, grad), (start, grad_final, _), flags = _inputs(device, dtype, 3)
     order = flags["reset"], flags["mask"]
     leaves = [x.clone().requires_grad_() for x in (a, b, start)]
@@ -70,7 +90,7 @@ def _linear(kernels: dict[str, Any], device: str, dtype: torch.dtype) -> tuple[l
     return got, want + _gradients(want, [grad, grad_final], leaves)
 
 
-def _lru(kernels: dict[str, Any], device: str, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
+def _lru(kernels: dict[str, Any], device: str, dtype: torch.dtype) -> Pair:
     (b_re, b_im, *grads), (s_re, s_im, *finals), flags = _inputs(device, dtype, 4)
     lam = [s_re[0] * 0.6, s_im[1] * 0.6]
     order = flags["reset"], flags["mask"]
@@ -82,7 +102,7 @@ def _lru(kernels: dict[str, Any], device: str, dtype: torch.dtype) -> tuple[list
     return got, want + _gradients(want, [*grads, *finals], leaves)
 
 
-def _memory(kernels: dict[str, Any], device: str, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
+def _memory(kernels: dict[str, Any], device: str, dtype: torch.dtype) -> Pair:
     (c, beta, grad), (start, grad_final, _), flags = _inputs(device, dtype, 3)
     start, fresh, beta = start.sign(), grad_final[0].sign(), beta.abs()
     epsilon, slope = 0.25, 1.5  # a power of two: every state in the scan is exact
@@ -93,3 +113,45 @@ def _memory(kernels: dict[str, Any], device: str, dtype: torch.dtype) -> tuple[l
     order = epsilon, slope, flags["reset"], fresh, flags["mask"]
     got += kernels["memory_backward"](grad, grad_final, c, beta, got[0], start, *order)
     return got, want + _gradients(want, [grad, grad_final], leaves)
+
+
+def _both(kernel: Callable[..., Any], plain: Callable[..., Any], inputs: list[Tensor], grads: list[Tensor]) -> Pair:
+    """Outputs and gradients of two forms of one operation."""
+    results = []
+    for form in (kernel, plain):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        outputs = form(*leaves)
+        outputs = list(outputs) if isinstance(outputs, tuple) else [outputs]
+        arriving = [g.to(out.dtype) for g, out in zip(grads, outputs, strict=False)]
+        results.append(outputs + _gradients(outputs, arriving, leaves))
+    return results[0], results[1]
+
+
+def _norm(dtype: torch.dtype) -> Pair:
+    (x, grad), (weight, _), _ = _inputs("cpu", dtype, 2)
+    plain = partial(torch.nn.functional.rms_norm, normalized_shape=(WIDTH,), eps=1e-6)
+    return _both(
+        lambda x, w: fused().norm(x, w, 1e-6), lambda x, w: plain(x, weight=w), [x, weight[0].to(dtype)], [grad]
+    )
+
+
+def _gate(dtype: torch.dtype) -> Pair:
+    (g, u, grad), _, _ = _inputs("cpu", dtype, 3)
+    return _both(fused().gate, forms().silu_gate, [g, u], [grad])
+
+
+def _rglru_gates(dtype: torch.dtype) -> Pair:
+    (x, *_), (bias, softplus, *grads), _ = _inputs("cpu", dtype, 4)
+    pre = _wave(1, 1, ROWS * STEPS, 2 * WIDTH).to(dtype)
+    grads = [_wave(phase, ROWS, STEPS, WIDTH) for phase in (3.0, 4.0)]
+    inputs = [pre, bias.reshape(1, -1), x, softplus[0].abs() / 10]
+    return _both(fused().rglru, forms().rglru_gates, inputs, grads)
+
+
+def fused() -> Any:
+    return import_module("hybridlm.ops.fused")
+
+
+def forms() -> Any:
+    """The PyTorch forms, which inputs as small as these take."""
+    return import_module("hybridlm.model.fused_hybridlm")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hybridlm import HybridLMConfig, HybridLMForCausalLM, ops
-from hybridlm.model import scan_hybridlm
+from hybridlm.model import seam_hybridlm
 from hybridlm.ops import dispatch
 from hybridlm.ops.errors import Unavailable
 
@@ -25,7 +25,7 @@ def test_the_seam_is_open():
     """A circular import would close it without a word."""
     from hybridlm.ops import registered
 
-    assert scan_hybridlm.installed is registered
+    assert seam_hybridlm.registered is registered
 
 
 def test_every_place_has_a_path():

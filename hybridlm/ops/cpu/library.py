@@ -7,6 +7,7 @@ so a new torch does not break it. Its threads are those of torch's own OpenMP po
 import ctypes
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from hybridlm.ops.errors import Unavailable
 OPERATIONS = ("linear_forward", "linear_backward", "lru_forward", "lru_backward", "memory_forward", "memory_backward")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SETS = ("plain", "avx2", "avx512")
-_FAILED = {1: "it was not built for this dtype or this processor", 2: "no memory for the chunks of time"}
+_FAILED = {1: "it was not built for this dtype or this processor", 2: "no memory"}
 ENOUGH = 16384
 """Elements that are worth a thread of their own."""
 
@@ -64,10 +65,10 @@ def library() -> Library:
     except OSError as error:
         raise Unavailable(f"the C kernels do not load: {error}") from None
     loaded.hybridlm_source_hash.restype = ctypes.c_char_p
-    loaded.hybridlm_job_size.restype = ctypes.c_int64
-    if loaded.hybridlm_source_hash().decode() != source_hash() or loaded.hybridlm_job_size() != ctypes.sizeof(_Job):
+    if loaded.hybridlm_source_hash().decode() != source_hash():
         raise Unavailable("the C kernels were built from other sources; install the package again")
-    return Library(loaded, loaded.hybridlm_start())
+    best = max(i for i in range(len(SETS)) if loaded.hybridlm_supports(i))
+    return Library(loaded, best)
 
 
 def scan(
@@ -93,7 +94,6 @@ def scan(
     starts from, what it ends at, s_0; channel, summed: (N,); all of these contiguous, in the dtype of the recurrence.
     reset, mask: (B, T) bool. isa, chunks: force an instruction set (of SETS) and a number of time chunks.
     """
-    found = library()
     rows, steps, width = inputs[0].shape
     inputs = tuple(x if x.stride(2) == 1 or width == 1 else x.contiguous() for x in inputs)
     reset, mask = (None if flags is None else flags.contiguous() for flags in (reset, mask))
@@ -114,7 +114,12 @@ def scan(
             pointers[k] = None if x is None else x.data_ptr()
     job.reset = None if reset is None else reset.data_ptr()
     job.mask = None if mask is None else mask.data_ptr()
-    failed = found.code.hybridlm_scan(ctypes.byref(job), found.best if isa is None else SETS.index(isa))
+    run(library().code.hybridlm_scan, job, operation, inputs[0].dtype, isa)
+
+
+def run(function: Any, job: ctypes.Structure, operation: str, dtype: torch.dtype, isa: str | None) -> None:
+    """Calls the library; isa: a set of SETS, None: the widest that the processor has."""
+    isa = SETS[library().best] if isa is None else isa
+    failed = function(ctypes.byref(job), SETS.index(isa))
     if failed:
-        kind = f"{inputs[0].dtype}, {isa or SETS[found.best]}"
-        raise RuntimeError(f"the C kernel {operation} cannot run here: {_FAILED[failed]} ({kind})")
+        raise RuntimeError(f"the C kernel {operation} cannot run here: {_FAILED[failed]} ({dtype}, {isa})")

@@ -1,73 +1,20 @@
-/* Scans on the CPU: which instruction set, how the work is cut, and the threads that share it.
+/* Scans on the CPU: which kernel, and how the work is cut.
  *
  * Knows nothing of torch and of Python: raw pointers in, raw pointers out. Python calls `hybridlm_scan` through ctypes. */
-#define _GNU_SOURCE
 #include "scans.h"
+#include "parallel.h"
 
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef __linux__
-#include <dlfcn.h>
-#include <link.h>
-#endif
 
 #ifndef SOURCE_HASH
 #define SOURCE_HASH "unknown"
 #endif
 
-static inline __attribute__((always_inline)) float load_bf16(uint16_t x) {
-    const union { uint32_t bits; float value; } u = {(uint32_t)x << 16};
-    return u.value;
-}
+#define KERNELS "scans_table.h"
+#include "each_set.h"
 
-/* To the nearest, ties to even; a NaN stays one. */
-static inline __attribute__((always_inline)) uint16_t save_bf16(float x) {
-    const union { float value; uint32_t bits; } u = {x};
-    const uint32_t rounded = (u.bits + 0x7fffu + ((u.bits >> 16) & 1u)) >> 16;
-    return (uint16_t)(x == x ? rounded : 0x7fc0u);
-}
-
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-#define HAS_X86_SETS
-#define ISA avx512
-#ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c,prefer-vector-width=512")
-#endif
-#include "dtypes.h"
-#ifdef __clang__
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-#undef ISA
-
-#define ISA avx2
-#ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
-#endif
-#include "dtypes.h"
-#ifdef __clang__
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-#undef ISA
-#endif
-
-#define ISA plain /* what the compiler's own default allows: SSE2 on x86, NEON on ARM */
-#include "dtypes.h"
-#undef ISA
-
-enum { PLAIN, AVX2, AVX512 };
-
-static int supported(int isa) {
+int hybridlm_supports(int isa) {
 #ifdef HAS_X86_SETS
     __builtin_cpu_init();
     const int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
@@ -81,67 +28,10 @@ static int supported(int isa) {
 
 static Kernel kernel_of(int isa, int dtype, int operation) {
 #ifdef HAS_X86_SETS
-    if (isa == AVX512) return kernels_all_avx512[dtype][operation];
-    if (isa == AVX2) return kernels_all_avx2[dtype][operation];
+    if (isa == AVX512) return scans_all_avx512[dtype][operation];
+    if (isa == AVX2) return scans_all_avx2[dtype][operation];
 #endif
-    return kernels_all_plain[dtype][operation];
-}
-
-/* ---- threads: torch's own OpenMP pool where it can be found, so that two pools never fight for the cores ---- */
-
-typedef void (*Parallel)(void (*body)(void *), void *data, unsigned threads, unsigned flags);
-static Parallel openmp_parallel; /* GOMP_parallel of the OpenMP library that is loaded; NULL: threads of our own */
-
-#ifdef __linux__
-static int look_for_openmp(struct dl_phdr_info *info, size_t size, void *found) {
-    const char *name = info->dlpi_name ? info->dlpi_name : "";
-    const char *file = strrchr(name, '/');
-    file = file ? file + 1 : name;
-    if (strncmp(file, "libgomp", 7) && strncmp(file, "libomp", 6) && strncmp(file, "libiomp5", 8)) return 0;
-    void *library = dlopen(name, RTLD_LAZY | RTLD_NOLOAD);
-    Parallel parallel = library ? (Parallel)dlsym(library, "GOMP_parallel") : NULL;
-    if (!parallel) return 0;
-    *(Parallel *)found = parallel;
-    return strstr(name, "torch") != NULL; /* torch's own is the one to share; go on looking for it */
-}
-#endif
-
-typedef struct {
-    void (*body)(void *context, int64_t item);
-    void *context;
-    int64_t items, next;
-} Queue;
-
-static void take_items(void *data) {
-    Queue *queue = data;
-    for (;;) {
-        const int64_t item = __atomic_fetch_add(&queue->next, 1, __ATOMIC_RELAXED);
-        if (item >= queue->items) return;
-        queue->body(queue->context, item);
-    }
-}
-
-static void *take_items_in_thread(void *data) {
-    take_items(data);
-    return NULL;
-}
-
-static void for_each(int64_t items, int threads, void (*body)(void *, int64_t), void *context) {
-    Queue queue = {body, context, items, 0};
-    if (threads > items) threads = (int)items;
-    if (threads <= 1) {
-        take_items(&queue);
-    } else if (openmp_parallel) {
-        openmp_parallel(take_items, &queue, (unsigned)threads, 0);
-    } else {
-        enum { MOST = 64 };
-        pthread_t started[MOST];
-        int count = 0;
-        for (; count < threads - 1 && count < MOST; count++)
-            if (pthread_create(&started[count], NULL, take_items_in_thread, &queue)) break;
-        take_items(&queue);
-        while (count) pthread_join(started[--count], NULL);
-    }
+    return scans_all_plain[dtype][operation];
 }
 
 /* ---- one call ---- */
@@ -154,7 +44,6 @@ typedef struct {
     int reducing;
     char *carries, *products;         /* (rows, chunks, planes, N) where time is cut */
     double *sums;                     /* (rows, chunks, 2, N) where there are sums */
-    int failed;
 } Call;
 
 /* Room of a piece: planes of its own block stand together, so it starts at planes * first. */
@@ -289,7 +178,7 @@ static void cut(Call *call) {
 
 /* 0; 1: no such kernel here; 2: no memory. Nothing is returned before every thread is done. */
 int hybridlm_scan(const Job *job, int isa) {
-    if (job->dtype < 0 || job->dtype >= DTYPES || job->operation < 0 || job->operation >= OPERATIONS || !supported(isa)) return 1;
+    if (job->dtype < 0 || job->dtype >= DTYPES || job->operation < 0 || job->operation >= OPERATIONS || !hybridlm_supports(isa)) return 1;
     Call call = {.job = job, .kernel = kernel_of(isa, job->dtype, job->operation)};
     if (!call.kernel) return 1;
     const int lru = job->operation == LRU_FORWARD || job->operation == LRU_BACKWARD;
@@ -319,15 +208,4 @@ int hybridlm_scan(const Job *job, int isa) {
     return short_of ? 2 : 0;
 }
 
-/* To be called once. Returns the best instruction set. */
-int hybridlm_start(void) {
-#ifdef __linux__
-    dl_iterate_phdr(look_for_openmp, &openmp_parallel);
-#endif
-    return supported(AVX512) ? AVX512 : supported(AVX2) ? AVX2 : PLAIN;
-}
-
-int hybridlm_supports(int isa) { return supported(isa); }
-int hybridlm_shares_threads(void) { return openmp_parallel != NULL; }
-int64_t hybridlm_job_size(void) { return sizeof(Job); }
 const char *hybridlm_source_hash(void) { return SOURCE_HASH; }

@@ -1,6 +1,8 @@
-/* What a scan on the CPU is given, and how its work is cut and shared among threads. */
+/* What a scan on the CPU is given. */
 #ifndef HYBRIDLM_SCANS_H
 #define HYBRIDLM_SCANS_H
+
+#include "sets.h"
 
 #include <stdint.h>
 
@@ -36,7 +38,6 @@ typedef struct {
 typedef void (*Kernel)(const Job *job, const Piece *piece, void *carry, void *product, double *sums);
 
 enum { LINEAR_FORWARD, LINEAR_BACKWARD, LRU_FORWARD, LRU_BACKWARD, MEMORY_FORWARD, MEMORY_BACKWARD, OPERATIONS };
-enum { FLOAT32, FLOAT64, BFLOAT16, FLOAT16, DTYPES };
 
 #define BLOCK 512 /* channels of a piece at most; a carry of this width stays in the first-level cache */
 

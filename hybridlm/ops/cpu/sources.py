@@ -4,7 +4,11 @@ import hashlib
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-SOURCES = ("scans.c", "scans.h", "dtypes.h", "kernels.h")
+SOURCES = (
+    "scans.c", "fused.c", "parallel.c",
+    "scans.h", "fused.h", "parallel.h", "sets.h", "each_set.h", "each_dtype.h",
+    "scans_kernels.h", "scans_table.h", "fused_kernels.h", "fused_table.h",
+)  # fmt: skip
 LIBRARY = "scans.shared"  # with ".so" at its end, Python would take it for a module
 FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math")
 """NaN and signed zeros keep their meaning; only error numbers and floating-point exceptions, which nobody reads, go."""

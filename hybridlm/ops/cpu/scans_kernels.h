@@ -1,7 +1,5 @@
-/* The kernels of one storage dtype and one instruction set. Included once for each, with
- *   STORE, REAL     the types in memory and of the recurrence
- *   LOAD, SAVE      between them
- *   NAME(x)         x, marked with both
+/* The scans of one storage dtype and one instruction set: included by each_dtype.h.
+ *
  * The loops over channels vectorise; flags are the same for all channels of a step, so they are branches outside. */
 
 #define EACH(i) for (int64_t i = 0; i < n; i++)
@@ -189,13 +187,13 @@ static void NAME(memory_forward)(const Job *job, const Piece *piece, void *carry
             if (p) EACH(i) p[i] = 0;
         }
         EACH(i) {
-            const REAL drive = LOAD(c[i]), margin = REAL_ABS(drive) - LOAD(beta[i]), held = s[i];
+            const REAL drive = LOAD(c[i]), margin = ABS(drive) - LOAD(beta[i]), held = s[i];
             const REAL written = (drive >= 0 ? (REAL)1 : (REAL)-1) + epsilon * held;
             const REAL next = margin >= 0 ? written : held;
             s[i] = margin == margin ? next : margin;
         }
         if (p) {
-            EACH(i) p[i] *= REAL_ABS(LOAD(c[i])) - LOAD(beta[i]) >= 0 ? epsilon : 1;
+            EACH(i) p[i] *= ABS(LOAD(c[i])) - LOAD(beta[i]) >= 0 ? epsilon : 1;
         } else {
             EACH(i) out[i] = SAVE(s[i]);
         }
@@ -219,7 +217,7 @@ static void NAME(memory_backward)(const Job *job, const Piece *piece, void *carr
         }
         if (p) {
             EACH(i) {
-                const REAL kept = REAL_ABS(LOAD(c[i])) - LOAD(beta[i]) >= 0 ? epsilon : 1;
+                const REAL kept = ABS(LOAD(c[i])) - LOAD(beta[i]) >= 0 ? epsilon : 1;
                 carried[i] = kept * (carried[i] + LOAD(g[i]));
                 p[i] *= kept;
             }
@@ -229,7 +227,7 @@ static void NAME(memory_backward)(const Job *job, const Piece *piece, void *carr
         if (RESETS(t)) EACH(i) room[i] = fresh ? fresh[i] : 0;
         else NAME(before)(job, piece, job->in[3], 0, t, room);
         EACH(i) {
-            const REAL drive = LOAD(c[i]), margin = REAL_ABS(drive) - LOAD(beta[i]), lam = carried[i] + LOAD(g[i]);
+            const REAL drive = LOAD(c[i]), margin = ABS(drive) - LOAD(beta[i]), lam = carried[i] + LOAD(g[i]);
             const REAL sign = drive >= 0 ? (REAL)1 : (REAL)-1, x = pi_k * margin, y = pi_k * drive;
             const REAL through_write = lam * (sign + (epsilon - 1) * room[i]) * (k / (1 + x * x));
             const REAL through_sign = margin >= 0 ? lam * (2 * k / (1 + y * y)) : 0;
