@@ -41,7 +41,7 @@ class _ScannedMemoryCell(ThresholdCell):
             epsilon=self.epsilon,
             slope=self.slope,
             reset=reset,
-            reset_state=self.start(),
+            reset_state=None if reset is None else self.start(),
             mask=mask,
         )
         return (wide(self.alpha) * s).to(x.dtype), {"s": s}

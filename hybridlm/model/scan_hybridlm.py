@@ -17,6 +17,9 @@ carries it behind a reset too (0 times NaN).
 without the package takes "torch".
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -92,7 +95,8 @@ def lru_scan(
         start = start_of(s_re, b[0], dtype), start_of(s_im, b[0], dtype)
         return planar_stepwise(lam, drive, start, reset, mask, b[0].dtype)  # pyright: ignore[reportReturnType]
     if _one_step(path, *decay, *b, s_re, s_im):
-        re, im, final_re, final_im = lru_forward(*decay, *b, s_re, s_im, reset, mask)
+        forward = _step_kernel("lru_forward", *b) or lru_forward
+        re, im, final_re, final_im = forward(*decay, *b, s_re, s_im, reset, mask)
         return (re, im), (final_re, final_im)
     inputs = *decay, b[0], b[1].to(b[0].dtype), s_re, s_im, reset, mask
     out = _LruScan.apply(*inputs) if registered is None else registered.lru(*inputs, path)
@@ -128,6 +132,9 @@ def memory_scan(
         decay, drive = memory_steps(c, beta, epsilon, reset, reset_state, mask)
         return linear_stepwise(decay, drive, start_of(initial_state, c, drive.dtype), c.dtype)
     if _one_step(path, c, beta, initial_state, reset_state):
+        forward = _step_kernel("memory_forward", c, beta)
+        if forward is not None:
+            return forward(c, beta, initial_state, epsilon, reset, reset_state, mask)
         decay, drive = memory_steps(c, beta, epsilon, reset, reset_state, mask)
         return _step(decay, drive, start_of(initial_state, c, drive.dtype), c.dtype)
     common = torch.promote_types(c.dtype, beta.dtype)
@@ -148,6 +155,12 @@ def _one_step(path: str | None, *inputs: Tensor | None) -> bool:
     if path is not None or next(x for x in inputs if x is not None and x.ndim == 3).shape[1] != 1:
         return False
     return not (torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs))
+
+
+def _step_kernel(name: str, *inputs: Tensor) -> Callable[..., Any] | None:
+    """The kernel of a decode step, where one costs less than a few operations of PyTorch."""
+    kernels = None if registered is None else registered.step_kernels(*inputs)
+    return None if kernels is None else kernels[name]
 
 
 def _step(decay: Tensor, drive: Tensor, start: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -15,14 +15,14 @@ from hybridlm.ops.dispatch import choose
 from hybridlm.ops.selfcheck import fused_disagreement
 
 WORTH = 16384
-"""Numbers from which on a call costs less than the passes that it saves."""
+"""Numbers from which on a call costs less than the passes that it saves, whatever the operation."""
 
 _logger = logging.getLogger("hybridlm.ops")
 
 
-def serves(x: Tensor) -> bool:
-    """Whether the kernels take a tensor like x (B, T, N)."""
-    if x.device.type != "cpu" or x.ndim != 3 or x.numel() < WORTH:
+def serves(x: Tensor, step: bool = False) -> bool:
+    """Whether the kernels take a tensor like x (B, T, N). step: also in a decode step, if no gradient will pass it."""
+    if x.device.type != "cpu" or x.ndim != 3 or (x.numel() < WORTH and not (step and not torch.is_grad_enabled())):
         return False
     return choose(x.device, x.dtype).path == "cpu" and _right(x.dtype)
 
@@ -36,6 +36,8 @@ def _right(dtype: torch.dtype) -> bool:
 
 
 def norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    if not torch.is_grad_enabled():
+        return c.norm_forward(x, weight, epsilon)
     return _Norm.apply(x, weight, epsilon)  # pyright: ignore[reportReturnType]
 
 
@@ -48,6 +50,8 @@ def conv(u: Tensor, past: Tensor | None, weight: Tensor, bias: Tensor, reset: Te
 
 
 def rglru(pre: Tensor, bias: Tensor, x: Tensor, softplus: Tensor) -> tuple[Tensor, Tensor]:
+    if not torch.is_grad_enabled():
+        return c.rglru_forward(pre, x, bias, softplus)
     return _Rglru.apply(pre, bias, x, softplus)  # pyright: ignore[reportReturnType]
 
 
@@ -98,20 +102,12 @@ class _Rglru(torch.autograd.Function):
     @staticmethod
     def forward(ctx, pre, bias, x, softplus):
         ctx.save_for_backward(pre, bias, x, softplus)
-        return c.rglru_forward(pre, x, *_gates(bias), softplus)
+        return c.rglru_forward(pre, x, bias, softplus)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_a, grad_b):
         pre, bias, x, softplus = ctx.saved_tensors
-        grads = c.rglru_backward(pre, x, grad_a, grad_b, *_gates(bias), softplus)
-        grad_pre, grad_x, (of_r, of_i, of_softplus) = grads
-        heads = bias.shape[0]
-        grad_bias = torch.cat([of_r.view(heads, -1), of_i.view(heads, -1)], dim=1)
-        return grad_pre, grad_bias.to(bias.dtype), grad_x, of_softplus.to(softplus.dtype)
-
-
-def _gates(bias: Tensor) -> tuple[Tensor, Tensor]:
-    """(H, 2 N / H) -> (N,) of r and of i."""
-    r, i = bias.chunk(2, dim=1)
-    return r.reshape(-1), i.reshape(-1)
+        grads = c.rglru_backward(pre, x, grad_a, grad_b, bias, softplus)
+        grad_pre, grad_bias, grad_x, grad_softplus = grads
+        return grad_pre, grad_bias.to(bias.dtype), grad_x, grad_softplus.to(softplus.dtype)

@@ -13,7 +13,7 @@ from torch.library import custom_op
 from hybridlm.ops import reference
 from hybridlm.ops.dispatch import check_path, choose, explain, forced, kernels
 
-__all__ = ["check_path", "explain", "linear", "lru", "memory"]
+__all__ = ["check_path", "explain", "linear", "lru", "memory", "step_kernels"]
 
 
 def linear(a, b, initial_state, reset, mask, path: str | None = None) -> tuple[Tensor, Tensor]:
@@ -43,6 +43,13 @@ def memory(
         options = {"epsilon": epsilon, "slope": slope, "reset": reset, "reset_state": reset_state, "mask": mask}
         return reference.memory_scan(c, beta, initial_state, **options)
     return memory_forward(c, beta, initial_state, epsilon, slope, reset, reset_state, mask, path or "")
+
+
+def step_kernels(x: Tensor, *others: Tensor) -> dict[str, Any] | None:
+    """The kernels that a decode step on x is worth, called without the operators; None: PyTorch does as well."""
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or any(other.dtype != x.dtype for other in others):
+        return None
+    return kernels("cpu") if choose(x.device, x.dtype).path == "cpu" else None
 
 
 def _kernel(name: str, x: Tensor, path: str) -> Any:

@@ -1,6 +1,5 @@
 """What is particular to the C kernels: instruction sets, cuts of time, threads, strides, the library's age."""
 
-import ctypes
 import math
 from itertools import product
 
@@ -142,8 +141,12 @@ def test_nothing_is_written_outside(monkeypatch):
         rooms.append((torch.full((count + 128,), 12345.0, dtype=dtype), count))
         return rooms[-1][0][64 : 64 + count].view(shape)
 
+    def fenced_like(x, dtype=None, **kwargs):
+        return fenced(x.shape, dtype=dtype or x.dtype)
+
     cases = [(name, *case_of(name, 2, 37, width)) for name in CASES for width in (1, 5, 130)]
     monkeypatch.setattr(kernels.torch, "empty", fenced)
+    monkeypatch.setattr(kernels.torch, "empty_like", fenced_like)
     for name, inputs, options in cases:
         both_ways(name, inputs, options, chunks=3)
     assert len(rooms) > 60
@@ -176,8 +179,8 @@ def test_a_missing_and_a_broken_library_say_what_to_do(monkeypatch, tmp_path):
 
 
 def test_unknown_calls_are_refused_by_the_library():
-    job = library._Job(rows=1, steps=1, width=1, operation=99)
-    assert library.library().code.hybridlm_scan(ctypes.byref(job), 0) == 1
+    job = library._JOB.pack(1, 1, 1, *[0] * 30, 0.0, 0.0, 99, 0, 1, 0)
+    assert library.library().code.hybridlm_scan(job, 0) == 1
 
 
 def test_explain_names_the_instruction_set():

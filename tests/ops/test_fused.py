@@ -65,17 +65,16 @@ class TestKernels:
     def test_rglru(self, random, dtype, isa, width):
         heads, block = 3, width
         pre, x = random(heads, ROWS * STEPS, 2 * block, dtype=dtype), random(ROWS, STEPS, heads * block, dtype=dtype)
-        bias_r, bias_i, softplus = random(heads, block), random(heads, block), random(heads * block).abs() / 10
-        leaves = pre64, x64, r64, i64, s64 = [leaf(t) for t in (pre, x, bias_r, bias_i, softplus)]
-        want = forms.rglru_gates(pre64, torch.cat([r64, i64], 1), x64, s64)
+        bias, softplus = random(heads, 2 * block), random(heads * block).abs() / 10
+        leaves = pre64, bias64, x64, s64 = [leaf(t) for t in (pre, bias, x, softplus)]
+        want = forms.rglru_gates(pre64, bias64, x64, s64)
         grads = [random(ROWS, STEPS, heads * block, dtype=kernels.wide(x)) for _ in want]
         torch.autograd.backward(want, [grad.double() for grad in grads])
-        vectors = bias_r.flatten(), bias_i.flatten(), softplus
-        for got, w in zip(kernels.rglru_forward(pre, x, *vectors, isa=isa), want, strict=True):
+        for got, w in zip(kernels.rglru_forward(pre, x, bias, softplus, isa=isa), want, strict=True):
             assert_close(got, w, dtype)
-        grad_pre, grad_x, summed = kernels.rglru_backward(pre, x, *grads, *vectors, isa=isa)
-        for got, t in zip((grad_pre, grad_x, *summed), leaves, strict=True):
-            assert_close(got, t.grad.reshape(got.shape), dtype)
+        back = kernels.rglru_backward(pre, x, *grads, bias, softplus, isa=isa)
+        for got, t in zip(back, leaves, strict=True):
+            assert_close(got, t.grad, dtype)
 
     @pytest.mark.parametrize("taps", [1, 2, 4, 6])
     def test_conv(self, random, dtype, isa, width, taps):
@@ -117,14 +116,13 @@ def test_the_root_where_everything_is_kept():
     """1 - a^2 has lost no digit next to a = 1, and the slope there is cut."""
     x, pre = torch.ones(1, 1, 4), torch.zeros(1, 1, 8)
     for softplus in (1e-7, 1e-4, 1e-2, 0.3, 1.0):
-        vectors = torch.zeros(4), torch.full((4,), 40.0), torch.full((4,), softplus)
-        _, b = kernels.rglru_forward(pre, x, *vectors)
+        bias = torch.tensor([[0.0] * 4 + [40.0] * 4])
+        _, b = kernels.rglru_forward(pre, x, bias, torch.full((4,), softplus))
         exact = (-torch.expm1(torch.tensor(-8 * softplus, dtype=torch.float64))).sqrt()
         assert torch.allclose(b.double(), exact.expand(1, 1, 4), rtol=2e-6)
-    _, _, summed = kernels.rglru_backward(
-        pre, x, torch.zeros(1, 1, 4), torch.ones(1, 1, 4), *vectors[:2], torch.zeros(4)
-    )
-    assert torch.isfinite(summed).all()
+    grads = torch.zeros(1, 1, 4), torch.ones(1, 1, 4)
+    for grad in kernels.rglru_backward(pre, x, *grads, bias, torch.zeros(4)):
+        assert torch.isfinite(grad).all()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e4, 1e4])

@@ -3,36 +3,22 @@
 x, u, g, ... are (B, T, N) of one storage dtype; weights and what is summed over tokens in fp32, or fp64 for fp64.
 """
 
-import ctypes
+import struct
 
 import torch
 from torch import Tensor
 
-from hybridlm.ops.cpu.library import DTYPES, ENOUGH, library, run
+from hybridlm.ops.cpu.library import DTYPES, ENOUGH, address, library, run
 
-OPERATIONS = (
+_NAMES = (
     "conv_forward", "conv_backward", "gate_forward", "gate_backward",
     "norm_forward", "norm_backward", "rglru_forward", "rglru_backward",
 )  # fmt: skip
+OPERATIONS = {name: number for number, name in enumerate(_NAMES)}
+"""As fused.h numbers them."""
 
-
-class _Rows(ctypes.Structure):
-    _fields_ = [("data", ctypes.c_void_p), ("row", ctypes.c_int64)]
-
-
-class FusedJob(ctypes.Structure):
-    """`FusedJob` of fused.h."""
-
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in ("tokens", "steps", "width")),
-        ("inputs", _Rows * 6),
-        ("outputs", _Rows * 4),
-        ("channel", ctypes.c_void_p * 3),
-        ("summed", ctypes.c_void_p),
-        ("reset", ctypes.c_void_p),
-        ("epsilon", ctypes.c_double),
-        *((name, ctypes.c_int32) for name in ("operation", "dtype", "threads", "taps", "heads", "planes")),
-    ]
+_JOB = struct.Struct("3q 12q 8q 3q q q d 6i")
+"""`FusedJob` of fused.h."""
 
 
 def wide(x: Tensor) -> torch.dtype:
@@ -91,30 +77,30 @@ def conv_backward(
     return grad_u, grad_past, summed[:taps].flip(0).t(), summed[taps]
 
 
-def rglru_forward(
-    pre: Tensor, x: Tensor, bias_r: Tensor, bias_i: Tensor, softplus: Tensor, **forced
-) -> tuple[Tensor, Tensor]:
+def rglru_forward(pre: Tensor, x: Tensor, bias: Tensor, softplus: Tensor, **forced) -> tuple[Tensor, Tensor]:
     """a = exp(-8 r softplus), b = sqrt(1 - a^2) i x with r, i = sigmoid(pre + bias).
 
-    pre (heads, B T, 2 N / heads): of each head those of r, then those of i. x, a, b (B, T, N); the others (N,).
+    pre (H, B T, 2 N / H), bias (H, 2 N / H): of each head H those of r, then those of i. x, a, b (B, T, N).
+    softplus (N,).
     """
-    a, b = (torch.empty(x.shape, dtype=wide(x)) for _ in range(2))
-    _call("rglru_forward", x, (pre, x), (a, b), (bias_r, bias_i, softplus), heads=pre.shape[0], **forced)
+    dtype = wide(x)
+    a, b = (torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format) for _ in range(2))
+    _call("rglru_forward", x, (pre, x), (a, b), (bias, softplus), heads=pre.shape[0], **forced)
     return a, b
 
 
 def rglru_backward(
-    pre: Tensor, x: Tensor, grad_a: Tensor, grad_b: Tensor, bias_r: Tensor, bias_i: Tensor, softplus: Tensor, **forced
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of pre, x, and (3, N) of the biases of r and i and of softplus."""
+    pre: Tensor, x: Tensor, grad_a: Tensor, grad_b: Tensor, bias: Tensor, softplus: Tensor, **forced
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of pre, bias, x and softplus."""
     grad_pre, grad_x, summed = _like(pre), _like(x), _planes(3, x)
-    inputs, channel = (pre, x, grad_a, grad_b), (bias_r, bias_i, softplus)
+    inputs, channel = (pre, x, grad_a, grad_b), (bias, softplus)
     _call("rglru_backward", x, inputs, (grad_pre, grad_x), channel, summed, heads=pre.shape[0], **forced)
-    return grad_pre, grad_x, summed
+    return grad_pre, summed[:2].view(bias.shape), grad_x, summed[2]
 
 
 def _like(x: Tensor) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype)
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def _planes(count: int, x: Tensor) -> Tensor:
@@ -142,22 +128,22 @@ def _call(
 ) -> None:
     """x gives shape and dtype. What the tuples mean for an operation stands in fused_kernels.h."""
     rows, steps, width = x.shape
-    channel = tuple(c.to(wide(x)).contiguous() for c in channel)
+    dtype = wide(x)
+    channel = tuple(w if w.dtype == dtype and w.is_contiguous() else w.to(dtype).contiguous() for w in channel)
     inputs = tuple(None if i is None else _token_rows(i) for i in inputs)
     reset = None if reset is None else reset.contiguous()
-    job = FusedJob(tokens=rows * steps, steps=steps, width=width, epsilon=epsilon, taps=taps, heads=heads)
-    job.operation, job.dtype = OPERATIONS.index(operation), DTYPES.index(x.dtype)
-    job.threads = max(1, min(torch.get_num_threads(), x.numel() // ENOUGH))
-    for views, tensors in ((job.inputs, inputs), (job.outputs, outputs)):
-        for view, tensor in zip(views, tensors, strict=False):
-            if tensor is not None:
-                view.data, view.row = tensor.data_ptr(), tensor.stride(1)
-    for k, c in enumerate(channel):
-        job.channel[k] = c.data_ptr()
-    if summed is not None:
-        job.summed, job.planes = summed.data_ptr(), summed.shape[0]
-    job.reset = None if reset is None else reset.data_ptr()
-    run(library().code.hybridlm_fused, job, operation, x.dtype, isa)
+    fields = [rows * steps, steps, width]
+    for tensors, places in ((inputs, 6), (outputs, 4)):
+        for tensor in tensors:
+            fields += (0, 0) if tensor is None else (tensor.data_ptr(), tensor.stride(1))
+        fields += [0] * (2 * (places - len(tensors)))
+    fields += [w.data_ptr() for w in channel]
+    fields += [0] * (3 - len(channel))
+    fields += address(summed), address(reset), epsilon
+    threads = max(1, min(torch.get_num_threads(), rows * steps * width // ENOUGH))
+    planes = 0 if summed is None else summed.numel() // width
+    fields += OPERATIONS[operation], DTYPES[x.dtype], threads, taps, heads, planes
+    run(library().code.hybridlm_fused, _JOB.pack(*fields), operation, x.dtype, isa)
 
 
 def _token_rows(x: Tensor) -> Tensor:

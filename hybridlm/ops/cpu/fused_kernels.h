@@ -180,15 +180,15 @@ static inline __attribute__((always_inline)) REAL NAME(one_minus_exp)(REAL x, RE
 
 /* The gates of rglru: a = exp(-8 r sp), b = sqrt(1 - a^2) i x with r, i = sigmoid(pre + bias).
  * in: pre of r and of i (each head's two blocks stand side by side: in[0] is (heads, tokens, 2 N / heads)), x. out: a, b in
- * the arithmetic's dtype. channel: bias of r, bias of i, sp = softplus(p). */
+ * the arithmetic's dtype. channel: bias (heads, 2 N / heads) as pre, sp = softplus(p). */
 static void NAME(rglru_forward)(const FusedJob *job, int64_t begin, int64_t end, void *sums) {
     const int64_t n = job->width / job->heads;
     for (int64_t token = begin; token < end; token++)
         for (int64_t head = 0; head < job->heads; head++) {
             const int64_t at = head * n;
             const STORE *restrict pre = ROW(job->in[0], head * job->tokens + token), *restrict x = ROW(job->in[1], token) + at;
-            const REAL *restrict br = (const REAL *)job->channel[0] + at, *restrict bi = (const REAL *)job->channel[1] + at;
-            const REAL *restrict sp = (const REAL *)job->channel[2] + at;
+            const REAL *restrict br = (const REAL *)job->channel[0] + 2 * at, *restrict bi = br + n;
+            const REAL *restrict sp = (const REAL *)job->channel[1] + at;
             REAL *restrict a = WIDE(job->out[0], token) + at, *restrict b = WIDE(job->out[1], token) + at;
             EACH(i) {
                 const REAL r = SIGMOID(LOAD(pre[i]) + br[i]), gate = SIGMOID(LOAD(pre[n + i]) + bi[i]);
@@ -200,7 +200,7 @@ static void NAME(rglru_forward)(const FusedJob *job, int64_t begin, int64_t end,
 }
 
 /* in: pre, x, gradients of a and b (arithmetic's dtype). out: gradients of pre and x. channel as above. sums: gradients of
- * the biases of r and i, and of sp. The root's slope is cut at 500: it is infinite where everything is kept. */
+ * the bias (2 N, as it lies) and of sp. The root's slope is cut at 500: it is infinite where everything is kept. */
 static void NAME(rglru_backward)(const FusedJob *job, int64_t begin, int64_t end, void *sums) {
     const int64_t n = job->width / job->heads, N = job->width;
     for (int64_t token = begin; token < end; token++)
@@ -208,10 +208,11 @@ static void NAME(rglru_backward)(const FusedJob *job, int64_t begin, int64_t end
             const int64_t at = head * n;
             const STORE *restrict pre = ROW(job->in[0], head * job->tokens + token), *restrict x = ROW(job->in[1], token) + at;
             const REAL *restrict da = WIDE(job->in[2], token) + at, *restrict db = WIDE(job->in[3], token) + at;
-            const REAL *restrict br = (const REAL *)job->channel[0] + at, *restrict bi = (const REAL *)job->channel[1] + at;
-            const REAL *restrict sp = (const REAL *)job->channel[2] + at;
+            const REAL *restrict br = (const REAL *)job->channel[0] + 2 * at, *restrict bi = br + n;
+            const REAL *restrict sp = (const REAL *)job->channel[1] + at;
             STORE *restrict dpre = ROW(job->out[0], head * job->tokens + token), *restrict dx = ROW(job->out[1], token) + at;
-            REAL *restrict sum_r = (REAL *)sums + at, *restrict sum_i = sum_r + N, *restrict sum_sp = sum_r + 2 * N;
+            REAL *restrict sum_r = (REAL *)sums + 2 * at, *restrict sum_i = sum_r + n;
+            REAL *restrict sum_sp = (REAL *)sums + 2 * N + at;
             EACH(i) {
                 const REAL r = SIGMOID(LOAD(pre[i]) + br[i]), gate = SIGMOID(LOAD(pre[n + i]) + bi[i]);
                 const REAL log_a = -8 * r * sp[i], decay = EXP(log_a), value = LOAD(x[i]);

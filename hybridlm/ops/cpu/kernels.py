@@ -179,7 +179,7 @@ def _flat(x: Tensor | None, like: Tensor) -> Tensor | None:
 
 
 def _like(x: Tensor) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype)
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def _state(x: Tensor) -> Tensor:

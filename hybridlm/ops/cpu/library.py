@@ -5,6 +5,7 @@ so a new torch does not break it. Its threads are those of torch's own OpenMP po
 """
 
 import ctypes
+import struct
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -15,30 +16,17 @@ from torch import Tensor
 from hybridlm.ops.cpu.sources import FOLDER, LIBRARY, source_hash
 from hybridlm.ops.errors import Unavailable
 
-OPERATIONS = ("linear_forward", "linear_backward", "lru_forward", "lru_backward", "memory_forward", "memory_backward")
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_NAMES = ("linear_forward", "linear_backward", "lru_forward", "lru_backward", "memory_forward", "memory_backward")
+OPERATIONS = {name: number for number, name in enumerate(_NAMES)}
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+"""As sets.h and scans.h number them."""
 SETS = ("plain", "avx2", "avx512")
 _FAILED = {1: "it was not built for this dtype or this processor", 2: "no memory"}
 ENOUGH = 16384
 """Elements that are worth a thread of their own."""
 
-
-class _View(ctypes.Structure):
-    _fields_ = [("data", ctypes.c_void_p), ("row", ctypes.c_int64), ("step", ctypes.c_int64)]
-
-
-class _Job(ctypes.Structure):
-    """`Job` of scans.h."""
-
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in ("rows", "steps", "width")),
-        ("inputs", _View * 4),
-        ("outputs", _View * 2),
-        *((name, ctypes.c_void_p * 2) for name in ("initial", "channel", "arriving", "leaving", "summed")),
-        *((name, ctypes.c_void_p) for name in ("reset", "mask")),
-        *((name, ctypes.c_double) for name in ("epsilon", "slope")),
-        *((name, ctypes.c_int32) for name in ("operation", "dtype", "threads", "chunks")),
-    ]
+_JOB = struct.Struct("3q 12q 6q 10q 2q 2d 4i")
+"""`Job` of scans.h. Packed at once: filling a ctypes structure field by field costs more than a decode step."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +55,8 @@ def library() -> Library:
     loaded.hybridlm_source_hash.restype = ctypes.c_char_p
     if loaded.hybridlm_source_hash().decode() != source_hash():
         raise Unavailable("the C kernels were built from other sources; install the package again")
+    for function in (loaded.hybridlm_scan, loaded.hybridlm_fused):
+        function.argtypes = [ctypes.c_char_p, ctypes.c_int]
     best = max(i for i in range(len(SETS)) if loaded.hybridlm_supports(i))
     return Library(loaded, best)
 
@@ -94,32 +84,31 @@ def scan(
     starts from, what it ends at, s_0; channel, summed: (N,); all of these contiguous, in the dtype of the recurrence.
     reset, mask: (B, T) bool. isa, chunks: force an instruction set (of SETS) and a number of time chunks.
     """
-    rows, steps, width = inputs[0].shape
+    first = inputs[0]
+    rows, steps, width = first.shape
     inputs = tuple(x if x.stride(2) == 1 or width == 1 else x.contiguous() for x in inputs)
     reset, mask = (None if flags is None else flags.contiguous() for flags in (reset, mask))
-    job = _Job(rows=rows, steps=steps, width=width, epsilon=epsilon, slope=slope, chunks=chunks)
-    job.operation, job.dtype = OPERATIONS.index(operation), DTYPES.index(inputs[0].dtype)
-    job.threads = max(1, min(torch.get_num_threads(), rows * steps * width // ENOUGH))
-    for views, tensors in ((job.inputs, inputs), (job.outputs, outputs)):
-        for view, x in zip(views, tensors, strict=False):
-            view.data, view.row, view.step = x.data_ptr(), x.stride(0), x.stride(1)
-    for pointers, tensors in (
-        (job.arriving, arriving),
-        (job.leaving, leaving),
-        (job.initial, initial),
-        (job.channel, channel),
-        (job.summed, summed),
-    ):
-        for k, x in enumerate(tensors):
-            pointers[k] = None if x is None else x.data_ptr()
-    job.reset = None if reset is None else reset.data_ptr()
-    job.mask = None if mask is None else mask.data_ptr()
-    run(library().code.hybridlm_scan, job, operation, inputs[0].dtype, isa)
+    fields = [rows, steps, width]
+    for tensors, places in ((inputs, 4), (outputs, 2)):
+        for x in tensors:
+            fields += x.data_ptr(), x.stride(0), x.stride(1)
+        fields += [0] * (3 * (places - len(tensors)))
+    for tensors in (initial, channel, arriving, leaving, summed):
+        fields += [address(x) for x in tensors]
+        fields += [0] * (2 - len(tensors))
+    fields += address(reset), address(mask), epsilon, slope
+    threads = max(1, min(torch.get_num_threads(), rows * steps * width // ENOUGH))
+    fields += OPERATIONS[operation], DTYPES[first.dtype], threads, chunks
+    run(library().code.hybridlm_scan, _JOB.pack(*fields), operation, first.dtype, isa)
 
 
-def run(function: Any, job: ctypes.Structure, operation: str, dtype: torch.dtype, isa: str | None) -> None:
+def address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def run(function: Any, job: bytes, operation: str, dtype: torch.dtype, isa: str | None) -> None:
     """Calls the library; isa: a set of SETS, None: the widest that the processor has."""
-    isa = SETS[library().best] if isa is None else isa
-    failed = function(ctypes.byref(job), SETS.index(isa))
+    failed = function(job, library().best if isa is None else SETS.index(isa))
     if failed:
-        raise RuntimeError(f"the C kernel {operation} cannot run here: {_FAILED[failed]} ({dtype}, {isa})")
+        kind = f"{dtype}, {isa or SETS[library().best]}"
+        raise RuntimeError(f"the C kernel {operation} cannot run here: {_FAILED[failed]} ({kind})")
