@@ -34,6 +34,7 @@ from .code_hybridlm import CarriesCode
 from .configuration_hybridlm import HybridLMConfig
 from .conversation_hybridlm import ConversationMixin, going_on
 from .fused_hybridlm import RMSNorm
+from .loss_hybridlm import can_do_without, without_logits
 from .memory_hybridlm import MemoryCell
 from .scan_hybridlm import scan_path
 
@@ -341,13 +342,15 @@ class HybridLMForCausalLM(HybridLMPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        keep_logits: bool = True,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """Inputs as in `HybridLMModel.forward`.
 
         labels (B, T): shifted inside; or shift_labels (B, T): already shifted. -100 is ignored. num_items_in_batch
         divides the summed loss. logits_to_keep: the last so many positions only, or the positions of an index tensor.
-        Logits (B, T or fewer, V).
+        Logits (B, T or fewer, V). keep_logits=False, in training: the loss alone, and logits None, which saves their
+        memory and most of their time.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -358,13 +361,23 @@ class HybridLMForCausalLM(HybridLMPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
-        loss = None
-        if labels is not None or kwargs.get("shift_labels") is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        hidden, logits, loss = outputs.last_hidden_state, None, None
+        wanted = labels is not None or kwargs.get("shift_labels") is not None
+        if not keep_logits and (not wanted or not isinstance(logits_to_keep, int) or logits_to_keep):
+            raise ValueError(
+                f"keep_logits=False, logits_to_keep={logits_to_keep}: it leaves the loss over all positions alone. "
+                "Give labels or shift_labels and no logits_to_keep, or leave keep_logits out."
+            )
+        if not keep_logits and can_do_without(self.lm_head, self.loss_function, kwargs):
+            options = kwargs.get("shift_labels"), kwargs.get("num_items_in_batch")
+            loss = without_logits(hidden, self.lm_head, labels, *options)
+        else:
+            logits = self.lm_head(slice_logits_to_keep(hidden, logits_to_keep))
+            if wanted:
+                loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,
-            logits=logits,
+            logits=logits if keep_logits else None,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,

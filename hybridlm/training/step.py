@@ -52,7 +52,7 @@ def backward(
         last = index == len(batches) - 1
         inputs = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
         with nullcontext() if last else accelerator.no_sync(model):  # gradients travel between processes once
-            loss = model(**inputs, use_cache=False, num_items_in_batch=valid).loss.float()
+            loss = model(**inputs, use_cache=False, keep_logits=False, num_items_in_batch=valid).loss.float()
             total += loss.detach()
             if write_penalty and (penalty := plain.write_penalty()) is not None:
                 loss = loss + write_penalty * penalty / (len(batches) * world)
