@@ -31,7 +31,7 @@ def disagreement(kernels: dict[str, Any], device: str, dtype: torch.dtype) -> st
 
 def fused_disagreement(dtype: torch.dtype) -> str | None:
     """The same of the kernels between the matrix products, against the model's PyTorch forms."""
-    checks = {"norm": _norm, "gate": _gate, "rglru_gates": _rglru_gates}
+    checks = {"norm": _norm, "gate": _gate, "rglru_gates": _rglru_gates, "convolution": _convolution}
     with ThreadPoolExecutor(1) as other:
         return other.submit(
             _first_wrong, {name: partial(check, dtype) for name, check in checks.items()}, dtype
@@ -146,6 +146,23 @@ def _rglru_gates(dtype: torch.dtype) -> Pair:
     grads = [_wave(phase, ROWS, STEPS, WIDTH) for phase in (3.0, 4.0)]
     inputs = [pre, bias.reshape(1, -1), x, softplus[0].abs() / 10]
     return _both(fused().rglru, forms().rglru_gates, inputs, grads)
+
+
+def _convolution(dtype: torch.dtype) -> Pair:
+    (u, past, grad), (bias, *_), flags = _inputs("cpu", dtype, 3)
+    past, weight = past[:, :3], _wave(5, WIDTH, 4).to(dtype)
+
+    def plain(u: Tensor, past: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        with torch.no_grad():
+            conv = import_module("hybridlm.model.conv_hybridlm").ShortConv(WIDTH, 4)
+        del conv.weight, conv.bias
+        conv.weight, conv.bias = weight, bias
+        return conv(u, past, None, flags["reset"])[0]
+
+    def kernel(u: Tensor, past: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return fused().conv(u, past, weight, bias, flags["reset"])
+
+    return _both(kernel, plain, [u, past, weight, bias[0].to(dtype)], [grad])
 
 
 def fused() -> Any:

@@ -146,20 +146,20 @@ def big_model(pattern):
 def test_a_model_gives_the_same_with_and_without(pattern, autocast, monkeypatch):
     model, tokens = big_model(pattern)
     served = []
-    for name in ("norm", "gate", "rglru"):
+    for name in ("norm", "gate", "conv", "rglru"):
         real = getattr(fused, name)
         monkeypatch.setattr(fused, name, lambda *a, name=name, real=real: served.append(name) or real(*a))
     results = []
     for path in ("torch", "cpu"):
         with ops.using(path), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             model.zero_grad()
-            out = model(input_ids=tokens, labels=tokens)
+            out = model(input_ids=tokens, labels=tokens, use_cache=False)
         out.loss.backward()
         results.append(
             (out.logits.float().detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None])
         )
         assert bool(served) == (path == "cpu")
-    assert {"norm", "gate"} <= set(served)
+    assert {"norm", "gate", "conv"} <= set(served)
     assert ("rglru" in served) == ("rglru" in pattern)
     (want, want_grads), (got, got_grads) = results
     if autocast:

@@ -132,7 +132,7 @@ def _call(
     channel = tuple(w if w.dtype == dtype and w.is_contiguous() else w.to(dtype).contiguous() for w in channel)
     inputs = tuple(None if i is None else _token_rows(i) for i in inputs)
     reset = None if reset is None else reset.contiguous()
-    fields = [rows * steps, steps, width]
+    fields: list[float] = [rows * steps, steps, width]
     for tensors, places in ((inputs, 6), (outputs, 4)):
         for tensor in tensors:
             fields += (0, 0) if tensor is None else (tensor.data_ptr(), tensor.stride(1))

@@ -88,7 +88,7 @@ def scan(
     rows, steps, width = first.shape
     inputs = tuple(x if x.stride(2) == 1 or width == 1 else x.contiguous() for x in inputs)
     reset, mask = (None if flags is None else flags.contiguous() for flags in (reset, mask))
-    fields = [rows, steps, width]
+    fields: list[float] = [rows, steps, width]
     for tensors, places in ((inputs, 4), (outputs, 2)):
         for x in tensors:
             fields += x.data_ptr(), x.stride(0), x.stride(1)
