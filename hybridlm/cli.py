@@ -10,12 +10,12 @@ import argparse
 import inspect
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hybridlm.commands import measure, move, train, write
 from hybridlm.commands.shared import other_process
-from hybridlm.errors import UserError
+from hybridlm.errors import UserError, did_you_mean
 
 Command = Callable[[argparse.Namespace], None]
 COMMANDS: dict[str, tuple[Command, Callable[[argparse.ArgumentParser], None]]] = {
@@ -37,15 +37,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Options that cannot be parsed end in SystemExit(2), as in argparse; an interrupted run in SystemExit(130 or 143).
     """
-    options = build_parser().parse_args(argv)
+    prog = "hybridlm"
     try:
+        options = build_parser().parse_args(argv)
+        prog = options.command.prog
         options.run(options)
         sys.stdout.flush()
     except UserError as error:
-        print(f"{options.prog}: {other_process()}{error}", file=sys.stderr)
+        print(f"{prog}: {other_process()}{error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"{options.prog}: stopped by Ctrl-C.", file=sys.stderr)
+        print(f"{prog}: stopped by Ctrl-C.", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # What is left in the buffer has no reader; without this, Python would complain about it on its way out.
@@ -65,13 +67,44 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, (run, add_options) in COMMANDS.items():
         add_options(_add(commands, name, run))
+    parser.commands = commands.choices
     return parser
 
 
 class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser that can append text which is made only when help is printed."""
+    """An ArgumentParser that can append text which is made only when help is printed, and that guesses what a misspelt
+    option or command was to be."""
 
     more_help: Callable[[], str] | None = None
+    commands: Mapping[str, _Parser] | None = None
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
+        """As in argparse, but an option that nobody knows is an error of the command that it was given to. (argparse
+        hands it up to the parser of all commands, which prints its own usage.)"""
+        args = sys.argv[1:] if args is None else list(args)
+        ours = args
+        if self.commands is not None:
+            ours = args[:1]  # what follows is the command's
+            if args and not args[0].startswith("-") and args[0] not in self.commands:
+                hint, names = did_you_mean(args[0], self.commands), ", ".join(self.commands)
+                self.error(f"there is no command {args[0]!r}{hint} (commands: {names})")
+        for option in self._unknown_options(ours):
+            words = [name.removeprefix("--") for name in self._option_string_actions]
+            hint = did_you_mean(option.lstrip("-"), words).replace("'", "'--", 1)
+            self.error(f"there is no option {option}{hint}")
+        options, left = super().parse_known_args(args, namespace)
+        if left and self.commands is None:
+            self.error(f"unrecognized arguments: {' '.join(left)}")
+        return options, left
+
+    def _unknown_options(self, args: Sequence[str]) -> Iterator[str]:
+        """What argparse takes for an option, and does not know."""
+        for arg in args[: args.index("--")] if "--" in args else args:
+            name = arg.partition("=")[0]
+            if not name.startswith("-") or name == "-" or " " in arg or self._negative_number_matcher.match(arg):
+                continue
+            if not any(known.startswith(name) for known in self._option_string_actions):
+                yield name
 
     def format_help(self) -> str:
         return super().format_help() + (f"\n{self.more_help()}\n" if self.more_help is not None else "")
@@ -95,7 +128,7 @@ def _add(commands: Any, name: str, run: Command) -> argparse.ArgumentParser:
     short, _, text = inspect.cleandoc(run.__doc__ or name).partition("\n")
     style = argparse.RawDescriptionHelpFormatter
     command = commands.add_parser(name, help=short, description=text.strip(), formatter_class=style)
-    command.set_defaults(run=run, prog=command.prog)
+    command.set_defaults(run=run, command=command)
     return command
 
 

@@ -2,8 +2,8 @@
 
     transformers' Mamba-2     pattern "mamba2*L", no MLP
 
-What such a checkpoint has and ours cannot express (biases of the projections, another activation, clipped step sizes)
-is refused, not dropped.
+What such a checkpoint has and ours cannot express (biases of the projections, another activation, clipped step sizes,
+weights of another name) is refused, not dropped; a missing weight too.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def from_mamba2(source: Mamba2ForCausalLM | str | Path) -> HybridLMForCausalLM:
     Mamba-2 in transformers' format, and for settings that have no counterpart.
     """
     reference = source if isinstance(source, Mamba2ForCausalLM) else _load(source)
-    config = _config(reference.config)
+    # The model, not its configuration, knows: transformers unties what a file holds as two weights.
+    tied = reference.lm_head.weight is reference.backbone.embeddings.weight
+    config = _config(reference.config, tied)
     model = HybridLMForCausalLM(config)
     model.to(dtype=reference.dtype)  # pyright: ignore[reportCallIssue]
     weights = {_renamed(name): tensor for name, tensor in reference.state_dict().items()}
@@ -101,13 +103,24 @@ def _load(source: str | Path) -> Mamba2ForCausalLM:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"checkpoint {source}: cannot be loaded ({' '.join(str(error).split())[:400]}).") from error
     model, notes = loaded
-    missing = sorted(set(notes["missing_keys"]) - {"lm_head.weight"})
-    if missing:
-        raise UserError(f"checkpoint {source}: weights are missing ({', '.join(missing[:3])}). Copy the folder again.")
+    if notes["missing_keys"]:  # a tied lm_head.weight is none of them
+        raise UserError(
+            f"checkpoint {source}: weights are missing ({_some(notes['missing_keys'])}). Give one of a whole "
+            "Mamba2ForCausalLM, or copy the folder again."
+        )
+    if notes["unexpected_keys"]:
+        raise UserError(
+            f"checkpoint {source}: it has weights that Mamba2ForCausalLM does not know, and that the converted model "
+            f"would lack ({_some(notes['unexpected_keys'])}). Give a checkpoint without them."
+        )
     return model
 
 
-def _config(theirs: Any) -> HybridLMConfig:
+def _some(names: set[str]) -> str:
+    return ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} others" if len(names) > 3 else "")
+
+
+def _config(theirs: Any, tied: bool) -> HybridLMConfig:
     limit = tuple(float(x) for x in theirs.time_step_limit)
     problems = [
         f"{field}={getattr(theirs, field)!r}"
@@ -135,7 +148,7 @@ def _config(theirs: Any) -> HybridLMConfig:
         mamba_n_groups=theirs.n_groups,
         rms_norm_eps=theirs.layer_norm_epsilon,
         initializer_range=theirs.initializer_range,
-        tie_word_embeddings=theirs.tie_word_embeddings,
+        tie_word_embeddings=tied,
         pad_token_id=theirs.pad_token_id,
         bos_token_id=theirs.bos_token_id,
         eos_token_id=theirs.eos_token_id,
@@ -151,9 +164,11 @@ def _renamed(name: str) -> str:
 
 
 def _tokenizer(source: str | Path):
-    """The tokenizer beside the weights; None where there is none."""
+    """The tokenizer beside the weights; None where there is none. For want of files transformers makes up one whose
+    whole vocabulary is special symbols."""
     try:
         with quiet_transformers():
-            return AutoTokenizer.from_pretrained(locate(source))
+            tokenizer = AutoTokenizer.from_pretrained(locate(source))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
+    return tokenizer if set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens) else None

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from hybridlm.data.shards import TokenShards
-from hybridlm.errors import UserError
+from hybridlm.errors import OtherSettingsError, UserError
 from hybridlm.training.config import load_config
 from hybridlm.training.loop import RunResult, pretrain
 from hybridlm.training.metrics import read_rows
@@ -58,7 +58,10 @@ def demo(folder: str | Path = "runs/demo", *, overrides: Sequence[str] = ()) -> 
         config = load_config(
             path, [f"{name}={json.dumps(str(place))}" for name, place in places.items()] + [*overrides]
         )
-    result = pretrain(config)
+    try:
+        result = pretrain(config)
+    except OtherSettingsError as error:
+        raise UserError(f"{error.found}Give the old settings back, or another --folder.") from error
     assert config.data.prepare is not None, "the demo's recipe prepares its data"
     untrained, bigram = _compare(result, folder / "data")
     picture = _picture(result, folder / "loss.png")

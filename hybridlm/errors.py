@@ -9,11 +9,23 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["UserError", "did_you_mean"]
+__all__ = ["OtherSettingsError", "UserError", "did_you_mean", "install_command"]
 
 
 class UserError(ValueError):
     """Something the user can put right. The CLI prints it as one message and exits with code 2."""
+
+
+class OtherSettingsError(UserError):
+    """A folder holds what was made with other settings. found: which, with the white space behind it; advice: what to
+    do where the settings themselves are chosen, which a command with a name of its own for them may replace."""
+
+    def __init__(self, found: str, advice: str):
+        super().__init__(found, advice)
+        self.found, self.advice = found, advice
+
+    def __str__(self) -> str:
+        return self.found + self.advice
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:
@@ -24,3 +36,8 @@ def did_you_mean(word: str, allowed: Iterable[str]) -> str:
     by_lower = {str(name).lower(): str(name) for name in allowed}
     near = difflib.get_close_matches(word.lower(), list(by_lower), n=1, cutoff=0.6)
     return f"; did you mean '{by_lower[near[0]]}'?" if near else ""
+
+
+def install_command(extra: str) -> str:
+    """How an optional part of the package is installed: from a clone, since no package index has it."""
+    return f"pip install -c constraints.txt '.[{extra}]' in the folder that hybridlm was cloned to"

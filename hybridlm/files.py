@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -45,6 +47,24 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
         raise
     _fsync_folder(target.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def try_file(path: Path) -> None:
+    """Raises OSError where no file can be put into the folder of `path`; whatever stands there is untouched."""
+    tempfile.TemporaryFile(dir=path.parent).close()
+
+
+def try_folder(path: Path) -> None:
+    """Raises OSError where the folder `path`, and those above it, cannot be made or written into. What it makes to find
+    out is removed again."""
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    finally:
+        for folder in new:
+            with suppress(OSError):  # never made, or in use meanwhile
+                folder.rmdir()
 
 
 def remove_dead_writes(target: Path) -> None:

@@ -4,8 +4,12 @@ N] [--out PNG]"""
 import argparse
 import sys
 
-from hybridlm.errors import UserError
-from hybridlm.evaluation.persistence import persistence, picture, table
+from hybridlm_command import Importing
+
+with Importing("show_persistence.py"):
+    from hybridlm.errors import UserError
+    from hybridlm.evaluation.persistence import persistence, picture, table
+    from hybridlm.evaluation.plots import NoMatplotlibError
 
 
 def main() -> int:
@@ -20,9 +24,14 @@ def main() -> int:
         rows = persistence(options.steps, options.width)
         print(table(rows))
         print(f"Picture: {picture(rows, options.out)}")
+    except NoMatplotlibError as error:  # the table is worth having without its picture
+        print(f"No picture: {error}")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("show_persistence.py: stopped by Ctrl-C.", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -3,6 +3,7 @@ says.
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -98,9 +99,23 @@ def test_what_cannot_be_parsed_ends_in_two(argv, capsys):
     assert "usage:" in capsys.readouterr().err
 
 
-def test_the_module_runs_as_a_process(work):
+@pytest.fixture
+def quiet(tmp_path):
+    """The environment of a process whose stderr is the command's own. Where torchao is installed, transformers imports
+    it with every model, and it logs that its GPU kernels cannot be loaded, and torch that it uses something old."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        "import logging\n"
+        "for name in ('torchao', 'torch.utils._pytree'):\n"
+        "    logging.getLogger(name).setLevel(logging.ERROR)\n"
+    )
+    paths = [str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+
+
+def test_the_module_runs_as_a_process(work, quiet):
     command = [sys.executable, "-m", "hybridlm.cli", "info", "nowhere"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=quiet)
     assert done.returncode == 2
     assert done.stderr.startswith("hybridlm info: checkpoint nowhere: there is no such folder")
     assert done.stderr.count("\n") == 1
@@ -143,6 +158,18 @@ def test_evaluate_options(work, capsys):
     assert (facts["context"], facts["dtype"], facts["carry_state"]) == (8, "bfloat16", True)
     assert not (work / "model" / "evaluation").exists()
     assert "Written to numbers.json" in capsys.readouterr().out
+
+
+def test_a_place_for_the_numbers_is_looked_at_first(work, capsys, monkeypatch):
+    monkeypatch.setattr("hybridlm.evaluation.report.evaluate_checkpoint", lambda *_, **__: pytest.fail("measured"))
+    evaluate = ("evaluate", "model", "--text", "book.txt")
+    assert "the folder new does not exist" in refused(capsys, *evaluate, "--out", "new/x.json")
+    assert "that is a folder" in refused(capsys, *evaluate, "--out", "model")
+    assert "cannot be written" in refused(capsys, *evaluate, "--out", "/proc/x.json")
+    assert "Give --out FILE.json" in refused(capsys, "evaluate", "owner/model", "--text", "book.txt")
+    (work / "model" / "evaluation").symlink_to("/proc/nowhere")
+    assert "cannot be written beside it" in refused(capsys, *evaluate)
+    assert sorted(path.name for path in work.iterdir() if path.is_dir()) == ["model"]
 
 
 def test_generate_is_a_function_of_its_seed(work, capsys):
@@ -255,9 +282,9 @@ def test_a_bug_is_not_hidden(monkeypatch):
         main(["info", "model"])
 
 
-def test_a_pipe_without_a_reader_is_no_error(work):
+def test_a_pipe_without_a_reader_is_no_error(work, quiet):
     command = f"{sys.executable} -m hybridlm.cli generate model She --max-new-tokens 300 | head -c 1"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=True, env=quiet)
     assert done.stdout == "S"
     assert done.stderr == ""
 

@@ -45,14 +45,20 @@ def test_demo(tmp_path, capsys):
     again = AutoModelForCausalLM.from_pretrained(first.checkpoint).state_dict()
     assert all(torch.equal(weights[name], tensor) for name, tensor in again.items())
 
-    with pytest.raises(UserError, match=r"optimizer\.lr"):
-        demo(folder, overrides=[*SHORT, "optimizer.lr=1"])
+    for changed, found in (
+        ("optimizer.lr=1", r"optimizer\.lr: was"),
+        ("data.prepare.vocab_size=310", "tokenizer differ"),
+    ):
+        with pytest.raises(UserError, match=found) as refused:
+            demo(folder, overrides=[*SHORT, changed])
+        assert str(refused.value).endswith("Give the old settings back, or another --folder.")
+        assert "run.name" not in str(refused.value)
 
 
 def test_the_demo_is_worth_having_without_its_picture(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     result = demo(tmp_path, overrides=SHORT)
     assert result.picture is None
-    assert "hybridlm[plot]" in capsys.readouterr().out
+    assert "'.[plot]'" in capsys.readouterr().out
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert sum("grad_norm" in row for row in rows) == 3

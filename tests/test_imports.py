@@ -27,6 +27,7 @@ ALLOWED = {
     "data": {"errors", "files"},
     "training": {"errors", "files", "data", "model", ""},
     "evaluation": {"errors", "files", "data", "model", "training", ""},
+    "bench": {"errors", "files", "model", "ops", "evaluation", ""},
     "release": {"errors", "files", "model", "evaluation", ""},
     "convert": {"errors", "files", "evaluation", ""},
     "demo": {"errors", "data", "training", "evaluation", ""},

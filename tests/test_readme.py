@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -69,11 +70,23 @@ def test_no_number_is_left_open():
 
 def test_files_that_are_named_exist():
     named = set(re.findall(r"\b(?:configs|scripts|tests|model_cards)/[\w/.]+\w", README + CONTRIBUTING))
+    named |= set(re.findall(r"\bhybridlm/data/[\w/]+\.txt\b", README))
     for run, _ in cli.COMMANDS.values():
         named |= set(re.findall(r"\b(?:configs|scripts)/[\w/.]+\w", run.__doc__))
-    assert "configs/debug/austen_rglru_bmru.yaml" in named
+    assert {"configs/debug/austen_rglru_bmru.yaml", "hybridlm/data/austen/persuasion.txt"} <= named
     missing = sorted(name for name in named if not (ROOT / name).exists())
     assert not missing
+
+
+def test_optional_parts_are_installed_from_the_clone():
+    """No package index has the package; every extra that is named exists."""
+    assert "hybridlm[" not in README + CONTRIBUTING
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    named = re.findall(r"pip install -c constraints\.txt '\.\[(\w+)\]'", README)
+    named += [name for source in (ROOT / "hybridlm").rglob("*.py") for name in re.findall(
+        r"install_command\(['\"](\w+)['\"]\)", source.read_text(encoding="utf-8")
+    )]  # fmt: skip
+    assert {"eval", "peft", "plot", "track"} <= set(named) <= set(extras)
 
 
 def test_make_targets_exist():

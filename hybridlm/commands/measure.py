@@ -35,12 +35,18 @@ def evaluate(options: argparse.Namespace) -> None:
 def _measured(options: argparse.Namespace) -> tuple[dict[str, Any], str, Any]:
     """The facts of `evaluate`, the same as text, and the path that they go to."""
     from hybridlm.evaluation import report
+    from hybridlm.evaluation.loading import locate
+    from hybridlm.evaluation.places import check_beside, check_out
 
     choice = {name: getattr(options, name) for name in ("context", "batch_size", "dtype", "device")}
     kind, other = ("text", _ONLY_TASKS) if options.tasks is None else ("tasks", _ONLY_TEXT)
     for name in other:
         if getattr(options, name) not in (None, False):
             raise UserError(f"--{name.replace('_', '-')}: has no meaning with --{kind}; leave it out.")
+    if options.out is None:
+        check_beside(locate(options.checkpoint))
+    else:
+        check_out(options.out)
     if options.tasks is None:
         facts = report.evaluate_checkpoint(options.checkpoint, options.text, carry_state=options.carry_state, **choice)
         return facts, report.render(facts), options.out or report.default_output(facts)

@@ -12,8 +12,8 @@ def export(options: argparse.Namespace) -> None:
     """write a checkpoint that loads without hybridlm
 
     Writes a folder, or a repository on the Hugging Face Hub, with weights, tokenizer and the code of the model. It
-    loads where only torch and transformers are installed, with trust_remote_code=True. Fine-tuned heads
-    (classification, question answering) are exported as they are.
+    loads where only torch and the same minor release of transformers are installed, with trust_remote_code=True.
+    Fine-tuned heads (classification, question answering) are exported as they are.
 
     examples:
       hybridlm export runs/demo/run/final my-model
@@ -28,7 +28,8 @@ def export(options: argparse.Namespace) -> None:
         export = export_checkpoint(options.checkpoint, options.out, overwrite=options.overwrite)
     else:
         export = push_checkpoint(options.checkpoint, options.push, private=options.private or None)
-    print(f"Done: {export.parameters:,} parameters{', tokenizer' * export.tokenizer}, code. Load it with:\n")
+    print(f"Done: {export.parameters:,} parameters{', tokenizer' * export.tokenizer}, code.")
+    print("Load it with (other releases of transformers are refused):\n")
     print(export.snippet())
 
 
@@ -45,7 +46,7 @@ def export_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT)
     add("out", nargs="?", metavar="OUT", help="the folder to write")
-    add("--overwrite", action="store_true", help="replace an earlier export in OUT")
+    add("--overwrite", action="store_true", help="replace an earlier export in OUT; a README of your own stays")
     add("--push", metavar="OWNER/NAME", help="upload to this repository on the Hugging Face Hub instead")
     add("--private", action="store_true", help="make a new repository private")
 

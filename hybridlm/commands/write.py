@@ -17,7 +17,7 @@ def generate(options: argparse.Namespace) -> None:
       hybridlm generate runs/demo/run/final "It is a truth"
       hybridlm generate runs/demo/run/final "Anne" --temperature 0 --max-new-tokens 50
       hybridlm generate runs/demo/run/final --seed 7 --top-p 0.95
-      hybridlm generate runs/demo/run/final " She answered" --state emma.state --answers 3
+      hybridlm generate runs/demo/run/final " She answered" --state book.state --answers 3
     """
     from hybridlm.evaluation.generate import check_options, generate_text
     from hybridlm.evaluation.loading import load_checkpoint
@@ -65,8 +65,8 @@ def read(options: argparse.Namespace) -> None:
     the end of the text, without reading it again.
 
     examples:
-      hybridlm read runs/demo/run/final emma.txt --out emma.state
-      hybridlm generate runs/demo/run/final " She answered" --state emma.state --answers 3
+      hybridlm read runs/demo/run/final book.txt --out book.state
+      hybridlm generate runs/demo/run/final " She answered" --state book.state --answers 3
       hybridlm read runs/demo/run/final volume_2.txt --after volume_1.state --out both.state
     """
     from hybridlm.evaluation.reading import progress_line, read_book, render

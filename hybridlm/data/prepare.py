@@ -34,7 +34,7 @@ from hybridlm.data.tokenizer import (
     load_tokenizer,
     train_tokenizer,
 )
-from hybridlm.errors import UserError
+from hybridlm.errors import OtherSettingsError, UserError
 from hybridlm.files import remove_dead_writes, write_folder
 
 
@@ -154,9 +154,9 @@ def _is_finished(output: Path, fingerprint: str, made_of: dict[str, Any], overwr
     if overwrite:
         return False
     differing = [key for key in made_of if before.get("made_of", {}).get(key) != made_of[key]]
-    raise UserError(
-        f"output={str(output)!r}: this data folder was made from something else ({', '.join(differing)} differ). "
-        "Choose another output, or set overwrite: true to replace it."
+    raise OtherSettingsError(
+        f"output={str(output)!r}: this data folder was made from something else ({', '.join(differing)} differ). ",
+        "Choose another output, or set overwrite: true to replace it.",
     )
 
 

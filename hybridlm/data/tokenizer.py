@@ -20,6 +20,10 @@ SMALLEST_VOCABULARY = 257  # 256 bytes and the special token
 LARGEST_VOCABULARY = 2**24  # the trainer reserves memory for as many
 
 
+_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model")
+"""What a folder with a tokenizer of any kind holds at least one of."""
+
+
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE of at most `vocab_size` tokens, fewer where the texts have fewer pairs to merge;
     deterministic."""
@@ -56,19 +60,26 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def load_tokenizer(path_or_name: str | Path) -> PreTrainedTokenizerBase:
-    """A tokenizer from a folder, or by its name on the Hub. Raises UserError where there is none, or no end symbol."""
+    """A tokenizer from a folder, or by its name OWNER/NAME on the Hub. Raises UserError where there is none, or no end
+    symbol."""
     name = str(path_or_name)
-    if looks_local(name) and not Path(name).is_dir():
+    folder = Path(name)
+    if not folder.is_dir() and (looks_local(name) or "/" not in name):
         raise UserError(
-            f"tokenizer={name!r}: there is no such folder. Give a folder that a tokenizer was saved to, or a name on "
-            f"the Hub."
+            f"tokenizer={name!r}: there is no such folder. Give a folder that a tokenizer was saved to, or OWNER/NAME "
+            "on the Hugging Face Hub."
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, TypeError, KeyError) as error:
+        if folder.is_dir() and not any(next(folder.glob(pattern), None) for pattern in _FILES):
+            raise UserError(
+                f"{name}: the folder holds no tokenizer. Save the one that the model was trained with into it: "
+                f"tokenizer.save_pretrained({name!r})."
+            ) from None
         raise UserError(
             f"tokenizer={name!r}: it cannot be loaded ({str(error).splitlines()[0]}). "
-            "Give a folder with tokenizer.json, or a name on the Hub."
+            "Give a folder with tokenizer.json, or OWNER/NAME on the Hugging Face Hub."
         ) from error
     start_and_end(tokenizer)
     return tokenizer

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from hybridlm.errors import UserError, did_you_mean
+from hybridlm.errors import UserError, did_you_mean, install_command
 
 _EXPECTED = ("`pretrained` model kwarg is not of type", "Passed an already-initialized model", "Combined length of")
 """Warnings about our way of calling, and one that is counted instead."""
@@ -30,7 +30,7 @@ def find_tasks(names: Sequence[str], include_path: str | Path | None = None) -> 
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise UserError(f"tasks: lm-eval is not installed ({error}). pip install 'hybridlm[eval]'") from None
+        raise UserError(f"tasks: lm-eval is not installed ({error}). Run {install_command('eval')}.") from None
     names = [name for name in (word.strip() for word in names) if name]
     if not names:
         raise UserError("tasks: none is named. Give e.g. --tasks arc_easy,hellaswag")

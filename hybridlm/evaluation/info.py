@@ -122,7 +122,7 @@ def _kinds(module: nn.Module, kind: str, cells: dict[type, str]) -> list[tuple[n
             nn.RMSNorm: "norms",
             GroupedRMSNorm: "norms",
         }
-        kind = names.get(type(module), kind)
+        kind = next((name for known, name in names.items() if isinstance(module, known)), kind)
     found = [(module, kind)]
     for name, child in module.named_children():
         found += _kinds(child, "output projection" if name == "lm_head" else kind, cells)

@@ -40,8 +40,11 @@ def load_checkpoint(
     source = locate(checkpoint)
     kind = torch_dtype(dtype)
     place = torch_device(device)
+    # Of a folder, the tokenizer first: it is the quicker check.
+    tokenizer = load_tokenizer(source) if Path(source).is_dir() else None
     model: Any = load_weights(checkpoint, source, AutoModelForCausalLM, dtype=kind)
-    tokenizer = load_tokenizer(source)
+    if tokenizer is None:
+        tokenizer = load_tokenizer(source)
     if len(tokenizer) > model.config.vocab_size:
         raise UserError(
             f"checkpoint {checkpoint}: the tokenizer has {len(tokenizer)} tokens, the model {model.config.vocab_size}. "
@@ -62,7 +65,7 @@ def load_weights(
             loaded: Any = model_class.from_pretrained(source, dtype=dtype, output_loading_info=True)
             model, notes = loaded
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(_unreadable(checkpoint, error)) from error
+        raise UserError(_unreadable(checkpoint, source, error)) from error
     unfit = {name: sorted(map(str, notes[name])) for name in ("missing_keys", "unexpected_keys") if notes[name]}
     if unfit:
         raise UserError(
@@ -79,6 +82,11 @@ def load_weights(
 def locate(checkpoint: str | Path) -> str:
     """The folder as it was given, or a name that may be on the Hub. Raises UserError where there is no checkpoint."""
     path = Path(checkpoint).expanduser()
+    if (path / "model.onnx").is_file() and not any(path.glob("*.safetensors")):
+        raise UserError(
+            f"checkpoint {checkpoint}: that is an ONNX export, a graph without the weights' names. Give the checkpoint "
+            "that it was made from."
+        )
     if (path / "config.json").is_file():
         return str(path)
     if path.is_dir():
@@ -149,6 +157,10 @@ def _inside(folder: Path) -> str:
     return f" Below it there is {', '.join(map(str, found[:3]))}."
 
 
-def _unreadable(checkpoint: str | Path, error: Exception) -> str:
+def _unreadable(checkpoint: str | Path, source: str, error: Exception) -> str:
     reason = " ".join(str(error).split())[:400] or type(error).__name__
-    return f"checkpoint {checkpoint}: cannot be loaded ({reason}). If it is a folder, copy it anew from its origin."
+    if Path(source).is_dir():
+        advice = "Copy the folder again from where it was written."
+    else:
+        advice = "There is no folder of that name here: check the spelling, and whether the Hub can be reached."
+    return f"checkpoint {checkpoint}: cannot be loaded ({reason}). {advice}"

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import DataCollatorWithFlattening, StaticCache
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from hybridlm.evaluation.modes_trial import NEW, Result, Subject, Trial, deviation
+from hybridlm.evaluation.modes_trial import NEW, Otherwise, Result, Subject, Trial, deviation
 
 PADDING = (0, 3, 7)
 """Padding tokens of the three rows of a padded batch."""
@@ -71,11 +72,19 @@ def compiled_step(s: Subject) -> Trial:
 
     def attempt() -> Result:
         torch.compiler.reset()
+        graphs: list[Any] = []
+
+        def as_traced(graph: Any, _: Any) -> Any:
+            graphs.append(graph)
+            return graph.forward
+
         cache = StaticCache(config=s.model.config, max_cache_len=32)
         s.cached(ids[:, :8], cache)
-        step = torch.compile(s.model, backend="eager", fullgraph=True)
+        step = torch.compile(s.model, backend=as_traced, fullgraph=True)
         with torch.no_grad():
             steps = [step(ids[:, t : t + 1], **{s.cache_name: cache}, use_cache=True).logits for t in range(8, 14)]
+        if len(graphs) != 1:
+            raise Otherwise(f"{len(graphs)} graphs for {len(steps)} steps")
         return (torch.cat(steps, dim=1),)
 
     return Trial((s.plain(ids)[:, 8:],), attempt)
@@ -188,7 +197,12 @@ def last_logits(s: Subject) -> Trial:
 
 
 def checkpointing(s: Subject) -> Trial:
+    """The same gradients, from layers whose insides run once more in the backward."""
     ids = s.ids(2)
+    runs: list[Any] = []
+    for layer in s.model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            next(layer.children()).register_forward_hook(lambda module, *_: runs.append(module))
 
     def gradients() -> Result:
         s.model.train().zero_grad()
@@ -196,8 +210,12 @@ def checkpointing(s: Subject) -> Trial:
         return tuple(p.grad.clone() for p in s.model.parameters() if p.grad is not None)
 
     def attempt() -> Result:
+        runs.clear()
         s.model.activation_checkpointing_enable()
-        return gradients()
+        found = gradients()
+        if not runs or len(runs) != 2 * len(set(runs)):
+            raise Otherwise(f"{len(runs)} runs of {len(set(runs))} layers: nothing is computed again in the backward")
+        return found
 
     return Trial(gradients(), attempt)
 
@@ -223,7 +241,8 @@ def exported(s: Subject) -> Trial:
 
 
 def bfloat16(s: Subject) -> Trial:
-    """Against the forward without a cache in bf16. Rounding: twice as far as that is from the same weights in fp32."""
+    """Against the forward without a cache in bf16. Rounding: twice as far as that is from the same weights in fp32,
+    so a state kept in bf16 passes, which several of the models have."""
     ids = s.ids(2, 24)
     s.model.bfloat16()
     whole = s.plain(ids).float()

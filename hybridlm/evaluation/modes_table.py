@@ -62,18 +62,16 @@ def render(table: Table) -> str:
     return "\n".join(lines)
 
 
-def write(page: str | Path, text: str) -> None:
+def write(page: str | Path, text: str, begin: str = BEGIN, end: str = END) -> None:
     """Replaces what stands between the two markers of a page. Raises UserError where they are not there once each."""
     path = Path(page)
     try:
         old = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
-    if old.count(BEGIN) != 1 or old.count(END) != 1 or old.index(BEGIN) > old.index(END):
-        raise UserError(
-            f"{path}: the table goes between a line {BEGIN} and a line {END}; put in one of each, in order."
-        )
-    before, after = old[: old.index(BEGIN) + len(BEGIN)], old[old.index(END) :]
+    if old.count(begin) != 1 or old.count(end) != 1 or old.index(begin) > old.index(end):
+        raise UserError(f"{path}: the text goes between a line {begin} and a line {end}; put in one of each, in order.")
+    before, after = old[: old.index(begin) + len(begin)], old[old.index(end) :]
     replace_file(path, f"{before}\n{text}\n{after}")
 
 

@@ -2,7 +2,7 @@
 
 The reference is made of plain forwards without a cache, a row at a time; the attempt is the call that the model's
 documentation asks for. It `works` where tokens are the same and logits differ by rounding, is `refused` where it
-raises, and `wrong` where it runs and gives something else.
+raises, and `wrong` where it runs and gives, or does, something else.
 """
 
 from __future__ import annotations
@@ -94,9 +94,13 @@ class Subject:
         return output.sequences[:, -NEW:], torch.stack(output.logits, dim=1)
 
 
+class Otherwise(Exception):
+    """Raised by an attempt that ran, but not in the way that its mode is about: that is wrong, not refused."""
+
+
 @dataclass
 class Outcome:
-    """verdict: works, refused or wrong. detail: the exception's first line, or by how much."""
+    """verdict: works, refused or wrong. detail: the exception's first line, by how much, or what happened instead."""
 
     verdict: str
     detail: str = ""
@@ -109,6 +113,8 @@ def try_mode(mode: Callable[[Subject], Trial], model: Any, draft: Any) -> Outcom
     try:
         trial = mode(subject)
         got = trial.attempt()
+    except Otherwise as what:
+        return Outcome("wrong", str(what))
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return Outcome("refused", f"{type(error).__name__}: {lines[0] if lines else 'without a message'}")

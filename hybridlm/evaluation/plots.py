@@ -6,11 +6,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-from hybridlm.errors import UserError
+from hybridlm.errors import UserError, install_command
 from hybridlm.training.metrics import read_rows
 
 _SMOOTH = 0.9
 """Weight of the past in the running mean of the loss."""
+
+
+class NoMatplotlibError(UserError):
+    """matplotlib is not installed."""
 
 
 def loss_curve(metrics_jsonl: str | Path, out_png: str | Path) -> Path:
@@ -43,7 +47,7 @@ def _pyplot() -> Any:
     try:
         import matplotlib
     except ImportError:
-        raise UserError("The loss curve needs matplotlib. Run pip install 'hybridlm[plot]'.") from None
+        raise NoMatplotlibError(f"Pictures need matplotlib. Run {install_command('plot')}.") from None
     matplotlib.use("Agg", force=False)
     import matplotlib.pyplot as plt
 

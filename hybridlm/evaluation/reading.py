@@ -25,6 +25,7 @@ from hybridlm.data.tokenizer import start_and_end
 from hybridlm.errors import UserError
 from hybridlm.evaluation.bits_per_byte import read_file
 from hybridlm.evaluation.loading import load_checkpoint
+from hybridlm.evaluation.places import check_out
 from hybridlm.model.cell_hybridlm import FULL_ATTENTION
 from hybridlm.model.conversation_hybridlm import Conversation
 from hybridlm.model.snapshot_hybridlm import take
@@ -69,9 +70,8 @@ def read_book(
     try:
         model.save_cache(talk.cache, out, pending_ids=talk.pending_ids, notes=talk.notes)  # pyright: ignore[reportCallIssue]
     except OSError as error:
-        raise UserError(
-            f"state file {out}: cannot be written ({error.strerror or error}). Give another --out."
-        ) from None
+        reason = f"{out}: cannot be written ({error.strerror})." if error.strerror else error
+        raise UserError(f"state file {reason} Give another --out.") from None
     return {
         "characters": len(text),
         "tokens": tokens,
@@ -159,6 +159,8 @@ def load_state(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path:
     """
     path = Path(path).expanduser()
     _check_kind(model)
+    if path.is_dir():
+        raise UserError(f"state file {path}: that is a folder. Give a file that `hybridlm read --out` wrote.")
     try:
         talk = model.load_conversation(path)  # pyright: ignore[reportCallIssue]
     except (OSError, ValueError) as error:
@@ -191,19 +193,26 @@ def cache_bytes(cache: Cache) -> int:
 
 
 @contextmanager
-def progress_line(file: TextIO, pause: float = 0.5) -> Iterator[Progress]:
-    """A Progress that keeps one line on a terminal up to date, at most every `pause` seconds; silent elsewhere."""
+def progress_line(file: TextIO, pause: float | None = None) -> Iterator[Progress]:
+    """A Progress that keeps one line on a terminal up to date, and writes one after another elsewhere, at most every
+    `pause` seconds (None: half a second on a terminal, half a minute elsewhere)."""
     start = last = time.perf_counter()
-    width = 0
+    width, terminal = 0, file.isatty()
+    if pause is None:
+        pause = 0.5 if terminal else 30.0
 
     def show(tokens: int, share: float) -> None:
         nonlocal last, width
         now = time.perf_counter()
-        if file.isatty() and now - last >= pause:
-            last = now
-            line = f"{share:4.0%}  {tokens:,} tokens, {tokens / (now - start):,.0f} a second"
+        if now - last < pause:
+            return
+        last = now
+        line = f"{share:4.0%}  {tokens:,} tokens, {tokens / (now - start):,.0f} a second"
+        if terminal:
             print(f"\r{line:<{width}}", end="", file=file, flush=True)
             width = len(line)
+        else:
+            print(line, file=file, flush=True)
 
     try:
         yield show
@@ -249,10 +258,7 @@ def _check_kind(model: PreTrainedModel) -> None:
 
 def _check_place(out: Path) -> None:
     """Before an hour of reading: can the state be written there, and would it replace a state only?"""
-    if not out.parent.is_dir():
-        raise UserError(f"--out {out}: the folder {out.parent} does not exist. Make it, or give another place.")
-    if out.is_dir():
-        raise UserError(f"--out {out}: that is a folder. Give a file, e.g. {out / 'book.state'}.")
+    check_out(out)
     if out.exists():
         try:
             read_header(out)

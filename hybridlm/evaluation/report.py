@@ -57,10 +57,10 @@ def default_output(facts: dict[str, Any]) -> Path:
 
 
 def write_json(path: str | Path, facts: dict[str, Any]) -> Path:
-    """Writes `facts` aside, then renames. Raises UserError where that cannot be."""
+    """Writes `facts` aside, then renames; makes the folder, but none above it. Raises UserError where it cannot."""
     path = Path(path).expanduser()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
         replace_file(path, json.dumps(facts, indent=2, allow_nan=False) + "\n")
     except OSError as error:
         raise UserError(

@@ -58,6 +58,7 @@ class HybridRecurrentLayer(LinearAttentionCacheLayerMixin, CacheLayerMixin):
         self.cumulative_length = torch.tensor(0)  # a tensor, so that no traced graph holds it as a constant
         self.record_past = False
         self._past: list[_Record] = []
+        self._shared = False  # whether what is held is a part of what a call computed, which a gradient may need
 
     @property
     def has_previous_state(self) -> dict[int, bool]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -93,18 +94,16 @@ class HybridRecurrentLayer(LinearAttentionCacheLayerMixin, CacheLayerMixin):
                     "transformers' exporters, which cast the cache."
                 )
 
-    def _count(self, tokens: int) -> None:
+    def _count(self, tokens: int | Tensor) -> None:
         self.cumulative_length = self.cumulative_length + tokens
 
     def _write(self, states: State, conv: Tensor | None) -> None:
         # Never in place under autograd; and an exported step does not change the cache that it is given.
         if torch.is_grad_enabled() or (exporting() and not self.fixed_addresses):
-            self.states, self.conv = dict(states), conv
-        elif {name: state.shape for name, state in self.states.items()} != {
-            name: s.shape for name, s in states.items()
-        }:
+            self.states, self.conv, self._shared = dict(states), conv, True
+        elif not self._takes(states):
             self.states = {name: state.clone() for name, state in states.items()}
-            self.conv = None if conv is None else conv.clone()
+            self.conv, self._shared = None if conv is None else conv.clone(), False
             self._mark_static()
         else:  # same storage, which CUDA graphs need
             for name, state in states.items():
@@ -112,6 +111,11 @@ class HybridRecurrentLayer(LinearAttentionCacheLayerMixin, CacheLayerMixin):
             if self.conv is not None and conv is not None:
                 self.conv.copy_(conv)
         self.is_initialized = True
+
+    def _takes(self, states: State) -> bool:
+        """Whether the tensors that are held can be written to."""
+        held, new = ({name: state.shape for name, state in each.items()} for each in (self.states, states))
+        return held == new and not self._shared and not any(_sealed(tensor) for tensor in self._tensors())
 
     def _mark_static(self) -> None:
         """Only the static layer promises addresses."""
@@ -122,6 +126,10 @@ class HybridRecurrentLayer(LinearAttentionCacheLayerMixin, CacheLayerMixin):
     def _apply(self, change) -> None:
         self.states = {name: change(state) for name, state in self.states.items()}
         self.conv = None if self.conv is None else change(self.conv)
+
+    def _rearrange(self, change) -> None:
+        self._apply(change)
+        self._past = []  # of rows that stood in another order
 
     # What transformers asks of a layer
 
@@ -141,7 +149,8 @@ class HybridRecurrentLayer(LinearAttentionCacheLayerMixin, CacheLayerMixin):
         if count > recorded:
             advice = "" if self.record_past else " Call activate_past_recording() on the cache before the forward."
             raise ValueError(
-                f"tokens_to_remove={tokens_to_remove}: {recorded} tokens were recorded since the last crop.{advice}"
+                f"tokens_to_remove={tokens_to_remove}: {recorded} tokens were recorded since the last crop, or since "
+                f"rows were reordered, repeated or selected.{advice}"
             )
         while count:
             record = self._past.pop()
@@ -177,13 +186,13 @@ class HybridRecurrentLayer(LinearAttentionCacheLayerMixin, CacheLayerMixin):
         self.cumulative_length = self.cumulative_length * 0
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        self._apply(lambda t: t.index_select(0, beam_idx.to(t.device)))
+        self._rearrange(lambda t: t.index_select(0, beam_idx.to(t.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        self._apply(lambda t: t.repeat_interleave(repeats, dim=0))
+        self._rearrange(lambda t: t.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        self._apply(lambda t: t[indices.to(t.device)])
+        self._rearrange(lambda t: t[indices.to(t.device)])
 
     def offload(self) -> None:
         self._apply(lambda t: t.to("cpu", non_blocking=True))
@@ -210,7 +219,10 @@ class HybridStaticRecurrentLayer(HybridRecurrentLayer):
             self.cumulative_length = self.cumulative_length.to(next(iter(last.values())).device)
         super().append(length, last, window, replay)
 
-    def _count(self, tokens: int) -> None:
+    def _count(self, tokens: int | Tensor) -> None:
+        if _sealed(self.cumulative_length):
+            self.cumulative_length = self.cumulative_length.clone()
+            self._mark_static()
         self.cumulative_length += tokens
 
     def get_seq_length(self) -> Tensor:
@@ -224,12 +236,27 @@ class HybridStaticRecurrentLayer(HybridRecurrentLayer):
     def reset(self) -> None:
         """Empty, at the same addresses."""
         self._past, self.is_initialized = [], False
-        self.cumulative_length.zero_()
+        self._count(-self.cumulative_length)
+
+
+def _sealed(tensor: Tensor) -> bool:
+    """Whether a tensor of `torch.inference_mode` can no longer be written to, since that mode is left."""
+    return may_look() and tensor.is_inference() and not torch.is_inference_mode_enabled()
 
 
 def may_look() -> bool:
     """Whether values may decide what is computed: not while a graph is being traced."""
     return not torch.compiler.is_compiling()
+
+
+def stop_recording(cache: Cache) -> None:
+    """Ends what `activate_past_recording` began, and drops what was kept for it."""
+    layers: list[Any] = cache.layers
+    for layer in layers:
+        if getattr(layer, "record_past", False):
+            if layer.is_initialized:
+                layer.crop(0)
+            layer.record_past = False
 
 
 def padding_mask(attention_mask: Tensor | None, length: int) -> Tensor | None:
@@ -254,7 +281,7 @@ def layered(cache: Cache, config, layer_types: Sequence[str], rows: int, length:
     if not cache.layers and isinstance(cache, DynamicCache):
         cache.layers, cache.layer_class_to_replicate = DynamicCache(config=config).layers, None
     if may_look():
-        _take_over(cache)
+        take_over(cache)
     kinds = [
         (isinstance(layer, HybridRecurrentLayer), bool(getattr(layer, "is_sliding", False))) for layer in cache.layers
     ]
@@ -286,7 +313,7 @@ def _rows(layer: Any) -> int:
     return -1 if not layer.is_initialized or layer.keys is None or not layer.keys.numel() else layer.keys.shape[0]
 
 
-def _take_over(cache: Cache) -> None:
+def take_over(cache: Cache) -> None:
     """Makes empty layers of another copy of this code ours. Every checkpoint that carries the code brings a copy, and
     transformers' caches get the layers of the copy that was imported last."""
     ours = {kind.__name__: kind for kind in (HybridRecurrentLayer, HybridStaticRecurrentLayer)}

@@ -6,6 +6,7 @@ is refused instead of kept; every problem found is reported at once, as a ValueE
 `hidden_size`, through properties, so that they never go stale.
 """
 
+from .versions_hybridlm import REQUIREMENT  # noqa: F401  # isort: skip  before anything that another release lacks
 import math
 from difflib import get_close_matches
 from functools import wraps
@@ -14,7 +15,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import GenerationConfig, PreTrainedConfig
-from transformers.modeling_rope_utils import RopeParameters
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
 from transformers.utils import logging
 
 from .code_hybridlm import copy_code, names_our_classes, with_our_classes
@@ -62,7 +63,9 @@ class HybridLMConfig(PreTrainedConfig):
 
     Stack
         pattern: the layers, e.g. `"(rglru bmru)*6"`, `"lru*2 bmru attention"`, `"rglru+bmru"` (side by side in one
-        layer). vocab_size, hidden_size (D): number of tokens; width of the residual stream.
+        layer).
+        vocab_size: number of tokens.
+        hidden_size (D): width of the residual stream.
         state_size (N): width of the recurrences; None: hidden_size.
         intermediate_size: width of the SwiGLU MLP; None: 8/3 hidden_size rounded up to a multiple of 32; 0: no MLP.
         conv_kernel: taps of the short causal convolution in front of the cells; 0: none.
@@ -73,7 +76,8 @@ class HybridLMConfig(PreTrainedConfig):
         num_key_value_heads: grouped-query attention; None: num_attention_heads.
         max_position_embeddings: the length that RoPE scaling and evaluation tools assume; no cell is limited by it.
         rope_parameters: transformers' RoPE dictionary (`rope_type`, `rope_theta`, ...).
-        sliding_window: tokens that `sliding_attention` sees, the present one included.
+        sliding_window: tokens that `sliding_attention` sees, the present one included; at least 2, as transformers'
+        caches need.
         attention_dropout: probability.
     Recurrences
         decay_min, decay_max: range of |decay| at the start, for `lru` (r_min, r_max) and `rglru`.
@@ -83,11 +87,16 @@ class HybridLMConfig(PreTrainedConfig):
         amplitude_init: alpha, the amplitude of memory units at the start.
         surrogate_slope: k of the surrogate gradients.
         learn_initial_state: s_0 of `bmru` is learned through the sign function, instead of drawn once and kept.
-        mamba_expand, mamba_d_head, mamba_d_state, mamba_n_groups: of `mamba2`: its width over hidden_size, the width of
-        a head, the size of the state of each of its channels, and how many groups of heads have B and C of their own.
+        mamba_expand: width of `mamba2` over hidden_size.
+        mamba_d_head: width of a head of `mamba2`.
+        mamba_d_state: size of the state of each channel of `mamba2`.
+        mamba_n_groups: groups of heads of `mamba2` that have B and C of their own.
     Other
         classifier_dropout: probability, in front of the sequence and token classification heads.
-        rms_norm_eps, initializer_range (standard deviation of the embeddings), use_cache, pad/bos/eos_token_id.
+        rms_norm_eps: added to the mean square in every norm.
+        initializer_range: standard deviation of the embeddings at the start.
+        use_cache: whether a forward that is not told returns a cache.
+        pad_token_id, bos_token_id, eos_token_id: special tokens; None: there is none.
 
     Raises ValueError that lists every problem with field, value and what is allowed.
     """
@@ -164,6 +173,12 @@ class HybridLMConfig(PreTrainedConfig):
             copy_code(save_directory)
         super().save_pretrained(save_directory, push_to_hub, **kwargs)
 
+    @PreTrainedConfig.num_labels.setter  # pyright: ignore[reportAttributeAccessIssue]
+    def num_labels(self, number: int) -> None:
+        if number < 1:
+            raise ValueError(f"HybridLMConfig: num_labels={number}: must be at least 1.")
+        PreTrainedConfig.num_labels.fset(self, number)  # pyright: ignore[reportOptionalCall]
+
     @property
     def block_types(self) -> tuple[str, ...]:
         """The layers in depth order, each a mixer's name or `"a+b"`."""
@@ -206,6 +221,14 @@ class HybridLMConfig(PreTrainedConfig):
     def validate_layer_type(self):
         """The layers come from the pattern, which is checked below; transformers' list of names does not know ours."""
 
+    def validate_rope(self):
+        """As in transformers, which raises a KeyError for a missing entry, and mostly does not say of which field."""
+        try:
+            super().validate_rope()
+        except (KeyError, TypeError, ValueError) as error:
+            said = error.args[0] if error.args else error
+            raise ValueError(f"HybridLMConfig: rope_parameters={self.rope_parameters!r}: {said}") from None
+
     def validate_architecture(self):
         blocks = self.block_types  # a ValueError of its own where the pattern is wrong
         names = {name for block in blocks for name in block.split("+")}
@@ -235,18 +258,21 @@ class HybridLMConfig(PreTrainedConfig):
         yield "intermediate_size", self.intermediate_size, "None or at least 0", self.mlp_size >= 0
         yield "conv_kernel", self.conv_kernel, "at least 0", self.conv_kernel >= 0
         yield "decay_min", self.decay_min, f"in (0, decay_max={self.decay_max})", 0 < self.decay_min < self.decay_max
-        yield "decay_max", self.decay_max, "below 1", self.decay_max < 1
+        yield "decay_max", self.decay_max, "in (0, 1)", 0 < self.decay_max < 1
         yield "phase_max", self.phase_max, "in (0, 2 pi]", 0 < self.phase_max <= 2 * math.pi
-        yield "threshold_init", self.threshold_init, "at least 0", self.threshold_init >= 0
+        for field in ("threshold_init", "initializer_range"):
+            yield field, getattr(self, field), "at least 0 and finite", 0 <= getattr(self, field) < math.inf
+        for field in ("surrogate_slope", "mamba_expand", "rms_norm_eps"):
+            yield field, getattr(self, field), "above 0 and finite", 0 < getattr(self, field) < math.inf
         low, high = self.threshold_low, self.threshold_high
         yield "threshold_low", low, f"in (0, threshold_high={high})", 0 < low < high
-        yield "sliding_window", self.sliding_window, "at least 1", self.sliding_window >= 1
-        yield "surrogate_slope", self.surrogate_slope, "above 0", self.surrogate_slope > 0
-        yield "rms_norm_eps", self.rms_norm_eps, "above 0", self.rms_norm_eps > 0
-        yield "initializer_range", self.initializer_range, "at least 0", self.initializer_range >= 0
+        yield "threshold_high", high, "finite", math.isfinite(high)
+        yield "amplitude_init", self.amplitude_init, "finite", math.isfinite(self.amplitude_init)
+        yield "sliding_window", self.sliding_window, "at least 2", self.sliding_window >= 2
+        yield "id2label", self.id2label, "None, or name at least one label", self.id2label != {}
         for field in ("attention_dropout", "classifier_dropout"):
             yield field, getattr(self, field), "in [0, 1)", 0 <= getattr(self, field) < 1
-        if "mamba2" in names:
+        if "mamba2" in names and 0 < self.mamba_expand < math.inf:
             yield from self._mamba_ranges()
         if heads < 1 or kv < 1:
             return
@@ -258,9 +284,7 @@ class HybridLMConfig(PreTrainedConfig):
                 D % (2 * heads) == 0,
             )
             yield "num_attention_heads", heads, f"a multiple of num_key_value_heads={kv}", heads % kv == 0
-            turned = (self.rope_parameters or {}).get("partial_rotary_factor", 1.0)
-            good = turned is not None and 0 < turned <= 1
-            yield "rope_parameters['partial_rotary_factor']", turned, "in (0, 1]", good
+            yield from self._rope_ranges()
         if "rglru" in names:
             field = "hidden_size" if self.state_size is None else "state_size"
             yield (
@@ -270,11 +294,31 @@ class HybridLMConfig(PreTrainedConfig):
                 N % heads == 0,
             )
 
+    def _rope_ranges(self):
+        rope: Any = self.rope_parameters or {}
+        if self.nested_rope_parameter_keys(rope):
+            yield "rope_parameters", rope, "one dictionary for all layers, as {'rope_theta': 10000.0}", False
+            return
+        known = sorted({"default", *ROPE_INIT_FUNCTIONS})
+        kind = rope.get("rope_type", "default")
+        yield "rope_parameters['rope_type']", kind, f"one of {', '.join(known)}", kind in known
+        for field in sorted({"rope_theta", "factor"} & set(rope)):
+            value = rope[field]
+            yield f"rope_parameters[{field!r}]", value, "above 0 and finite", _number(value) and 0 < value < math.inf
+        if "partial_rotary_factor" in rope:
+            share = rope["partial_rotary_factor"]
+            good = _number(share) and 0 < share <= 1
+            yield "rope_parameters['partial_rotary_factor']", share, "in (0, 1]", good
+            if good:
+                allowed = f"a share that turns an even number of a head's {self.head_dim} channels, at least 2"
+                turned = int(self.head_dim * share)
+                yield "rope_parameters['partial_rotary_factor']", share, allowed, turned >= 2 and turned % 2 == 0
+
     def _mamba_ranges(self):
         inner, head, groups = self.mamba_inner_size, self.mamba_d_head, self.mamba_n_groups
         for field in ("mamba_d_head", "mamba_d_state", "mamba_n_groups"):
             yield field, getattr(self, field), "at least 1", getattr(self, field) >= 1
-        yield "mamba_expand", self.mamba_expand, "above 0", inner >= 1
+        yield "mamba_expand", self.mamba_expand, f"at least 1 / hidden_size = 1 / {self.hidden_size}", inner >= 1
         if head >= 1 and groups >= 1:
             yield (
                 "mamba_d_head",
@@ -282,6 +326,10 @@ class HybridLMConfig(PreTrainedConfig):
                 f"a divisor of mamba_expand * hidden_size = {inner}, with a multiple of mamba_n_groups={groups} heads",
                 inner % head == 0 and (inner // head) % groups == 0,
             )
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _known_keywords(cls) -> set[str]:

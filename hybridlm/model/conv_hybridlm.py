@@ -14,28 +14,34 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
+from .fused_hybridlm import kernels_for
+
 
 @dataclass
 class Window:
     """The inputs a convolution has just seen, valid ones last: what the next call needs, and any rollback of this one.
 
     inputs (B, K-1+T, N); document (B, K-1+T) int64, which document of this call each belongs to, or None if there is
-    only one.
+    only one; mask (B, T) bool, the call's own, or None.
     """
 
     inputs: Tensor
     document: Tensor | None
     taps: int
+    mask: Tensor | None
 
     def tail(self, dropped: int = 0) -> Tensor:
         """The last K-1 inputs (B, K-1, N) once `dropped` steps are taken back; what belongs to an earlier document is
         zero."""
         end = self.inputs.shape[1] - dropped
-        tail = self.inputs[:, end - self.taps : end]
-        if self.document is None:
-            return tail
-        current = self.document[:, end - 1 : end]
-        return tail.masked_fill((self.document[:, end - self.taps : end] != current).unsqueeze(2), 0.0)
+        inputs, document = self.inputs[:, end - self.taps : end], self.document
+        document = None if document is None else document[:, end - self.taps : end]
+        if dropped and self.mask is not None:  # padding stands in front, so a row loses its valid steps alone
+            end = self.inputs.shape[1] - self.mask[:, -dropped:].sum(1, keepdim=True)
+            places = end - torch.arange(self.taps, 0, -1, device=end.device)
+            inputs = self.inputs.gather(1, places.unsqueeze(2).expand_as(inputs))
+            document = None if self.document is None else self.document.gather(1, places)
+        return inputs if document is None else inputs.masked_fill((document != document[:, -1:]).unsqueeze(2), 0.0)
 
 
 class ShortConv(nn.Module):
@@ -48,12 +54,20 @@ class ShortConv(nn.Module):
         self.bias = nn.Parameter(torch.empty(width))
 
     def forward(
-        self, u: Tensor, past: Tensor | None = None, mask: Tensor | None = None, reset: Tensor | None = None
-    ) -> tuple[Tensor, Window]:
+        self,
+        u: Tensor,
+        past: Tensor | None = None,
+        mask: Tensor | None = None,
+        reset: Tensor | None = None,
+        keep_window: bool = True,
+    ) -> tuple[Tensor, Window | None]:
         """u (B, T, N); past: the tail of the call before (B, K-1, N), None at the start; mask, reset (B, T) bool.
 
-        Returns v (B, T, N) and the window.
+        Returns v (B, T, N) and the window, None where nobody will ask for it.
         """
+        kernels = kernels_for(u) if mask is None and not keep_window else None
+        if kernels is not None:
+            return kernels.conv(u, past if past is None else past.to(u.dtype), self.weight, self.bias, reset), None
         taps, length = self.kernel - 1, u.shape[1]
         inputs = F.pad(u, (0, 0, taps, 0)) if past is None else torch.cat([past.to(u.dtype), u], dim=1)
         document = None
@@ -72,7 +86,7 @@ class ShortConv(nn.Module):
         if place is not None:
             back = (place[:, taps:] - taps).clamp_min(0)
             v = v.gather(1, back.unsqueeze(2).expand_as(v))
-        return v, Window(inputs, document, taps)
+        return v, Window(inputs, document, taps, mask)
 
     def _convolve(self, inputs: Tensor, document: Tensor | None, length: int) -> Tensor:
         weight = self.weight.to(inputs.dtype)

@@ -23,7 +23,8 @@ class Conversation:
     cache: as the model left it. input_ids (B, L) int64: the whole text so far, L above the tokens in the cache, if it
     is known. pending_ids (B, k) int64: the tokens that are not in the cache yet, often the last one that `generate`
     drew. attention_mask (B, tokens in the cache) int64: 0 at padding, None where there is none. notes: what the caller
-    wrote down. Raises ValueError for an empty cache and for shapes that do not fit.
+    wrote down. Raises ValueError for an empty cache, for shapes and dtypes that do not fit, and for notes that are not
+    text.
     """
 
     cache: Cache
@@ -36,10 +37,9 @@ class Conversation:
         rows, seen = self.rows, tokens_seen(self.cache)
         for name in _TENSORS:
             tensor = getattr(self, name)
-            if tensor is not None and (tensor.ndim != 2 or tensor.shape[0] != rows):
-                raise ValueError(
-                    f"{name} has shape {tuple(tensor.shape)}; the cache has {rows} rows: give ({rows}, ...)."
-                )
+            if tensor is not None:
+                _check_tensor(name, tensor, rows)
+        _check_notes(self.notes)
         if self.input_ids is not None:
             if self.input_ids.shape[1] <= seen:
                 raise ValueError(
@@ -96,6 +96,24 @@ class Conversation:
 _TENSORS = ("input_ids", "pending_ids", "attention_mask")
 
 
+def _check_tensor(name: str, tensor: Any, rows: int) -> None:
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name} is a {type(tensor).__name__}; give a tensor of {rows} rows, as the cache has.")
+    if tensor.ndim != 2 or tensor.shape[0] != rows:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; the cache has {rows} rows: give ({rows}, ...).")
+    if name == "attention_mask":
+        return
+    if tensor.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"{name} has dtype {tensor.dtype}; give token ids, int64.")
+    if tensor.shape[1] == 0:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, no token; leave it out where there is none.")
+
+
+def _check_notes(notes: Any) -> None:
+    if not isinstance(notes, dict) or not all(isinstance(text, str) for pair in notes.items() for text in pair):
+        raise ValueError(f"notes={notes!r}: must be a dictionary of text by names, e.g. {{'title': 'Emma'}}.")
+
+
 class ConversationMixin:
     """Saving, loading and forking of caches, for the model classes."""
 
@@ -105,7 +123,8 @@ class ConversationMixin:
         rest, as in `Conversation`: input_ids, the whole text so far, or pending_ids, the tokens that the cache has not
         seen, where the text is to go on as it was; attention_mask from the first token on, where a row is padded
         (columns left out count as text); notes. Raises ValueError for an empty cache, layers of other kinds, shapes
-        that do not fit.
+        that do not fit, and a cache of other layers or sizes than this model's. Of two models of one shape, a cache
+        does not tell which of them filled it: give that one.
         """
         talk = Conversation(cache, **rest)
         extra = {name: getattr(talk, name) for name in _TENSORS if getattr(talk, name) is not None}
@@ -146,7 +165,8 @@ def going_on(inputs: Tensor | None, options: dict[str, Any]) -> dict[str, Any]:
 
     transformers takes the input for the whole text wherever the attention mask has as many columns as the input, or is
     not given. An input that is no longer than what the cache has seen cannot be that: it gets a mask that begins with
-    one column of ones for every token in the cache. Raises ValueError where a cache is given but not to be used.
+    one column of ones for every token in the cache. Raises ValueError where a cache is given but not to be used, and
+    for a mask that fits neither.
     """
     cache = options.get("past_key_values")
     seen = tokens_seen(cache) if isinstance(cache, Cache) else 0
@@ -158,7 +178,15 @@ def going_on(inputs: Tensor | None, options: dict[str, Any]) -> dict[str, Any]:
             "them again. Leave one of the two out."
         )
     input_ids, mask = inputs if inputs is not None else options.get("input_ids"), options.get("attention_mask")
-    if input_ids is None or input_ids.ndim != 2 or input_ids.shape[1] > seen:
+    if input_ids is None or input_ids.ndim != 2:
+        return options
+    length = input_ids.shape[1]
+    if mask is not None and mask.ndim == 2 and mask.shape[1] not in (length, seen + length):
+        raise ValueError(
+            f"attention_mask has shape {tuple(mask.shape)}, input_ids {tuple(input_ids.shape)}, and past_key_values "
+            f"hold {seen} tokens: give the mask {seen} + {length} columns, or {length} for the input alone."
+        )
+    if length > seen:
         return options
     mask = torch.ones_like(input_ids) if mask is None else mask
     if mask.shape == input_ids.shape:

@@ -48,6 +48,7 @@ class HybridLMForSequenceClassification(HybridLMPreTrainedModel):
         The padding is what attention_mask says, on either side; without a mask, tokens equal to `pad_token_id` at the
         right end; with neither, nothing is padding. labels: (B,) int64 classes; (B,) or (B, num_labels) floats, as
         `config.problem_type` says, or as transformers finds from `num_labels` and the labels' dtype.
+        num_items_in_batch: how many labels the batch has, of which this call may be a part; divides the summed loss.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -62,9 +63,7 @@ class HybridLMForSequenceClassification(HybridLMPreTrainedModel):
         last = _last_token(states, input_ids, attention_mask, self.config.pad_token_id)
         rows = torch.arange(states.shape[0], device=states.device)
         logits = self.score(self.dropout(states[rows, last]))
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)
+        loss = None if labels is None else self._loss(logits, labels, kwargs.get("num_items_in_batch"))
         return SequenceClassifierOutputWithPast(
             loss=loss,
             logits=logits,
@@ -72,6 +71,17 @@ class HybridLMForSequenceClassification(HybridLMPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def _loss(self, logits: Tensor, labels: Tensor, items: Tensor | int | None) -> Tensor:
+        loss = self.loss_function(
+            logits=logits, labels=labels, pooled_logits=logits, config=self.config, num_items_in_batch=items
+        )
+        if items is None or self.config.problem_type == "single_label_classification":
+            return loss
+        # transformers takes the mean of the other two kinds, whatever the number of items. Trainer, which gives it,
+        # does not count -100, so that is not counted here either.
+        here = (labels != -100).sum().to(loss.device)
+        return loss * (here / torch.as_tensor(items, device=loss.device).clamp_min(1))
 
 
 class HybridLMForTokenClassification(HybridLMPreTrainedModel):
@@ -98,7 +108,8 @@ class HybridLMForTokenClassification(HybridLMPreTrainedModel):
         **kwargs,
     ) -> TokenClassifierOutput:
         """Inputs as in `HybridLMModel.forward`. Logits (B, T, num_labels). labels (B, T) int64, -100 is ignored: give
-        it to padding, and to tokens without a label."""
+        it to padding, and to tokens without a label. num_items_in_batch: how many labels the batch has, of which this
+        call may be a part; divides the summed loss."""
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -109,7 +120,10 @@ class HybridLMForTokenClassification(HybridLMPreTrainedModel):
             **kwargs,
         )
         logits = self.score(self.dropout(outputs.last_hidden_state))
-        loss = None if labels is None else self.loss_function(logits, labels, self.config)
+        loss = None
+        if labels is not None:
+            items = kwargs.get("num_items_in_batch")
+            loss = self.loss_function(logits, labels, self.config, num_items_in_batch=items)
         return TokenClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -139,7 +153,10 @@ class HybridLMForQuestionAnswering(HybridLMPreTrainedModel):
         **kwargs,
     ) -> QuestionAnsweringModelOutput:
         """Inputs as in `HybridLMModel.forward`. start_logits, end_logits (B, T), the lowest number of their dtype at
-        padding, which so is never chosen. start_positions, end_positions (B,): the answer's first and last token."""
+        padding, which so is never chosen. start_positions, end_positions (B,) int64: the answer's first and last token;
+        one on padding or behind the last column is ignored. The loss is NaN, without a gradient, where no start or no
+        end is left. num_items_in_batch: how many answers the batch has, of which this call may be a part; divides the
+        summed loss."""
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -150,13 +167,16 @@ class HybridLMForQuestionAnswering(HybridLMPreTrainedModel):
             **kwargs,
         )
         logits = self.qa_outputs(outputs.last_hidden_state)
+        positions = (start_positions, end_positions)
         if attention_mask is not None:
-            padding = attention_mask[:, -logits.shape[1] :] == 0
+            padding = attention_mask[:, -logits.shape[1] :].to(logits.device) == 0
             logits = logits.masked_fill(padding.unsqueeze(2), torch.finfo(logits.dtype).min)
+            positions = tuple(None if at is None else _off_padding(at, padding) for at in positions)
         start, end = logits.unbind(-1)
         loss = None
         if start_positions is not None and end_positions is not None:
-            loss = self.loss_function(start, end, start_positions, end_positions)
+            items = kwargs.get("num_items_in_batch")
+            loss = self.loss_function(start, end, *positions, num_items_in_batch=items)
         return QuestionAnsweringModelOutput(
             loss=loss,
             start_logits=start,
@@ -164,6 +184,13 @@ class HybridLMForQuestionAnswering(HybridLMPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+
+def _off_padding(positions: Tensor, padding: Tensor) -> Tensor:
+    """positions (B,), those at padding (B, T) moved behind the last column, where the loss ignores them."""
+    length = padding.shape[1]
+    column = positions.reshape(-1, 1).to(padding.device)
+    return column.masked_fill(padding.gather(1, column.clamp(0, length - 1)), length).squeeze(1)
 
 
 def _last_token(states: Tensor, input_ids: Tensor | None, mask: Tensor | None, pad: int | None) -> Tensor:

@@ -18,9 +18,8 @@ from difflib import get_close_matches
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import TransformersKwargs, can_return_tuple, merge_with_config_defaults
@@ -29,12 +28,14 @@ from transformers.utils.output_capturing import capture_outputs
 from .attention_hybridlm import Attention, HybridLMRotaryEmbedding
 from .block_hybridlm import HybridLMDecoderLayer
 from .cache_hybridlm import layered, may_look, padding_mask
-from .cell_hybridlm import FULL_ATTENTION, RECURRENT_LAYER, SLIDING_ATTENTION, start_linear_, starting
+from .cell_hybridlm import RECURRENT_LAYER, start_linear_, starting
 from .code_hybridlm import CarriesCode
 from .configuration_hybridlm import HybridLMConfig
-from .conversation_hybridlm import ConversationMixin, going_on
+from .conversation_hybridlm import ConversationMixin
 from .fused_hybridlm import RMSNorm
+from .generation_hybridlm import HybridLMGenerationMixin, refuse_empty
 from .loss_hybridlm import can_do_without, without_logits
+from .masks_hybridlm import CAUSAL_MASKS, causal_masks, check_mask, document_starts
 from .memory_hybridlm import MemoryCell
 from .scan_hybridlm import scan_path
 
@@ -113,7 +114,7 @@ class HybridLMModel(HybridLMPreTrainedModel):
         )
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = None
-        if set(config.layer_types) & set(_CAUSAL_MASKS):
+        if set(config.layer_types) & set(CAUSAL_MASKS):
             self.rotary_emb = HybridLMRotaryEmbedding(config)  # pyright: ignore[reportArgumentType]
         self.gradient_checkpointing = False
         self.layer_types = tuple(config.layer_types)
@@ -152,30 +153,32 @@ class HybridLMModel(HybridLMPreTrainedModel):
             mask, columns = attention_mask.get(RECURRENT_LAYER), None
         else:
             if attention_mask is not None and may_look() and RECURRENT_LAYER in self.layer_types:
-                _check_mask(attention_mask, int(seen) + length)
+                check_mask(attention_mask, int(seen) + length)
             mask, columns = padding_mask(attention_mask, length), attention_mask
         reset = None
         if position_ids is not None and (told or RECURRENT_LAYER in self.layer_types):  # else padding is not known
-            reset = _document_starts(position_ids.expand(rows, length), mask, columns, seen)
-        causal_masks = position_embeddings = None
+            reset = document_starts(position_ids.expand(rows, length), mask, columns, seen)
+        masks = position_embeddings = None
         if self.rotary_emb is not None:
             if position_ids is not None and reset is not None and not fresh and may_look():
                 # A dict of masks does not show the past: what begins behind a token of this very call is certain.
-                sure = reset if told else _document_starts(position_ids.expand(rows, length), mask, None, 0)
+                sure = reset if told else document_starts(position_ids.expand(rows, length), mask, None, 0)
                 if sure is not None and bool(sure.any()):
                     raise ValueError(_PACKED_CACHE)
             if position_ids is None:
                 position_ids = (torch.arange(length, device=inputs_embeds.device) + seen).unsqueeze(0)
             # A cache that was made just now is empty: without it, transformers finds packed documents in position_ids.
             cache = None if fresh else past_key_values
-            causal_masks = self._causal_masks(attention_mask, inputs_embeds, cache, position_ids)
+            given = inputs_embeds, attention_mask, cache, position_ids, reset
+            masks, flash = causal_masks(self.config, self.layer_types, *given)
+            kwargs = {**flash, **kwargs}
             position_embeddings = self.rotary_emb(inputs_embeds, position_ids)
 
         hidden_states = inputs_embeds
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states,
-                causal_masks=causal_masks,
+                causal_masks=masks,
                 mask=mask,
                 reset=reset,
                 position_embeddings=position_embeddings,
@@ -190,10 +193,7 @@ class HybridLMModel(HybridLMPreTrainedModel):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         given = input_ids if input_ids is not None else inputs_embeds
         assert given is not None
-        if given.shape[1] == 0:
-            raise ValueError(
-                f"input of shape {tuple(given.shape)} has no token; give at least one, e.g. the start symbol."
-            )
+        refuse_empty(given)
         if input_ids is None:
             return given
         if input_ids.device.type == "cpu" and may_look():
@@ -206,24 +206,6 @@ class HybridLMModel(HybridLMPreTrainedModel):
                 )
         return self.embed_tokens(input_ids)
 
-    def _causal_masks(
-        self, attention_mask: Tensor | dict | None, inputs_embeds: Tensor, cache: Cache | None, position_ids: Tensor
-    ) -> dict:
-        """For each kind of attention layer that the stack has."""
-        if isinstance(attention_mask, dict):
-            return attention_mask
-        return {
-            kind: make(
-                config=self.config,
-                inputs_embeds=inputs_embeds,
-                attention_mask=attention_mask,
-                past_key_values=cache,
-                position_ids=position_ids,
-            )
-            for kind, make in _CAUSAL_MASKS.items()
-            if kind in self.layer_types
-        }
-
 
 def _refuse_typos(keywords: dict) -> None:
     """transformers hands keywords through a model; one that nobody knows and that looks like one of ours is a typo."""
@@ -233,15 +215,6 @@ def _refuse_typos(keywords: dict) -> None:
             raise ValueError(f"forward() has no argument {name!r}; did you mean {close[0]!r}?")
 
 
-def _check_mask(attention_mask: Tensor, columns: int) -> None:
-    if attention_mask.ndim != 2 or attention_mask.shape[1] != columns:
-        raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}; recurrent layers need (B, {columns}): one column "
-            "for every token in the cache and in this call, 0 where it is padding."
-        )
-
-
-_CAUSAL_MASKS = {FULL_ATTENTION: create_causal_mask, SLIDING_ATTENTION: create_sliding_window_causal_mask}
 _PASSED_THROUGH = {*TransformersKwargs.__annotations__, "shift_labels", "return_dict"}
 _OURS = (
     "input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds", "labels", "shift_labels",
@@ -254,37 +227,10 @@ _PACKED_CACHE = (
 )
 
 
-def _document_starts(position_ids: Tensor, mask: Tensor | None, columns: Tensor | None, seen) -> Tensor | None:
-    """True where a document begins behind another one, (B, T); None where there is no such place (asked on CPU, where
-    it is free).
-
-    A position 0 with nothing but padding before it changes nothing: the state is still s_0 there. mask: this call's
-    padding, (B, T); columns: the attention mask of the past too, (B, past + T), where it is known; seen: tokens in the
-    cache.
-    """
-    length = position_ids.shape[1]
-    if mask is None and (columns is None or columns.ndim != 2):
-        history = torch.arange(length, device=position_ids.device) + seen > 0
-    elif columns is not None and columns.ndim == 2:
-        valid = columns.long()
-        history = (valid.cumsum(1) - valid)[:, -length:] > 0
-    else:
-        assert mask is not None
-        valid = mask.long()
-        history = (valid.cumsum(1) - valid > 0) | (torch.as_tensor(seen, device=mask.device) > 0)
-    starts = (position_ids == 0) & history
-    if mask is not None:
-        starts = starts & mask
-    if starts.device.type == "cpu" and may_look() and not bool(starts.any()):
-        return None
-    return starts
-
-
-class HybridLMForCausalLM(HybridLMPreTrainedModel, GenerationMixin):
+class HybridLMForCausalLM(HybridLMPreTrainedModel, HybridLMGenerationMixin):
     """The language model: next-token logits, loss, and `generate` from a state of constant size."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
-    _text_in_cache = 0
 
     def __init__(self, config: HybridLMConfig):
         super().__init__(config)
@@ -293,43 +239,6 @@ class HybridLMForCausalLM(HybridLMPreTrainedModel, GenerationMixin):
         head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.lm_head = starting(head, std=config.initializer_range)
         self.post_init()
-
-    def generate(self, inputs: Tensor | None = None, *args, **kwargs):
-        """As in transformers; behind a cache that has seen as many tokens as the input has, or more, the input is the
-        new tokens alone.
-
-        A longer one is the whole text, as in transformers, unless attention_mask has a column for every token of the
-        cache and of the input.
-        """
-        return super().generate(inputs, *args, **going_on(inputs, kwargs))  # pyright: ignore[reportAttributeAccessIssue]
-
-    def _assisted_decoding(self, input_ids, **kwargs):
-        """As in transformers, which begins with the whole text though a cache that was handed in may hold a part of it:
-        that part is left out."""
-        cache = kwargs.get("past_key_values")
-        whole = getattr(kwargs["generation_config"], "_mask_length", -1) == input_ids.shape[1]
-        self._text_in_cache = int(cache.get_seq_length()) if cache is not None and whole else 0
-        try:
-            return super()._assisted_decoding(input_ids, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
-        finally:
-            self._text_in_cache = 0
-
-    # transformers looks for `inputs_embeds` in this signature before it generates from them.
-    def prepare_inputs_for_generation(self, input_ids, next_sequence_length=None, inputs_embeds=None, **kwargs):
-        if next_sequence_length is None and 0 < self._text_in_cache < input_ids.shape[1]:
-            next_sequence_length = input_ids.shape[1] - self._text_in_cache
-        return super().prepare_inputs_for_generation(  # pyright: ignore[reportAttributeAccessIssue]
-            input_ids, next_sequence_length=next_sequence_length, inputs_embeds=inputs_embeds, **kwargs
-        )
-
-    def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
-        super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)  # pyright: ignore[reportAttributeAccessIssue]
-        if generation_config.assistant_early_exit is not None:
-            raise ValueError(
-                f"assistant_early_exit={generation_config.assistant_early_exit}: the number of layers follows from the "
-                f"pattern {self.config.pattern!r}, and cannot be lowered for a draft. Give an assistant_model, or "
-                "prompt_lookup_num_tokens."
-            )
 
     @can_return_tuple
     def forward(

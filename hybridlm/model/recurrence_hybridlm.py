@@ -7,6 +7,7 @@ and hold one cell.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .cache_hybridlm import HybridRecurrentLayer
@@ -21,7 +22,8 @@ def convolve(
     one."""
     if conv is None:
         return v, None
-    return conv(v, cache.conv if cache is not None and cache.is_initialized else None, mask, reset)
+    past = cache.conv if cache is not None and cache.is_initialized else None
+    return conv(v, past, mask, reset, keep_window=cache is not None)
 
 
 def advance(
@@ -75,6 +77,11 @@ class Replay:
             else:
                 found.append({name: steps[:, kept - 1] for name, steps in states.items()})
         return _named(found)
+
+
+def initial_states(cells: Sequence[Cell], rows: int, device: torch.device) -> State:
+    """s_0 of cells side by side, as the cache names them."""
+    return _named([cell.initial_state(rows, device) for cell in cells])
 
 
 def _state_of(cell: Cell, i: int, held: State, like: Tensor) -> State:

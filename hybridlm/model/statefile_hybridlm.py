@@ -1,8 +1,9 @@
 """The file of a conversation: one safetensors file whose header says which model made it.
 
 The header holds the fields of the configuration that decide what a state means, dtype, epsilon, a hash over a sample
-of all weights, and a checksum of the tensors. A state is nonsense to any other model, so loading refuses there, naming
-what differs, and for bytes that changed. Files are written aside, put on the disk and renamed.
+of all weights, a checksum of the tensors, and one of the header itself. A state is nonsense to any other model, so
+loading refuses there, naming what differs, and for bytes that changed. Files are written aside, put on the disk and
+renamed.
 """
 
 import hashlib
@@ -19,30 +20,40 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, StaticCache
 from transformers.cache_utils import Cache
 
+from .cache_hybridlm import take_over
+from .cell_hybridlm import RECURRENT_LAYER
+from .recurrence_hybridlm import initial_states
 from .snapshot_hybridlm import LayerSnapshot, put, static_length, take, tokens_seen
 
-FILE_FORMAT = 1
-"""Version of the file; a higher one was written by a newer hybridlm."""
+FILE_FORMAT = 2
+"""Version of the file, the only one that is read; a higher one was written by a newer hybridlm. 1 had no checksum of
+the header."""
 
 SAMPLE = 64
 """Elements of each weight that decide whether two models are the same."""
 
 _NO_PART_OF_A_STATE = {
     "bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "format_version", "initializer_range",
-    "attention_dropout", "decay_min", "decay_max", "phase_max", "threshold_init", "amplitude_init",
+    "attention_dropout", "classifier_dropout", "decay_min", "decay_max", "phase_max", "threshold_init",
+    "amplitude_init", "surrogate_slope", "tie_word_embeddings",
 }  # fmt: skip
-"""Fields of the configuration that choose symbols, or only how a training starts."""
+"""Fields of the configuration that choose symbols, concern the head, or act in a training alone."""
 
-
-_HEADER = {"hybridlm_conversation", "model", "tokens", "max_cache_len", "layers", "checksum", "notes"}
+_AGAIN = "Copy it again, or write it again with save_cache or `hybridlm read`."
+_VERSION, _SEAL = "hybridlm_conversation", "header_checksum"
+_HEADER = {_VERSION, "model", "tokens", "max_cache_len", "layers", "checksum", "notes"}
 
 
 def write(
     model: PreTrainedModel, path: str | Path, cache: Cache, extra: dict[str, Tensor], notes: dict[str, str]
 ) -> None:
-    """Writes a cache of `model`, and named tensors beside it. Raises ValueError as `take`; OSError where it cannot."""
-    path, layers, tensors = Path(path), [], dict(extra)
-    for index, snapshot in enumerate(take(cache)):
+    """Writes a cache of `model`, and named tensors beside it.
+
+    Raises ValueError as `take`, and where a model of other layers or sizes filled the cache; OSError where it cannot.
+    """
+    path, layers, tensors, snapshots = Path(path), [], dict(extra), take(cache)
+    _check_cache(model, cache, snapshots)
+    for index, snapshot in enumerate(snapshots):
         layers.append({**vars(snapshot), "tensors": list(snapshot.tensors)})
         tensors |= {f"layers.{index}.{name}": tensor for name, tensor in snapshot.tensors.items()}
     # Copies: two views of one storage cannot stand in one file.
@@ -50,7 +61,7 @@ def write(
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
     }
     header = {
-        "hybridlm_conversation": FILE_FORMAT,
+        _VERSION: FILE_FORMAT,
         "model": fingerprint(model),
         "tokens": tokens_seen(cache),
         "max_cache_len": static_length(cache),
@@ -58,9 +69,11 @@ def write(
         "checksum": _checksum(tensors),
         "notes": notes,
     }
+    metadata = {name: json.dumps(value) for name, value in header.items()}
+    metadata[_SEAL] = _seal(metadata)
     aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        save_file(tensors, aside, metadata={name: json.dumps(value) for name, value in header.items()})
+        save_file(tensors, aside, metadata=metadata)
         with aside.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)
@@ -77,11 +90,8 @@ def read(model: PreTrainedModel, path: str | Path) -> tuple[Cache, dict[str, Ten
     """
     header, tensors = _read(Path(path))
     _check_model(path, header["model"], fingerprint(model))
-    if header["max_cache_len"] is None:
-        cache = DynamicCache(config=model.config)
-    else:
-        cache = StaticCache(config=model.config, max_cache_len=header["max_cache_len"])
-    kinds, here = [layer["kind"] for layer in header["layers"]], [type(layer).__name__ for layer in cache.layers]
+    cache = _empty_cache(model, header["max_cache_len"])
+    kinds, here = [layer["kind"] for layer in header["layers"]], _kinds(cache)
     if kinds != here:
         raise ValueError(
             f"{path}: its layers are {kinds}, where this version of transformers makes {here} of the same model. Read "
@@ -97,27 +107,40 @@ def read(model: PreTrainedModel, path: str | Path) -> tuple[Cache, dict[str, Ten
 def read_header(path: str | Path) -> dict[str, Any]:
     """What a file says about itself, without its tensors: `tokens`, `notes`, `model`, `layers`.
 
-    Raises FileNotFoundError, and ValueError where the file is no whole conversation, or a newer hybridlm wrote it.
+    Raises FileNotFoundError, and ValueError where the file is no whole conversation, what it says was changed, or
+    another version of hybridlm wrote it.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file. Give one that save_cache or `hybridlm read` wrote.")
     try:
         with safe_open(path, framework="pt") as file:
-            header = {name: json.loads(value) for name, value in (file.metadata() or {}).items() if name in _HEADER}
-            names = set(file.keys())
+            metadata, names = file.metadata() or {}, set(file.keys())
     except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path}: not a whole safetensors file ({error}). Write it again with save_cache.") from None
-    version = header.get("hybridlm_conversation")
-    if not isinstance(version, int):
-        raise ValueError(f"{path}: a safetensors file, but not a conversation. Give one that save_cache wrote.")
+        raise ValueError(f"{path}: not a whole safetensors file ({error}). {_AGAIN}") from None
+    _check_version(path, metadata.get(_VERSION, ""))
+    if metadata.pop(_SEAL, None) != _seal(metadata):
+        raise ValueError(f"{path}: damaged, its header was changed. {_AGAIN}")
+    header = {name: json.loads(value) for name, value in metadata.items()}
+    wanted = {f"layers.{index}.{name}" for index, layer in enumerate(header["layers"]) for name in layer["tensors"]}
+    if header.keys() != _HEADER or not wanted <= names:
+        raise ValueError(f"{path}: parts of it are missing. {_AGAIN}")
+    return header
+
+
+def _check_version(path: Path, said: str) -> None:
+    if not said.isdecimal():
+        raise ValueError(
+            f"{path}: a safetensors file, but not a conversation. Give one that save_cache or `hybridlm read` wrote."
+        )
+    version = int(said)
     if version > FILE_FORMAT:
         raise ValueError(f"{path}: format {version} of a newer hybridlm; this one knows {FILE_FORMAT}. Upgrade it.")
-    layers = header.get("layers", [])
-    wanted = {f"layers.{index}.{name}" for index, layer in enumerate(layers) for name in layer["tensors"]}
-    if header.keys() != _HEADER or not wanted <= names:
-        raise ValueError(f"{path}: parts of it are missing. Write it again with save_cache.")
-    return header
+    if version < FILE_FORMAT:
+        raise ValueError(
+            f"{path}: format {version} of an older hybridlm; this one reads {FILE_FORMAT}. Read the text again, and "
+            "save it with this one."
+        )
 
 
 def fingerprint(model: PreTrainedModel) -> dict[str, Any]:
@@ -146,9 +169,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
     except SafetensorError as error:
-        raise ValueError(f"{path}: damaged ({error}). Write it again with save_cache.") from None
+        raise ValueError(f"{path}: damaged ({error}). {_AGAIN}") from None
     if _checksum(tensors) != header["checksum"]:
-        raise ValueError(f"{path}: damaged, its checksum is another one. Copy it again, or write it with save_cache.")
+        raise ValueError(f"{path}: damaged, its checksum is another one. {_AGAIN}")
     return header, tensors
 
 
@@ -161,6 +184,59 @@ def _check_model(path: str | Path, saved: dict[str, Any], here: dict[str, Any]) 
             f"{path}: another model wrote it, with {', '.join(differing)}. A state means nothing to other weights: "
             "load the model that it was saved with, or read the text again."
         )
+
+
+def _empty_cache(model: PreTrainedModel, max_cache_len: int | None) -> Cache:
+    config = model.config
+    cache = DynamicCache(config=config) if max_cache_len is None else StaticCache(config, max_cache_len=max_cache_len)
+    take_over(cache)
+    return cache
+
+
+def _kinds(cache: Cache) -> list[str]:
+    return [type(layer).__name__ for layer in cache.layers]
+
+
+def _check_cache(model: PreTrainedModel, cache: Cache, snapshots: list[LayerSnapshot]) -> None:
+    """Raises ValueError for a cache that this model cannot have filled: layers of other kinds, states of other names
+    or sizes. Two models of one shape have the same; which of them filled it, a cache does not say."""
+    kinds, here = _kinds(cache), _kinds(_empty_cache(model, static_length(cache)))
+    if kinds != here:
+        raise ValueError(f"the cache is not this model's: its layers are {kinds}, the model's {here}. {_WHOSE}")
+    for index, (snapshot, block) in enumerate(zip(snapshots, model.config.block_types, strict=True)):
+        held, wanted = _sizes(snapshot.tensors), _sizes(_first_tensors(model, index))
+        if held != wanted:
+            raise ValueError(
+                f"the cache is not this model's: layer {index} of it holds {held}, {block!r} of the model {wanted}. "
+                f"{_WHOSE}"
+            )
+
+
+_WHOSE = "Save it with the model that filled it."
+
+
+def _first_tensors(model: Any, index: int) -> dict[str, Tensor]:
+    """Tensors of the names and sizes that a layer of the model keeps for one row; of attention, for one token."""
+    mixer, config, nowhere = model.base_model.layers[index].mixer, model.config, torch.device("meta")
+    if config.layer_types[index] != RECURRENT_LAYER:
+        keys = torch.empty(1, config.num_key_value_heads, 1, config.head_dim, device=nowhere)
+        return {"keys": keys, "values": keys}
+    states = initial_states(getattr(mixer, "cells", None) or [mixer.cell], 1, nowhere)
+    if mixer.conv is None:
+        return states
+    return states | {"conv": torch.empty(1, mixer.conv.kernel - 1, len(mixer.conv.bias), device=nowhere)}
+
+
+def _sizes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Without the rows, and without the tokens of keys and values, (B, heads, tokens, channels)."""
+    growing = {"keys", "values"}
+    return {name: (t.shape[1], t.shape[3]) if name in growing else tuple(t.shape[1:]) for name, t in tensors.items()}
+
+
+def _seal(metadata: dict[str, str]) -> str:
+    """CRC-32 over all of a header but itself."""
+    said = {name: value for name, value in metadata.items() if name != _SEAL}
+    return str(zlib.crc32(json.dumps(said, sort_keys=True).encode()))
 
 
 def _checksum(tensors: dict[str, Tensor]) -> int:

@@ -8,6 +8,7 @@ import torch
 import transformers
 
 from hybridlm.model.code_hybridlm import LICENCES
+from hybridlm.model.versions_hybridlm import REQUIREMENT
 
 TASKS = {
     "AutoModel": "feature-extraction",
@@ -33,9 +34,9 @@ tags:
 
 A `{architecture}` of the package hybridlm: {parameters:,} parameters, layers `{pattern}`.
 
-The code of the model lies in this folder and needs torch and transformers only (written with torch {torch},
-transformers {transformers}). `trust_remote_code=True` runs it, so read it first. Where the package hybridlm is
-imported, that runs instead.
+The code of the model lies in this folder and needs torch and `{requirement}` only (written with torch
+{torch}, transformers {transformers}); it refuses other releases of transformers. `trust_remote_code=True` runs it, so
+read it first. Where the package hybridlm is imported, that runs instead.
 
 ```python
 {snippet}
@@ -50,6 +51,7 @@ def loading_snippet(auto_class: str, name: str, tokenizer: bool) -> str:
     """Python that loads `name`, a folder or a repository on the Hub, where hybridlm is not installed."""
     # The tokenizer has no code of its own, but transformers loads the configuration first, and would ask at the prompt.
     lines = [
+        f"# pip install torch '{REQUIREMENT}'",
         f"from transformers import {auto_class}{', AutoTokenizer' if tokenizer else ''}",
         "",
         f"model = {auto_class}.from_pretrained({quoted(name)}, trust_remote_code=True)",
@@ -81,6 +83,7 @@ def card(name: str, *, auto_class: str, architecture: str, pattern: str, paramet
         pattern=pattern,
         torch=torch.__version__.partition("+")[0],
         transformers=transformers.__version__,
+        requirement=REQUIREMENT,
         snippet=loading_snippet(auto_class, name, tokenizer),
         licences=" and ".join(f"`{copied}`" for copied in LICENCES.values()),
     )

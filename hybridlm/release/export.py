@@ -4,7 +4,8 @@
     OUT/generation_config.json                 where the model generates
     OUT/*.py, LICENSE-CODE, NOTICE-CODE        the code of the model, and its licence
     OUT/tokenizer.json, tokenizer_config.json  where the checkpoint has a tokenizer
-    OUT/README.md                              the checkpoint's own, or how to load it
+    OUT/README.md                              the one in OUT if it is somebody's own, else the checkpoint's if it
+                                               has one of its own, else how to load it
 
 Training state and evaluations stay behind. The checkpoint is loaded first, so that what is exported can be loaded. The
 folder is written aside and renamed, so that it is whole or not there.
@@ -13,6 +14,7 @@ folder is written aside and renamed, so that it is whole or not there.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +36,14 @@ from hybridlm.release.card import card, has_own_card, loading_snippet
 AUTO_CLASSES = {reference.rpartition(".")[2]: auto for auto, reference in AUTO_MAP.items() if auto != "AutoConfig"}
 """Class of ours, as config.json names it in `architectures` -> the Auto class that loads it."""
 
+WEIGHTS_AND_CODE = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|\w+_hybridlm\.py|cells_\w+\.py")
+"""Files of an earlier export that a new one may no longer have."""
+
+_REST_OF_AN_EXPORT = re.compile(
+    r"README\.md|(generation_)?config\.json|(LICENSE|NOTICE)-CODE"
+    r"|tokenizer\.(json|model)|(tokenizer_config|special_tokens_map|added_tokens)\.json|vocab\.(json|txt)|merges\.txt"
+    r"|chat_template\.(jinja|json)|additional_chat_templates"
+)
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md"]
 
@@ -72,16 +82,24 @@ def export_checkpoint(
 ) -> Export:
     """Writes the folder `out` from `checkpoint`, a `from_pretrained` folder or a name OWNER/MODEL on the Hub.
 
-    overwrite: replace an `out` that is an earlier export; anything else is never replaced. Raises UserError: no such
-    checkpoint, one of another package, weights or tokenizer that do not fit, an `out` that is in the way.
+    overwrite: replace an `out` that is an earlier export and nothing else; a README there that somebody wrote or
+    changed stays. Raises UserError: no such checkpoint, one of another package, weights or tokenizer that do not fit,
+    an `out` that is in the way.
     """
     source = open_source(checkpoint)
     target = _free_target(source, out, overwrite)
     found: list[Export] = []
+
+    def fill(folder: Path) -> None:
+        found.append(write_export(source, folder, str(out), target.name))
+        if has_own_card(target):
+            log(f"README.md in {out} is your own, and stays")
+            shutil.copyfile(target / "README.md", folder / "README.md")
+
     try:
         remove_dead_writes(target)
         log(f"Exporting {source.name} ({source.architecture}) to {out}")
-        write_folder(target, lambda folder: found.append(write_export(source, folder, str(out), target.name)))
+        write_folder(target, fill)
     except (OSError, SafetensorError) as error:
         raise UserError(f"OUT {out}: it cannot be written ({_reason(error)}). Give another folder.") from error
     return found[0]
@@ -176,15 +194,25 @@ def _free_target(source: Source, out: str | Path, overwrite: bool) -> Path:
         return target
     if not _is_export(target):
         raise UserError(f"OUT {out}: the folder holds something that is no export. Give a new folder.")
+    foreign = sorted(path.name for path in target.iterdir() if not _of_an_export(path.name))
+    if foreign:
+        raise UserError(
+            f"OUT {out}: the folder holds something that is no export ({', '.join(foreign[:5])}"
+            f"{', ...' * (len(foreign) > 5)}), and would be lost. Move it elsewhere, or give a new folder."
+        )
     if not overwrite:
         raise UserError(f"OUT {out}: an export lies there already. Replace it with --overwrite, or give a new folder.")
     return target
 
 
+def _of_an_export(name: str) -> bool:
+    return bool(WEIGHTS_AND_CODE.fullmatch(name) or _REST_OF_AN_EXPORT.fullmatch(name))
+
+
 def _is_export(folder: Path) -> bool:
-    """Whether replacing the folder loses nothing but an export: ours, and no repository of git."""
+    """Whether an export of ours lies in the folder, whatever else does."""
     config = _read_config(folder)
-    if config is None or (folder / ".git").exists():
+    if config is None:
         return False
     auto_map = config.get("auto_map")
     return config.get("model_type") == "hybridlm" and isinstance(auto_map, dict) and names_our_classes(auto_map)

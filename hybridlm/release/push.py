@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,10 +19,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from hybridlm.errors import UserError
 from hybridlm.release.card import has_own_card
-from hybridlm.release.export import Export, open_source, write_export
-
-_OF_AN_EXPORT = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|\w+_hybridlm\.py|cells_\w+\.py")
-"""Files at the top of a repository that an earlier push may have left there."""
+from hybridlm.release.export import WEIGHTS_AND_CODE, Export, open_source, write_export
 
 
 def push_checkpoint(
@@ -61,7 +57,7 @@ def push_checkpoint(
                 folder_path=folder,
                 commit_message=f"Upload {export.architecture} with its code",
                 ignore_patterns=["README.md"] if "README.md" in there and not has_own_card(source.folder) else None,
-                delete_patterns=[name for name in there if _OF_AN_EXPORT.fullmatch(name)] or None,
+                delete_patterns=[name for name in there if WEIGHTS_AND_CODE.fullmatch(name)] or None,
             )
     log(f"Committed: {commit.commit_url}")
     return export

@@ -6,18 +6,21 @@ value, what is allowed and what the field means.
 """
 
 import dataclasses
+import inspect
 import json
 import re
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, is_typeddict
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
+from transformers import PreTrainedConfig
 
+from hybridlm import HybridLMConfig
 from hybridlm.errors import UserError, did_you_mean
-from hybridlm.training.sections import PretrainConfig
+from hybridlm.training.sections import FROM_TOKENIZER, PretrainConfig
 
 __all__ = ["PretrainConfig", "config_help", "config_yaml", "load_config", "settings"]
 
@@ -205,6 +208,28 @@ def _walk(section: Any, prefix: str = "") -> Iterator[tuple[str, str | None, tup
             continue
         default = None if field.is_required() else json.dumps(field.get_default(call_default_factory=True), default=str)
         yield prefix + name, default, (_type_name(field.annotation), meaning)
+        if inner is not None:
+            yield from _walk(inner, f"{prefix}{name}.N.")
+        if prefix + name == "model":
+            yield from _walk_model()
+
+
+def _walk_model() -> Iterator[tuple[str, str | None, tuple[str, str]]]:
+    """The same of what `model` may hold: the fields of HybridLMConfig, which its docstring explains."""
+    own = {field.name: field for field in dataclasses.fields(HybridLMConfig)}
+    for name in (*PreTrainedConfig.__dataclass_fields__, *FROM_TOKENIZER, "format_version"):
+        own.pop(name, None)
+    meanings, names = dict.fromkeys(own, ""), []
+    for line in inspect.cleandoc(HybridLMConfig.__doc__ or "").splitlines():
+        entry = re.match(r" +((?:\w+(?: \(\w+\))?, )*\w+(?: \(\w+\))?): (.*)", line)
+        if entry is not None:
+            names, line = re.findall(r"\w{2,}", entry[1]), entry[2]
+        elif not line.startswith("    "):
+            names = []  # a heading
+        for name in set(names) & set(own):
+            meanings[name] = f"{meanings[name]} {line.strip()}".strip()
+    for name, field in own.items():
+        yield f"model.{name}", json.dumps(field.default, default=str), (_type_name(field.type), meanings[name])
 
 
 def _type_name(annotation: Any) -> str:
@@ -212,10 +237,12 @@ def _type_name(annotation: Any) -> str:
     if origin is Annotated:
         return _type_name(args[0])
     if origin in (Union, types.UnionType):
-        return " or ".join("null" if part is type(None) else _type_name(part) for part in args)
+        return " or ".join(dict.fromkeys("null" if part is type(None) else _type_name(part) for part in args))
     if origin is Literal:
         return "|".join(str(part) for part in args)
     if origin in (list, tuple):
         return "list of " + ", ".join(_type_name(part) for part in args if part is not Ellipsis)
+    if is_typeddict(annotation):
+        return "mapping"
     plain = {int: "integer", float: "number", str: "text", bool: "true/false", dict: "mapping", Path: "path"}
     return plain.get(origin or annotation, getattr(annotation, "__name__", str(annotation)))

@@ -30,7 +30,7 @@ from hybridlm.training.metrics import read_rows
 from hybridlm.training.optimizer import build_optimizer
 from hybridlm.training.progress import clock
 from hybridlm.training.report import startup_report
-from hybridlm.training.resume import Plan, frozen_settings, plan_run
+from hybridlm.training.resume import Plan, check_run_folder, frozen_settings, plan_run, unwritable
 from hybridlm.training.samples import write_samples
 from hybridlm.training.schedules import epsilon, learning_rate
 from hybridlm.training.sections import PretrainConfig
@@ -70,6 +70,7 @@ def pretrain(config: PretrainConfig) -> RunResult:
     """
     with accelerator_session(config) as accelerator:
         micro_batch_size(config, accelerator.num_processes)  # refused before anything is read or written
+        on_main(accelerator, lambda: check_run_folder(config.run.path))
         data = open_data(config, accelerator)
         plan = on_main(accelerator, lambda: plan_run(config, data.train.fingerprint))
         if plan.kind == "finished":
@@ -99,9 +100,7 @@ class _Run:
         self.began, self.overflows = time.perf_counter(), 0
         self.plain = build_model(config, data, plan.folder)
         self.model, self.optimizer = accelerator.prepare(self.plain, build_optimizer(self.plain, config.optimizer))
-        if accelerator.is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            replace_file(self.folder / "config.yaml", config_yaml(config))
+        on_main(accelerator, self._begin_folder)
         accelerator.print(config_yaml(config))
         groups = self.optimizer.param_groups
         accelerator.print(
@@ -115,6 +114,13 @@ class _Run:
                 accelerator.print(
                     "The number of processes changed: dropout draws new random numbers; the data goes on where it was."
                 )
+
+    def _begin_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            replace_file(self.folder / "config.yaml", config_yaml(self.config))
+        except OSError as error:
+            raise unwritable(self.folder, error) from error
 
     def train(self, journal: Journal, stop: StopFlag) -> RunResult:
         """All remaining steps, the last validation, the final model."""

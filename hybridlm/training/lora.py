@@ -6,8 +6,16 @@
 
 The default is every projection between the residual stream and a mixer or an MLP. What a cell computes inside its
 recurrence (candidates, thresholds, gates) keeps its trained weights, and still sees other inputs, since `in_proj` in
-front of it is adapted. `rglru`, `gru`, `lstm` and the convolutions hold their weights in parameters of their own, which
-adapters of linear maps cannot reach.
+front of it is adapted. `lora_target_modules(model, cells=True)` adapts the linear maps in there too. What lies in
+parameters of its own keeps its trained weights in any case, since adapters of linear maps cannot reach it:
+
+    lru                     nu_log, theta_log, gamma_log, d       decay, phase, and how much of the input passes
+    rglru                   p, gate_weight, gate_bias             decay and gates
+    bmru                    alpha, s0                             amplitude; first state, where it is learned
+    cmru, fqbmru            alpha                                 amplitude
+    gru, lstm               weight_ih, weight_hh, bias_ih, bias_hh
+    mamba2                  A_log, D, dt_bias                     decay, skip and step sizes
+    every layer             conv, mixer_norm, mlp_norm, norm      convolutions and norms
 """
 
 from torch import nn

@@ -42,4 +42,6 @@ def startup_report(
 
 
 def _device(device: torch.device) -> str:
+    if device.type == "cpu":
+        return "cpu"  # torch numbers it below a launcher, where there is one all the same
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from hybridlm.errors import UserError
+from hybridlm.errors import OtherSettingsError, UserError
+from hybridlm.files import try_folder
 from hybridlm.training.checkpoints import STATE, checkpoints, remove_leftovers
 from hybridlm.training.config import settings
 from hybridlm.training.sections import PretrainConfig
@@ -52,15 +53,27 @@ def frozen_settings(config: PretrainConfig) -> dict[str, Any]:
     return frozen
 
 
+def check_run_folder(run: Path) -> None:
+    """Raises UserError where the run folder cannot be made or written into; leaves nothing behind."""
+    try:
+        blocked = next((path for path in (run, *run.parents) if path.exists() and not path.is_dir()), None)
+        if blocked is not None:
+            raise UserError(
+                f"The run folder {run} cannot be made: {blocked} is a file. Choose another run.folder or run.name."
+            )
+        try_folder(run)
+    except OSError as error:
+        raise unwritable(run, error) from error
+
+
+def unwritable(run: Path, error: OSError) -> UserError:
+    return UserError(f"run folder {run}: it cannot be written ({error.strerror or error}). Choose another run.folder.")
+
+
 def plan_run(config: PretrainConfig, data_fingerprint: str) -> Plan:
     """Looks at the run folder (and removes what a killed process left half-written). Raises UserError that says
     what to change."""
     run = config.run.path
-    blocked = next((path for path in (run, *run.parents) if path.exists() and not path.is_dir()), None)
-    if blocked is not None:
-        raise UserError(
-            f"The run folder {run} cannot be made: {blocked} is a file. Choose another run.folder or run.name."
-        )
     if config.run.resume == "never" and run.exists() and any(run.iterdir()):
         raise UserError(
             f"The run folder {run} is in use and run.resume=never. Choose another run.name, remove the folder, or "
@@ -103,6 +116,5 @@ def _refuse_changes(config: PretrainConfig, state: TrainingState, data_fingerpri
         changes.append(f"the data: its fingerprint was {state.data_fingerprint[:16]}, is now {data_fingerprint[:16]}")
     if changes:
         listing = "\n".join(f"  - {change}" for change in changes)
-        raise UserError(
-            f"{what}.\n{listing}\nGive the old settings back, choose another run.name, or remove the folder."
-        )
+        advice = "Give the old settings back, choose another run.name, or remove the folder."
+        raise OtherSettingsError(f"{what}.\n{listing}\n", advice)

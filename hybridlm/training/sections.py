@@ -14,7 +14,8 @@ from pydantic.dataclasses import dataclass
 from hybridlm.data.prepare import PrepareConfig
 
 _SECTION = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
-_FROM_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
+FROM_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
+"""Keywords of the model that the data decides."""
 
 
 def _whole(value: object) -> object:
@@ -261,7 +262,7 @@ class PretrainConfig:
     def _buildable(cls, model: dict[str, Any]) -> dict[str, Any]:
         from hybridlm import HybridLMConfig
 
-        refused = [name for name in _FROM_TOKENIZER if name in model]
+        refused = [name for name in FROM_TOKENIZER if name in model]
         problems = [f"remove {', '.join(refused)}, which the tokenizer of the data decides"] if refused else []
         try:
             HybridLMConfig(**{name: value for name, value in model.items() if name not in refused})

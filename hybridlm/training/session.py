@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, broadcast_object_list
 
-from hybridlm.errors import UserError
+from hybridlm.errors import UserError, install_command
 from hybridlm.training.sections import PretrainConfig
 
 T = TypeVar("T")
@@ -59,11 +59,11 @@ def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
         try:
             answer[0] = action()
         except UserError as error:
-            answer[1] = str(error)
+            answer[1] = error
     if accelerator.num_processes > 1:
         broadcast_object_list(answer)
     if answer[1] is not None:
-        raise UserError(answer[1])
+        raise answer[1]
     return answer[0]
 
 
@@ -121,7 +121,6 @@ def _check_trackers(trackers: list[Any]) -> None:
     missing = [name for name in trackers if name not in available]
     if missing:
         raise UserError(
-            f"logging.trackers names {', '.join(missing)}, which is not installed. Run pip install "
-            "'hybridlm[track]', or leave it out: "
-            "metrics.jsonl is written in any case."
+            f"logging.trackers names {', '.join(missing)}, which is not installed. Run {install_command('track')}, or "
+            "leave it out: metrics.jsonl is written in any case."
         )

@@ -59,5 +59,25 @@ def test_bad_input(tmp_path):
         train_tokenizer(TEXTS, 256)
     with pytest.raises(UserError, match="no such folder"):
         load_tokenizer(tmp_path / "missing")
+    with pytest.raises(UserError, match=rf"{tmp_path}: the folder holds no tokenizer\. Save .*save_pretrained"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="cannot be loaded"):
         load_tokenizer(tmp_path)
+
+
+def test_a_word_that_is_no_folder_is_not_looked_up_on_the_network(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = []
+
+    def ask(name):
+        asked.append(name)
+        raise OSError("offline")
+
+    monkeypatch.setattr("hybridlm.data.tokenizer.AutoTokenizer.from_pretrained", ask)
+    for name in ("nosuch", "./nosuch", "a/b/c"):
+        with pytest.raises(UserError, match=r"there is no such folder.*OWNER/NAME"):
+            load_tokenizer(name)
+    with pytest.raises(UserError, match=r"cannot be loaded \(offline\)"):
+        load_tokenizer("owner/name")
+    assert asked == ["owner/name"]

@@ -260,7 +260,7 @@ def test_one_of_text_and_tasks(capsys):
 
 def test_lm_eval_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
-    with pytest.raises(UserError, match=r"pip install 'hybridlm\[eval\]'"):
+    with pytest.raises(UserError, match=r"pip install -c constraints.txt '\.\[eval\]'"):
         find_tasks(["arc_easy"])
 
 

@@ -48,8 +48,8 @@ def test_a_local_path_is_never_looked_up_on_the_network(path, monkeypatch, tmp_p
 
 def test_a_name_on_the_hub_is_asked_for(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="owner/model: cannot be loaded"):  # offline
-        load_checkpoint("owner/model")
+    with pytest.raises(UserError, match=r"owner/model: cannot be loaded.*no folder of that name here.*spelling"):
+        load_checkpoint("owner/model")  # offline
     (tmp_path / "owner").mkdir()
     with pytest.raises(UserError, match="no such folder"):
         load_checkpoint("owner/model")
@@ -75,7 +75,13 @@ def test_a_file_is_no_checkpoint(copy):
 def test_damaged_weights_are_refused(copy):
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match=r"cannot be loaded.*Copy the folder again from where it was written"):
+        load_checkpoint(copy)
+
+
+def test_an_onnx_export_is_no_checkpoint(copy):
+    (copy / "model.safetensors").rename(copy / "model.onnx")
+    with pytest.raises(UserError, match="that is an ONNX export"):
         load_checkpoint(copy)
 
 
@@ -95,10 +101,12 @@ def test_weights_of_another_shape_are_refused(copy):
         load_checkpoint(copy)
 
 
-def test_a_missing_tokenizer_is_refused(copy):
+def test_a_missing_tokenizer_is_refused(copy, monkeypatch):
+    """Before the weights are read."""
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("read"))
     for path in copy.glob("tokenizer*"):
         path.unlink()
-    with pytest.raises(UserError, match="tokenizer"):
+    with pytest.raises(UserError, match=f"{copy}: the folder holds no tokenizer"):
         load_checkpoint(copy)
 
 

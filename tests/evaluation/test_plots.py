@@ -59,6 +59,6 @@ def test_missing_metrics_are_refused(tmp_path):
 
 def test_without_matplotlib_the_extra_is_named(metrics, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(UserError, match=r"hybridlm\[plot\]"):
+    with pytest.raises(UserError, match=r"'\.\[plot\]'"):
         plots.loss_curve(metrics, tmp_path / "loss.png")
     assert not (tmp_path / "loss.png").exists()

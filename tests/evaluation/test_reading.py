@@ -177,19 +177,49 @@ def test_progress_is_one_line_on_a_terminal():
         def isatty(self):
             return True
 
-    for file, expected in ((Terminal(), "\r 25%  1,024 tokens, "), (io.StringIO(), "")):
+    for file, begin, end in (
+        (Terminal(), "\r 25%  1,024 tokens, ", "\r"),
+        (io.StringIO(), " 25%  1,024 tokens, ", "\n"),
+    ):
         with progress_line(file, pause=0) as progress:
             progress(1024, 0.25)
-        assert file.getvalue().startswith(expected)
-        assert file.getvalue().endswith(expected and "\r")
+        assert file.getvalue().startswith(begin)
+        assert file.getvalue().endswith(end)
+    with progress_line(file := io.StringIO()) as progress:
+        progress(1024, 0.25)
+    assert file.getvalue() == ""  # a pipe is told every half minute
+
+
+def test_lines_in_a_pipe_come_twice_a_minute(monkeypatch):
+    now = iter(range(0, 1000, 10))  # every call ten seconds after the one before
+    monkeypatch.setattr(reading.time, "perf_counter", lambda: next(now))
+    with progress_line(file := io.StringIO()) as progress:
+        for call in range(1, 10):
+            progress(100 * call, call / 10)
+    assert file.getvalue().splitlines() == [
+        " 30%  300 tokens, 10 a second", " 60%  600 tokens, 10 a second", " 90%  900 tokens, 10 a second",
+    ]  # fmt: skip
 
 
 def test_places_that_cannot_be_written_to(checkpoint, book, tmp_path):
     before = book.read_bytes()
-    for out, message in (("nowhere/x", "does not exist"), (tmp_path, "that is a folder"), (book, "is no state")):
+    refused = {"nowhere/x": "does not exist", tmp_path: "that is a folder", book: "is no state"}
+    refused["/proc/x.state"] = (
+        r"^--out /proc/x\.state: cannot be written \(No such file or directory\)\. Give another place\.$"
+    )
+    for out, message in refused.items():
         with pytest.raises(UserError, match=message):
             read_book(checkpoint, book, out)
     assert book.read_bytes() == before
+
+
+def test_a_place_that_becomes_unwritable_while_reading(checkpoint, book, tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "_check_place", lambda _: None)
+    with pytest.raises(UserError) as refused:
+        read_book(checkpoint, book, "/proc/x.state")
+    said = str(refused.value)
+    assert (said.count("/proc/x.state: "), said.count("cannot be written")) == (1, 1), said
+    assert said.endswith(" Give another --out.")
 
 
 def test_states_that_do_not_serve(checkpoint, build, tokenizer, model, book, tmp_path, text):
@@ -202,6 +232,11 @@ def test_states_that_do_not_serve(checkpoint, build, tokenizer, model, book, tmp
     other = train_tokenizer([text[:300]], vocab_size=290)
     with pytest.raises(UserError, match="read with another tokenizer"):
         load_state(model, other, "book.state")
+    with pytest.raises(UserError, match=r"that is a folder\. Give a file that `hybridlm read --out` wrote"):
+        load_state(model, tokenizer, tmp_path)
+    (tmp_path / "empty.state").touch()
+    with pytest.raises(UserError, match=r"not a whole safetensors file .*`hybridlm read`"):
+        load_state(model, tokenizer, "empty.state")
     data = (tmp_path / "book.state").read_bytes()
     (tmp_path / "torn.state").write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match="not a whole safetensors file"):

@@ -67,7 +67,7 @@ def test_full_and_sliding_caches_are_told_apart():
         make_model("sliding_attention bmru")(make_ids(1, 5), past_key_values=cache)
 
 
-@pytest.mark.parametrize("window", [0, -3])
+@pytest.mark.parametrize("window", [1, 0, -3])
 def test_a_window_of_nothing_is_refused(window):
-    with pytest.raises(ValueError, match=f"sliding_window={window}: must be at least 1"):
+    with pytest.raises(ValueError, match=f"sliding_window={window}: must be at least 2"):
         make_model("sliding_attention", sliding_window=window)

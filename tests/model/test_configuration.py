@@ -1,12 +1,15 @@
 """HybridLMConfig: what follows from the pattern, and that nothing unknown or impossible gets in."""
 
+import dataclasses
 import json
 import logging
+import math
 
 import pytest
 from transformers import AutoConfig
 
 from hybridlm import HybridLMConfig
+from hybridlm.model.attention_hybridlm import HybridLMRotaryEmbedding
 
 
 def test_the_stack_follows_from_the_pattern():
@@ -52,11 +55,61 @@ def test_it_survives_a_file(tmp_path):
         ({"num_attention_heads": 0}, "num_attention_heads=0: must be at least 1"),
         ({"decay_min": 0.99, "decay_max": 0.9}, "decay_min=0.99"),
         ({"conv_kernel": -1, "surrogate_slope": 0.0}, "conv_kernel=-1.*surrogate_slope=0.0"),
+        ({"sliding_window": 1}, "sliding_window=1: must be at least 2"),
+        ({"num_labels": 0}, "num_labels=0: must be at least 1"),
+        ({"num_labels": -1}, "num_labels=-1: must be at least 1"),
+        ({"id2label": {}}, "id2label={}: must be None, or name at least one label"),
     ],
 )
 def test_bad_values_are_value_errors_that_name_the_field(keywords, message):
     with pytest.raises(ValueError, match=message):
         HybridLMConfig(**keywords)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    "field", [field.name for field in dataclasses.fields(HybridLMConfig) if "float" in str(field.type)]
+)
+def test_every_number_is_finite(field, value):
+    """Whatever the pattern; `mamba_expand` decides a width, which is computed with it."""
+    for pattern in ("lru", "mamba2"):
+        with pytest.raises(ValueError, match=rf"{field}={value}: must be "):
+            HybridLMConfig(pattern=pattern, **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("rope", "message"),
+    [
+        ({"rope_type": "nonsense"}, r"\['rope_type'\]='nonsense': must be one of default, dynamic, linear"),
+        ({"rope_type": "linear"}, r"rope_parameters=.*Missing required keys .*'factor'"),
+        ({"rope_type": "linear", "factor": "4"}, r"rope_parameters\['factor'\]='4': must be above 0 and finite"),
+        ({"rope_theta": -1.0}, r"rope_parameters\['rope_theta'\]=-1.0: must be above 0 and finite"),
+        ({"full_attention": {"rope_theta": 1e4}}, "must be one dictionary for all layers"),
+        ({"partial_rotary_factor": "a"}, r"\['partial_rotary_factor'\]='a': must be in \(0, 1\]"),
+        ({"partial_rotary_factor": 1.5}, r"\['partial_rotary_factor'\]=1.5: must be in \(0, 1\]"),
+        ({"partial_rotary_factor": 0.1}, r"=0.1: must be a share that turns an even number of a head's 8 channels, at"),
+        ({"partial_rotary_factor": 0.4}, "=0.4: must be a share that turns an even number"),  # 3, which would turn 4
+    ],
+)
+def test_positions_that_cannot_be_computed(rope, message):
+    with pytest.raises(ValueError, match=message):
+        HybridLMConfig(pattern="attention", hidden_size=32, num_attention_heads=4, rope_parameters=rope)
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75, 1, 0.6])
+def test_as_many_channels_turn_as_the_configuration_says(share):
+    rope = {"rope_theta": 100.0, "partial_rotary_factor": share}
+    config = HybridLMConfig(pattern="attention", hidden_size=32, num_attention_heads=4, rope_parameters=rope)
+    frequencies = HybridLMRotaryEmbedding(config).inv_freq
+    assert 2 * len(frequencies) == int(8 * share)
+    assert frequencies.isfinite().all()
+
+
+def test_labels_are_at_least_one_also_in_what_is_loaded(tmp_path):
+    HybridLMConfig().save_pretrained(tmp_path)
+    assert HybridLMConfig.from_pretrained(tmp_path, num_labels=5).num_labels == 5
+    with pytest.raises(ValueError, match="num_labels=0: must be at least 1"):
+        HybridLMConfig.from_pretrained(tmp_path, num_labels=0)
 
 
 def test_heads_matter_only_where_they_are_used():

@@ -25,7 +25,7 @@ def test_every_cache_gives_the_tokens_and_logits_of_plain_forwards(pattern, mode
             assert_on_the_plain_path(model, output, mask, what=f"{padding}, {cache}")
 
 
-@pytest.mark.parametrize("mode", ["greedy", "sampling", "beams", "beam sampling"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_every_cache_gives_the_logits_of_a_plain_forward_in_bfloat16(pattern, mode):
     model, exact = models(pattern, BF16)
@@ -133,3 +133,17 @@ def test_a_fault_is_noticed(fault, pattern, dtype, monkeypatch):
             output = generate(model, ids, mode, cache, attention_mask=mask)
         with pytest.raises(AssertionError, match="is allowed"):
             assert_on_the_plain_path(model, output, mask, exact)
+
+
+@pytest.mark.parametrize("pattern", ["lru", "bmru attention"])
+def test_what_is_refused_before_anything_is_computed(pattern):
+    model, _ = models(pattern)
+    ids, _ = prompts()
+    for given in ({"inputs": ids[:, :0]}, {"input_ids": ids[:, :0]}):
+        with pytest.raises(ValueError, match=r"input of shape \(3, 0\) has no token"):
+            model.generate(**given, max_new_tokens=2)
+    embeds = model.get_input_embeddings()(ids)
+    for given in ({}, {"input_ids": ids}):
+        with pytest.raises(ValueError, match="prefill_chunk_size=4 with inputs_embeds"):
+            model.generate(**given, inputs_embeds=embeds, prefill_chunk_size=4, max_new_tokens=2, pad_token_id=0)
+    assert model.generate(inputs_embeds=embeds, max_new_tokens=2, pad_token_id=0, do_sample=False).shape == (3, 2)

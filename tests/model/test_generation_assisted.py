@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from generating import NEW, PROMPT, assert_on_the_plain_path, generate, models
 from models import PATTERNS, make_ids, make_model
 from transformers import DynamicCache, GenerationConfig, LlamaConfig, LlamaForCausalLM, StaticCache
@@ -41,10 +42,10 @@ def count_forwards(model):
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_guesses_of_every_origin(pattern, dtype):
     """A draft with the target's pattern, one of another kind, the target itself, and the prompt: greedy's tokens in
-    fp32, and the logits of a plain forward in both. Half a draft is right, so that states are taken back in between."""
+    fp32, and the logits of a plain forward in both; in fp32 also behind padding, where a call that is run again over
+    its beginning must leave the padding out again. Half a draft is right, so that states are taken back in between."""
     model, exact = models(pattern, dtype)
-    ids, mask = prompt(), torch.ones(1, 21, dtype=torch.long)
-    greedy = generate(model, ids, config=LONG)
+    greedy = generate(model, prompt(), config=LONG).sequences
     near = models(pattern, dtype)[0]
     with torch.no_grad():  # a target's near relative: right often, not always
         near.model.embed_tokens.weight.add_(0.05 * torch.randn_like(near.model.embed_tokens.weight))
@@ -53,15 +54,17 @@ def test_guesses_of_every_origin(pattern, dtype):
         "near": guessing(model, near),
         "other kind": guessing(model, models(other, dtype, seed=4)[0]),
         "itself": guessing(model, models(pattern, dtype)[0]),
-        "prompt": {"prompt_lookup_num_tokens": 4, "max_matching_ngram_size": 2},
+        "prompt": {"config": {**LONG, "prompt_lookup_num_tokens": 4, "max_matching_ngram_size": 2}},
     }
-    for name, options in runs.items():
-        lookup = {key: options.pop(key) for key in list(options) if key != "assistant_model"}
-        output = generate(model, ids, config={**LONG, **lookup}, **options)
-        assert output.sequences.shape == greedy.sequences.shape
-        assert_on_the_plain_path(model, output, mask, exact, name, SHARE)
-        if exact is None:
-            assert torch.equal(output.sequences, greedy.sequences), name
+    for width in (0, 5) if exact is None else (0,):
+        mask = F.pad(torch.ones(1, 21, dtype=torch.long), (width, 0))
+        for name, options in runs.items():
+            options = {"config": LONG, "attention_mask": mask, **options}
+            output = generate(model, F.pad(prompt(), (width, 0)), **options)
+            assert output.sequences.shape == (1, width + greedy.shape[1])
+            assert_on_the_plain_path(model, output, mask, exact, f"{name}, {width}", SHARE)
+            if exact is None:
+                assert torch.equal(output.sequences[:, width:], greedy), (name, width)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

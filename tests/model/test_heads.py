@@ -116,6 +116,66 @@ def test_losses_are_those_of_torch():
     assert torch.allclose(out.loss, want / 2)
 
 
+CLASSES, NUMBERS = torch.tensor([3, 0, 1, 2, 2, 1, 0]), torch.linspace(-2, 2, 28).reshape(7, 4)
+LABELS = {
+    "classes": (HybridLMForSequenceClassification, CLASSES),
+    "some classes": (HybridLMForSequenceClassification, CLASSES.where(CLASSES != 1, -100)),
+    "several": (HybridLMForSequenceClassification, (NUMBERS > 0.3).float()),
+    "numbers": (HybridLMForSequenceClassification, NUMBERS),
+    "tokens": (HybridLMForTokenClassification, make_ids(7, 8) % 4),
+    "some tokens": (HybridLMForTokenClassification, (make_ids(7, 8) % 4).where(torch.ones(7, 8).tril(3) > 0, -100)),
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_parts_of_a_batch_add_up_to_its_loss(name):
+    """With the number of labels in the batch, as Trainer counts them; the parts differ in how many they have."""
+    kind, labels = LABELS[name]
+    model, ids = make_head(kind, "rglru bmru"), make_ids(7, 8)
+    model.config.problem_type = "regression" if name == "numbers" else None
+    items = labels.ne(-100).sum()
+    want = model(ids, labels=labels).loss
+    for number in (items, int(items)):
+        parts = [
+            model(ids[part], labels=labels[part], num_items_in_batch=number).loss
+            for part in (slice(0, 2), slice(2, 4), slice(4, 7))
+        ]
+        assert torch.allclose(sum(parts), want, rtol=1e-5)
+
+
+def test_an_answer_on_padding_is_ignored():
+    ids, mask = make_ids(3, 8), torch.ones(3, 8, dtype=torch.long)
+    mask[0, :4] = 0
+    mask[1, 5:] = 0
+    model = make_head(HybridLMForQuestionAnswering, "rglru bmru")
+    start, end = torch.tensor([5, 3, 2]), torch.tensor([6, 4, 2])
+
+    def loss(rows, start, end):
+        return model(ids[rows], attention_mask=mask[rows], start_positions=start, end_positions=end).loss
+
+    want = loss([1, 2], start[1:], end[1:])
+    for nowhere in (0, -1, 3, 8, 100):  # -1 is the first column, for transformers
+        start[0] = end[0] = nowhere
+        assert torch.allclose(loss([0, 1, 2], start, end), want)
+    assert torch.allclose(loss([0, 1, 2], start[:, None], end[:, None]), want)
+    start[1] = end[1] = 6
+    assert torch.allclose(loss([0, 1, 2], start, end), loss([2], start[2:], end[2:]))
+    none = loss([0, 1], start[:2], end[:2])
+    none.backward()
+    assert none.isnan()
+    assert not model.qa_outputs.weight.grad.any()
+
+
+def test_answers_in_parts_add_up_to_their_loss():
+    model, ids = make_head(HybridLMForQuestionAnswering, "rglru bmru"), make_ids(3, 8)
+    answers = {"start_positions": torch.tensor([0, 3, 2]), "end_positions": torch.tensor([1, 7, 2])}
+    parts = [
+        model(ids[part], **{name: at[part] for name, at in answers.items()}, num_items_in_batch=3).loss
+        for part in (slice(0, 1), slice(1, 3))
+    ]
+    assert torch.allclose(sum(parts), model(ids, **answers).loss, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("kind", "auto"),
     [

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from models import make_ids
+from safetensors.torch import load_file, save_file
 from transformers import DynamicCache, Mamba2Config, Mamba2ForCausalLM
 
 from hybridlm.convert import from_mamba2
@@ -158,6 +159,50 @@ def test_a_saved_checkpoint_is_converted(tmp_path):
 def test_what_cannot_be_converted_is_named(options, named):
     with pytest.raises(UserError, match=named):
         from_mamba2(in_tree(**options))
+
+
+def change_weights(folder, changes):
+    """Weights of a saved checkpoint by their names; None takes one out."""
+    weights = load_file(folder / "model.safetensors") | changes
+    save_file({name: tensor for name, tensor in weights.items() if tensor is not None}, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"lm_head.weight": None}, r"weights are missing \(lm_head.weight\)"),
+        ({"backbone.layers.1.mixer.D": None}, r"weights are missing \(backbone.layers.1.mixer.D\)"),
+        ({"backbone.norm_f.bias": torch.ones(3)}, r"would lack \(backbone.norm_f.bias\)"),
+    ],
+)
+def test_weights_are_neither_made_up_nor_dropped(tmp_path, changes, says):
+    in_tree().save_pretrained(tmp_path)
+    change_weights(tmp_path, changes)
+    with pytest.raises(UserError, match=says):
+        from_mamba2(tmp_path)
+
+
+def test_a_stack_without_a_head_is_a_language_model_only_where_the_embedding_is_its_head(tmp_path):
+    for tied in (False, True):
+        reference = in_tree(tie_word_embeddings=tied)
+        reference.backbone.save_pretrained(tmp_path / str(tied))
+    with pytest.raises(UserError, match=r"missing \(lm_head.weight\). Give one of a whole Mamba2ForCausalLM"):
+        from_mamba2(tmp_path / "False")
+    ids = make_ids(1, 20)
+    with torch.no_grad():
+        want = reference(ids).logits
+        assert (from_mamba2(tmp_path / "True")(ids).logits - want).abs().max() <= 1e-4 * want.abs().max()
+
+
+def test_a_head_of_its_own_is_kept_whatever_the_configuration_says(tmp_path):
+    in_tree(tie_word_embeddings=True).save_pretrained(tmp_path)
+    change_weights(tmp_path, {"lm_head.weight": torch.randn(61, 32, generator=torch.Generator().manual_seed(1))})
+    reference, model = Mamba2ForCausalLM.from_pretrained(tmp_path).eval(), from_mamba2(tmp_path)
+    assert not model.config.tie_word_embeddings
+    ids = make_ids(1, 20)
+    with torch.no_grad():
+        want = reference(ids).logits
+        assert (model(ids).logits - want).abs().max() <= 1e-4 * want.abs().max()
 
 
 def test_conversion_of_something_else(tmp_path):

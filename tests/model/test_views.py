@@ -169,13 +169,13 @@ def test_generation_where_values_are_not_looked_at_for_free(monkeypatch):
     options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     want = model.generate(ids, **options)
     module = sys.modules["hybridlm.model.modeling_hybridlm"]
-    found = module._document_starts
+    found = module.document_starts
 
     def as_on_a_gpu(position_ids, *rest):
         starts = found(position_ids, *rest)
         return torch.zeros_like(position_ids, dtype=torch.bool) if starts is None else starts
 
-    monkeypatch.setattr(module, "_document_starts", as_on_a_gpu)
+    monkeypatch.setattr(module, "document_starts", as_on_a_gpu)
     assert torch.equal(model.generate(ids, **options), want)
 
 

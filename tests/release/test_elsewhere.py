@@ -20,6 +20,7 @@ from hybridlm import (
     HybridLMForQuestionAnswering,
     HybridLMForSequenceClassification,
     HybridLMForTokenClassification,
+    ops,
 )
 from hybridlm.release.export import AUTO_CLASSES, export_checkpoint
 
@@ -114,7 +115,8 @@ def test_exports_work_where_hybridlm_is_not_installed(checkpoint, tmp_path):
     made |= {name: (make_fine_tuned, name) for name in HEADS} | {"text": (make_text, checkpoint)}
     for name, (make, what) in made.items():
         (cases / name).mkdir(parents=True)
-        make(what, cases / name)
+        with ops.using("torch"):  # as it will be there; the C kernels round the last bit in other ways
+            make(what, cases / name)
 
     script = Path(__file__).with_name("elsewhere.py")
     caches = {"HF_HOME": "home", "HF_HUB_CACHE": "hub", "HF_MODULES_CACHE": "modules"}

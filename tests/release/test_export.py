@@ -16,6 +16,7 @@ from hybridlm import HybridLMConfig, HybridLMForCausalLM, HybridLMForSequenceCla
 from hybridlm.cli import main
 from hybridlm.errors import UserError
 from hybridlm.model.code_hybridlm import AUTO_MAP
+from hybridlm.model.versions_hybridlm import REQUIREMENT
 from hybridlm.release import export as export_module
 from hybridlm.release.export import AUTO_CLASSES, export_checkpoint
 
@@ -168,6 +169,7 @@ def test_the_readme_says_how_to_load_it(checkpoint, tmp_path, monkeypatch):
         exec(code, found)
         assert isinstance(found["model"], HybridLMForCausalLM)
         assert len(found["tokenizer"]) == found["model"].config.vocab_size
+        assert code.startswith(f"# pip install torch '{REQUIREMENT}'\n")
     assert f"{done.parameters:,} parameters" in text
     assert max(map(len, text.splitlines())) <= 120
 
@@ -209,20 +211,71 @@ def test_an_earlier_export_is_replaced_only_when_asked_to(checkpoint, tmp_path):
     assert names(tmp_path) == {"out"}
 
 
-@pytest.mark.parametrize("content", ["notes.txt", "config.json", ".git"])
+@pytest.mark.parametrize("content", ["notes.txt", "config.json"])
 def test_other_folders_are_never_replaced(checkpoint, tmp_path, content):
     out = tmp_path / "out"
-    if content == ".git":
-        export(checkpoint, out)
-        (out / ".git").mkdir()
-    else:
-        out.mkdir()
-        (out / content).write_text('{"model_type": "hybridlm"}')
+    out.mkdir()
+    (out / content).write_text('{"model_type": "hybridlm"}')
     before = names(out)
     for overwrite in (False, True):
         with pytest.raises(UserError, match="holds something that is no export"):
             export(checkpoint, out, overwrite=overwrite)
     assert names(out) == before
+
+
+@pytest.mark.parametrize("kept", ["notes.txt", ".git", "results/table.csv", "my_model.py", "pytorch_model.bin"])
+def test_what_is_no_part_of_an_export_is_named_and_never_removed(checkpoint, tmp_path, kept):
+    out = tmp_path / "out"
+    export(checkpoint, out)
+    (out / kept).parent.mkdir(exist_ok=True)
+    (out / kept).write_text("mine")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    name = kept.partition("/")[0]
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=rf"is no export \({name}\), and would be lost. Move it elsewhere"):
+            export(checkpoint, out, overwrite=overwrite)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("theirs", [False, True])
+def test_a_readme_that_was_made_somebodys_own_stays(checkpoint, tmp_path, theirs):
+    """In a folder that is replaced; also where the checkpoint has one of its own, which an earlier export copied."""
+    source, out, said = shutil.copytree(checkpoint, tmp_path / "mine"), tmp_path / "out", []
+    if theirs:
+        (source / "README.md").write_text("The checkpoint's.")
+    export(source, out)
+    text = (out / "README.md").read_text()
+    mark = next((line + "\n" for line in text.splitlines() if "Written by `hybridlm export`" in line), "")
+    assert bool(mark) is not theirs
+    (out / "README.md").write_text(text.replace(mark, "") + "And my own words.\n")
+    before = (out / "README.md").read_bytes()
+    (out / "model.safetensors").write_bytes(b"old")
+    export_checkpoint(source, out, overwrite=True, log=said.append)
+    assert (out / "README.md").read_bytes() == before
+    assert f"README.md in {out} is your own, and stays" in said
+    assert (out / "model.safetensors").read_bytes() != b"old"
+
+
+def test_a_readme_that_export_wrote_is_replaced_with_the_rest(checkpoint, tmp_path):
+    out, said = tmp_path / "out", []
+    export(checkpoint, out)
+    before = (out / "README.md").read_text()
+    (out / "README.md").write_text(before.replace("parameters", "numbers"))
+    export_checkpoint(checkpoint, out, overwrite=True, log=said.append)
+    assert (out / "README.md").read_text() == before
+    assert not any("stays" in line for line in said)
+
+
+@pytest.mark.parametrize("kind", ["fast", "template"])
+def test_every_file_that_an_export_writes_may_be_replaced_by_the_next(checkpoint, tmp_path, kind):
+    source, out = shutil.copytree(checkpoint, tmp_path / "mine"), tmp_path / "out"
+    if kind == "template":
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer.chat_template = {"default": "{{ messages }}", "tools": "{{ tools }}"}
+        tokenizer.save_pretrained(source)
+    export(source, out)
+    assert ("additional_chat_templates" in names(out)) is (kind == "template")
+    export(source, out, overwrite=True)
 
 
 def test_an_empty_folder_is_filled(checkpoint, tmp_path):

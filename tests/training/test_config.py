@@ -1,11 +1,15 @@
 """Recipes: strict, with all problems at once, and stable through YAML."""
 
+import json
 import re
 
 import pytest
+from transformers import PreTrainedConfig
 
+from hybridlm import HybridLMConfig
 from hybridlm.errors import UserError
 from hybridlm.training.config import config_help, config_yaml, load_config
+from hybridlm.training.sections import FROM_TOKENIZER
 
 LEAST = ["data.folder=somewhere", "training.steps=3"]
 
@@ -130,6 +134,22 @@ def test_help_names_every_field_with_its_meaning():
     ):
         assert name in text
     assert "training.steps (integer or null) = null" in text
+    assert 'data.prepare.sources.N.documents (file|paragraph|line) = "file"\n      What a document is in a text' in text
     fields = [line for line in text.splitlines() if re.match(r"  \w", line)]
     meanings = [line for line in text.splitlines() if line.startswith("      ") and line.strip()]
     assert len(fields) == len(meanings) > 40
+
+
+def test_help_names_what_a_model_may_be_given():
+    """Every field of HybridLMConfig but those that the data decides, each with a meaning of its docstring; what is
+    named is taken."""
+    lines = config_help().splitlines()
+    found = {line.split()[0].removeprefix("model."): number for number, line in enumerate(lines) if "  model." in line}
+    own = set(HybridLMConfig.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__)
+    assert set(found) == own - set(FROM_TOKENIZER) - {"format_version"}
+    assert all(len(lines[number + 1].strip()) > 8 for number in found.values())
+    assert lines[found["hidden_size"] : found["hidden_size"] + 2] == [
+        "  model.hidden_size (integer) = 512", "      width of the residual stream.",
+    ]  # fmt: skip
+    values = {name: json.loads(lines[number].split(" = ", 1)[1]) for name, number in found.items()}
+    assert HybridLMConfig(**values).to_diff_dict() == HybridLMConfig().to_diff_dict()

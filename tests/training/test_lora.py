@@ -1,5 +1,7 @@
 """LoRA through peft: the default maps, training, saving, merging, and generation with an adapter."""
 
+import re
+
 import pytest
 import torch
 from models import PATTERNS, make_ids, make_model
@@ -12,7 +14,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from hybridlm.training import EpsilonCallback, lora_target_modules
+from hybridlm.model.mixers_hybridlm import MIXERS
+from hybridlm.training import EpsilonCallback, lora, lora_target_modules
 from hybridlm.training.lora import PROJECTIONS
 
 # peft 0.21 asks a model by the name that transformers 5.23 replaced.
@@ -87,6 +90,23 @@ def test_maps_inside_cells_on_demand(pattern):
     assert given == wanted
     adapted(input_ids=make_ids(3, 12), labels=make_ids(3, 12)).loss.backward()
     assert all(p.grad.abs().sum() > 0 for p in adapted.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("mixer", sorted(MIXERS))
+def test_what_no_adapter_reaches_is_written_down(mixer):
+    """The table of the module names, for every mixer, all parameters outside of linear maps, and no others."""
+    model = make_model(mixer, learn_initial_state=True)
+    reached = {name for name, part in model.named_modules() if isinstance(part, (nn.Linear, nn.Embedding))}
+    own = {name for name, _ in model.named_parameters() if name.rpartition(".")[0] not in reached}
+    inside = {name.rpartition(".")[2] for name in own if ".cell" in name}
+    modules = {name.split(".")[-2] for name in own if ".cell" not in name}
+    table = {}
+    for line in lora.__doc__.splitlines():
+        mixers, *rest = re.split(r" {2,}", line.strip())
+        if rest and line.startswith("    "):
+            table |= {name: set(rest[0].split(", ")) for name in mixers.split(", ")}
+    assert modules <= table["every layer"]
+    assert inside == table.get(mixer, set())
 
 
 def test_a_model_of_others_is_refused():

@@ -305,8 +305,27 @@ def test_fp16_on_a_cpu_is_refused(recipe):
 
 def test_a_missing_tracker_names_the_extra(recipe, monkeypatch):
     monkeypatch.setattr("hybridlm.training.session.get_available_trackers", list)
-    with pytest.raises(UserError, match=r"names wandb, which is not installed.*hybridlm\[track\]"):
+    with pytest.raises(UserError, match=r"names wandb, which is not installed.*'\.\[track\]'"):
         pretrain(recipe("logging.trackers=[wandb]"))
+
+
+def test_a_run_folder_that_cannot_be_made(recipe, tmp_path, monkeypatch):
+    """Said before the data is prepared; nothing is left of the attempt."""
+    monkeypatch.setattr("hybridlm.training.loop.open_data", lambda *_: pytest.fail("went on"))
+    (tmp_path / "link").symlink_to("/proc/version/nowhere")  # a folder cannot be made there, not even by root
+    for folder in ("/proc/nowhere", tmp_path / "link" / "runs"):
+        with pytest.raises(UserError, match=r"run folder .*/test: it cannot be written \(.*Choose another run.folder"):
+            pretrain(recipe(f"run.folder={folder}"))
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
+
+
+def test_a_run_folder_that_becomes_unwritable(recipe, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hybridlm.training.loop.replace_file", full)
+    with pytest.raises(UserError, match=r"runs/test: it cannot be written \(No space left on device\)"):
+        pretrain(recipe())
 
 
 def test_a_run_folder_that_is_a_file(recipe, tmp_path):

@@ -1,12 +1,14 @@
 """What a run does to its process, and that it undoes it."""
 
 import os
+import pickle
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from hybridlm.errors import UserError
+from hybridlm.errors import OtherSettingsError, UserError
+from hybridlm.training.report import _device
 from hybridlm.training.session import accelerator_session, cpu_threads, on_main
 
 
@@ -55,6 +57,11 @@ def test_an_error_of_the_main_process_is_everyones(recipe):
         assert on_main(accelerator, lambda: 7) == 7
         with pytest.raises(UserError, match="no such folder"):
             on_main(accelerator, fail)
+        refused = OtherSettingsError("Was 1, is 2. ", "Change it.")
+        with pytest.raises(OtherSettingsError, match=r"^Was 1, is 2\. Change it\.$") as caught:
+            on_main(accelerator, lambda: (_ for _ in ()).throw(refused))
+    sent = pickle.loads(pickle.dumps(caught.value))  # how it comes to the other processes
+    assert (sent.found, sent.advice, str(sent)) == (refused.found, refused.advice, str(refused))
 
 
 def test_processes_that_did_not_join_are_refused(recipe, monkeypatch):
@@ -69,3 +76,9 @@ class _Alone:
 
     def __init__(self, **_):
         pass
+
+
+def test_a_cpu_has_no_number_in_the_report():
+    """torch numbers it below a launcher."""
+    assert _device(torch.device("cpu:0")) == _device(torch.device("cpu")) == "cpu"
+    assert _device(torch.device("xpu:1")) == "xpu:1"

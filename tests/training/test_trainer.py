@@ -13,6 +13,7 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     DataCollatorWithFlattening,
     Trainer,
     TrainerCallback,
@@ -210,6 +211,59 @@ def test_a_classifier_is_fine_tuned(trainer, tmp_path):
         assert torch.equal(loaded(**batch).logits, trained.model(**batch).logits)
 
 
+def head(auto, problem=None):
+    torch.manual_seed(0)
+    return auto.from_config(make_model(SMOOTH, num_labels=3, problem_type=problem).config)
+
+
+def labelled_tokens(rows):
+    """Texts in which some tokens have no label; how many differs widely."""
+    texts = [row["input_ids"] for row in counting(rows)]
+    return [
+        {"input_ids": ids, "labels": (ids % 3).where(torch.arange(12) <= 5 * i % 11, -100)}
+        for i, ids in enumerate(texts)
+    ]
+
+
+def labelled_texts(rows, label):
+    return [{"input_ids": row["input_ids"], "labels": label(row["input_ids"])} for row in counting(rows)]
+
+
+HEADS = {
+    "tokens": (lambda: head(AutoModelForTokenClassification), labelled_tokens(7)),
+    "classes": (lambda: head(AutoModelForSequenceClassification), labelled_texts(7, lambda ids: ids[3] % 3)),
+    "several": (
+        lambda: head(AutoModelForSequenceClassification, "multi_label_classification"),
+        labelled_texts(7, lambda ids: (ids[:3] % 2).float()),
+    ),
+    "numbers": (
+        lambda: head(AutoModelForSequenceClassification, "regression"),
+        labelled_texts(7, lambda ids: ids[:3] / 30),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_accumulated_gradients_are_those_of_the_whole_batch(trainer, name):
+    """7 texts at once, and as batches of 2, 2, 2 and 1: one step of plain gradient descent."""
+    make, data = HEADS[name]
+    found = []
+    for size, parts in ((7, 1), (2, 4)):
+        once = {"max_steps": 1, "optim": "sgd", "max_grad_norm": 0, "learning_rate": 0.1}
+        once |= {"per_device_train_batch_size": size, "gradient_accumulation_steps": parts}
+        trained = trainer(make(), data=data, **once)
+        before = {key: tensor.clone() for key, tensor in trained.model.state_dict().items()}
+        trained.train()
+        moved = {key: tensor - before[key] for key, tensor in trained.model.state_dict().items()}
+        found.append((logged(trained)[0], moved))
+    (whole_loss, whole), (loss, moved) = found
+    assert loss == pytest.approx(whole_loss, rel=1e-5)
+    largest = max(float(change.abs().max()) for change in whole.values())
+    assert largest > 1e-3
+    for key, change in whole.items():
+        assert (moved[key] - change).abs().max() <= 1e-5 * largest, key
+
+
 @pytest.fixture
 def losses(trainer):
     """losses(pattern, **arguments): of a run on texts of three lengths, padded where no collator says otherwise."""
@@ -305,6 +359,8 @@ def test_two_processes_train_as_one(trainer, tmp_path):
     """Under torchrun: the losses of one process with the same batches, a resumed run, an evaluation, no noise."""
     one = trainer(make_model(SMOOTH), eval_strategy="steps", eval_steps=3)
     one.train()
+    labelled = trainer(head(AutoModelForTokenClassification), data=labelled_tokens(32))
+    labelled.train()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     script = Path(__file__).with_name("two_trainers.py")
@@ -324,6 +380,7 @@ def test_two_processes_train_as_one(trainer, tmp_path):
         assert fact["wrapped"] == "DistributedDataParallel"
         assert fact["loss"] == pytest.approx(logged(one), abs=1e-5)
         assert fact["eval_loss"] == pytest.approx(logged(one, "eval_loss"), abs=1e-5)
+        assert fact["labelled_loss"] == pytest.approx(logged(labelled), abs=1e-5)
         assert fact["epsilon"] == wanted
         assert fact["resumed_epsilon"] == wanted[2:]
         assert fact["resumed_loss"] == fact["annealed_loss"]

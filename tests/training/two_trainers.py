@@ -6,15 +6,14 @@ import sys
 from pathlib import Path
 
 from models import make_model
-from test_trainer import PATTERN, SMOOTH, STEPS, Spy, annealing, counting, logged
-from transformers import Trainer, TrainingArguments
+from test_trainer import PATTERN, SMOOTH, STEPS, Spy, annealing, counting, head, labelled_tokens, logged
+from transformers import AutoModelForTokenClassification, Trainer, TrainingArguments
 
 
-def train(model, callbacks, folder, resume=None, **arguments):
+def train(model, callbacks, folder, resume=None, data=None, **arguments):
     settings = TrainingArguments(
         str(folder),
         max_steps=STEPS,
-        per_device_train_batch_size=2,
         per_device_eval_batch_size=3,
         learning_rate=1e-2,
         logging_steps=1,
@@ -22,12 +21,12 @@ def train(model, callbacks, folder, resume=None, **arguments):
         disable_tqdm=True,
         use_cpu=True,
         dataloader_pin_memory=False,
-        **({"save_strategy": "no"} | arguments),
+        **({"save_strategy": "no", "per_device_train_batch_size": 2} | arguments),
     )
     trainer = Trainer(
         model=model,
         args=settings,
-        train_dataset=counting(32),
+        train_dataset=data or counting(32),
         eval_dataset=counting(6, seed=1),
         callbacks=callbacks,
     )
@@ -42,12 +41,16 @@ def main(folder: Path) -> None:
     annealed = train(make_model(PATTERN), [annealing(), spies[0]], folder / "annealed", **often)
     half = str(folder / "annealed" / "checkpoint-2")
     resumed = train(make_model(PATTERN, seed=9), [annealing(), spies[1]], folder / "resumed", half, **often)
+    parts = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+    tokens = head(AutoModelForTokenClassification)
+    labelled = train(tokens, [], folder / "labelled", data=labelled_tokens(32), **parts)
     facts = {
         "rank": int(os.environ["RANK"]),
         "world": smooth.args.world_size,
         "wrapped": type(smooth.model_wrapped).__name__,
         "loss": logged(smooth),
         "eval_loss": logged(smooth, "eval_loss"),
+        "labelled_loss": logged(labelled),
         "annealed_loss": logged(annealed),
         "resumed_loss": logged(resumed),
         "epsilon": spies[0].seen["optimizer_step"],

@@ -139,14 +139,14 @@ SKIPS = [
             "test_can_load_with_global_device_set",
             "test_cpu_offload",
             "test_disk_offload_bin",
-            "test_flex_attention_with_grads",
             "test_model_parallelism",
             "test_sdpa_can_compile_dynamic",
             "test_sdpa_can_dispatch_on_flash",
         ),
         says="test requires (multiple accelerators|accelerator)",
         why="They move parts of a model between an accelerator and the CPU, or use kernels that only accelerators "
-        "have. test_disk_offload_safetensors and test_torch_compile_for_training are replaced by tests for the CPU.",
+        "have. test_disk_offload_safetensors, test_flex_attention_with_grads and test_torch_compile_for_training are "
+        "replaced by tests for the CPU.",
     ),
     Skip(
         tests=("test_flash_attn_kernels_mps_inference_equivalence",),

@@ -156,6 +156,14 @@ class HybridLMSuite(test_modeling_common.ModelTesterMixin, TrainingTesterMixin, 
         self.model_tester = ModelTester(self.pattern)
         self.config_tester = ConfigTester(self, config_class=HybridLMConfig, hidden_size=32)
 
+    @staticmethod
+    def _prepare_config_headdim(config, requested_dim):
+        """For kernels that want wide heads: transformers sets `head_dim`, which follows from other fields here."""
+        config = copy.deepcopy(config)
+        config.hidden_size = config.num_attention_heads * max(config.head_dim, requested_dim)
+        config.attention_dropout = 0.0
+        return config
+
     def test_config(self):
         self.config_tester.run_common_tests()
 
@@ -232,6 +240,24 @@ class HybridLMSuite(test_modeling_common.ModelTesterMixin, TrainingTesterMixin, 
                     assert all(name.startswith(on_disk) for name in away), f"{model_class.__name__}: {away}"
                     expected, seen = model(**inputs)[0], offloaded(**inputs)[0]
                     torch.testing.assert_close(seen, expected, rtol=1e-5, atol=1e-5)
+
+    def test_flex_attention_with_grads(self):
+        """transformers' test compiles flex attention and asks for gradients: both it has on accelerators alone. Here it
+        runs as it is written, without gradients, and gives what sdpa gives where nothing is padding."""
+        for model_class in self.all_model_classes:
+            config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+            config, outputs = self._prepare_config_headdim(config, 16), []
+            model = model_class(config).eval()
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of how transformers calls it, uncompiled, and of what torch loads for it
+                for kind in ("sdpa", "flex_attention"):
+                    model.set_attn_implementation(kind)
+                    assert model.config._attn_implementation == kind
+                    outputs.append(model(**inputs)[0])
+            sdpa, flex = outputs
+            if flex.shape[:2] == inputs["input_ids"].shape:
+                sdpa, flex = (output[inputs["attention_mask"].bool()] for output in outputs)
+            torch.testing.assert_close(flex, sdpa, rtol=1e-4, atol=1e-5)
 
     def test_torch_compile_for_training(self):
         """transformers' test, which runs on an accelerator, through the tracers alone: one graph, equal gradients."""

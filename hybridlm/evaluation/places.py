@@ -1,0 +1,40 @@
+"""Where results go. A place that will not do is refused before the work, not behind it, by one rule for all commands:
+the folder of a file must exist."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hybridlm.errors import UserError
+from hybridlm.files import try_file, try_folder
+
+
+def check_out(out: str | Path) -> Path:
+    """The path that --out names. Raises UserError where no file can be written there; one that stands there is
+    replaced."""
+    path = Path(out).expanduser()
+    try:
+        if not path.parent.is_dir():
+            raise UserError(f"--out {path}: the folder {path.parent} does not exist. Make it, or give another place.")
+        if path.is_dir():
+            raise UserError(f"--out {path}: that is a folder. Give a file in it, e.g. {path / 'result'}.")
+        try_file(path)
+    except OSError as error:
+        raise UserError(f"--out {path}: cannot be written ({error.strerror}). Give another place.") from None
+    return path
+
+
+def check_beside(checkpoint: str | Path) -> None:
+    """Raises UserError where numbers cannot be kept in the folder of a checkpoint, which is where they go without
+    --out."""
+    folder = Path(checkpoint)
+    if not folder.is_dir():
+        raise UserError(
+            f"checkpoint {folder}: it is no local folder, so the numbers have no place beside it. Give --out FILE.json."
+        )
+    try:
+        try_folder(folder / "evaluation")
+    except OSError as error:
+        raise UserError(
+            f"checkpoint {folder}: the numbers cannot be written beside it ({error.strerror}). Give --out FILE.json."
+        ) from None
