@@ -49,7 +49,7 @@ def test_the_python_examples_run(tmp_path, monkeypatch):
     assert (tmp_path / "my-onnx" / "step" / "model.onnx").is_file()
 
 
-@pytest.mark.parametrize("line", [line for line in commands() if "hybridlm " in line])
+@pytest.mark.parametrize("line", [line for line in commands() if re.match(r"(\S*/)?hybridlm ", line)])
 def test_hybridlm_commands_parse(line):
     words = shlex.split(line)
     options = cli.build_parser().parse_args(words[[word.endswith("hybridlm") for word in words].index(True) + 1 :])
@@ -60,8 +60,15 @@ def test_hybridlm_commands_parse(line):
 def test_every_command_is_one_that_is_known_here(line):
     """A line that no other test reads would rot unseen."""
     assert re.match(
-        r"hybridlm |\.venv/bin/hybridlm |make \w+$|torchrun |(\w+=\w+ )?accelerate launch |git clone ", line
+        r"hybridlm |\.venv/bin/hybridlm |make \w+$|torchrun |(\w+=\w+ )?accelerate launch |git clone |python -c ", line
     )
+
+
+@pytest.mark.parametrize("line", [line for line in commands() if line.startswith("python -c ")])
+def test_lines_of_python_run(line, capsys):
+    _, _, code = shlex.split(line)
+    exec(code, {})
+    assert capsys.readouterr().out.strip()
 
 
 def test_no_number_is_left_open():

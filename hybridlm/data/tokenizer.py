@@ -78,7 +78,7 @@ def load_tokenizer(path_or_name: str | Path) -> PreTrainedTokenizerBase:
                 f"tokenizer.save_pretrained({name!r})."
             ) from None
         raise UserError(
-            f"tokenizer={name!r}: it cannot be loaded ({str(error).splitlines()[0]}). "
+            f"tokenizer={name!r}: it cannot be loaded ({str(error).splitlines()[0].rstrip('.')}). "
             "Give a folder with tokenizer.json, or OWNER/NAME on the Hugging Face Hub."
         ) from error
     start_and_end(tokenizer)

@@ -58,7 +58,6 @@ class HybridRecurrentLayer(LinearAttentionCacheLayerMixin, CacheLayerMixin):
         self.cumulative_length = torch.tensor(0)  # a tensor, so that no traced graph holds it as a constant
         self.record_past = False
         self._past: list[_Record] = []
-        self._shared = False  # whether what is held is a part of what a call computed, which a gradient may need
 
     @property
     def has_previous_state(self) -> dict[int, bool]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -100,10 +99,10 @@ class HybridRecurrentLayer(LinearAttentionCacheLayerMixin, CacheLayerMixin):
     def _write(self, states: State, conv: Tensor | None) -> None:
         # Never in place under autograd; and an exported step does not change the cache that it is given.
         if torch.is_grad_enabled() or (exporting() and not self.fixed_addresses):
-            self.states, self.conv, self._shared = dict(states), conv, True
+            self.states, self.conv = dict(states), conv
         elif not self._takes(states):
             self.states = {name: state.clone() for name, state in states.items()}
-            self.conv, self._shared = None if conv is None else conv.clone(), False
+            self.conv = None if conv is None else conv.clone()
             self._mark_static()
         else:  # same storage, which CUDA graphs need
             for name, state in states.items():
@@ -115,7 +114,7 @@ class HybridRecurrentLayer(LinearAttentionCacheLayerMixin, CacheLayerMixin):
     def _takes(self, states: State) -> bool:
         """Whether the tensors that are held can be written to."""
         held, new = ({name: state.shape for name, state in each.items()} for each in (self.states, states))
-        return held == new and not self._shared and not any(_sealed(tensor) for tensor in self._tensors())
+        return held == new and all(_writable(tensor) for tensor in self._tensors())
 
     def _mark_static(self) -> None:
         """Only the static layer promises addresses."""
@@ -220,7 +219,7 @@ class HybridStaticRecurrentLayer(HybridRecurrentLayer):
         super().append(length, last, window, replay)
 
     def _count(self, tokens: int | Tensor) -> None:
-        if _sealed(self.cumulative_length):
+        if not _writable(self.cumulative_length):
             self.cumulative_length = self.cumulative_length.clone()
             self._mark_static()
         self.cumulative_length += tokens
@@ -239,9 +238,12 @@ class HybridStaticRecurrentLayer(HybridRecurrentLayer):
         self._count(-self.cumulative_length)
 
 
-def _sealed(tensor: Tensor) -> bool:
-    """Whether a tensor of `torch.inference_mode` can no longer be written to, since that mode is left."""
-    return may_look() and tensor.is_inference() and not torch.is_inference_mode_enabled()
+def _writable(tensor: Tensor) -> bool:
+    """Not where a gradient needs it or what it is a part of, nor where `torch.inference_mode` made it and is left."""
+    if not may_look():
+        return True
+    sealed = tensor.is_inference() and not torch.is_inference_mode_enabled()
+    return not (sealed or tensor.requires_grad or tensor._is_view())
 
 
 def may_look() -> bool:

@@ -89,6 +89,15 @@ class ShortConv(nn.Module):
         return v, Window(inputs, document, taps, mask)
 
     def _convolve(self, inputs: Tensor, document: Tensor | None, length: int) -> Tensor:
+        kernels = kernels_for(inputs)
+        if kernels is not None:
+            past, u = inputs.split([self.kernel - 1, length], dim=1)
+            starts = None
+            if self.kernel == 1:  # nothing behind a token
+                past = None
+            elif document is not None:
+                starts = document[:, -length:] != document[:, -length - 1 : -1]
+            return kernels.conv(u, past, self.weight, self.bias, starts)
         weight = self.weight.to(inputs.dtype)
         v = torch.addcmul(self.bias.to(inputs.dtype), inputs[:, -length:], weight[:, -1])
         for k in range(1, self.kernel):

@@ -18,12 +18,12 @@ DECAY_SHARPNESS = 8.0
 """c of the real-gated linear recurrent unit."""
 
 
-def kernels_for(x: Tensor, *others: Tensor | None, step: bool = False) -> Any:
-    """The kernels for tensors like x, or None; `others` must be of its dtype. step: also for the few of a decode step.
+def kernels_for(x: Tensor, *others: Tensor | None) -> Any:
+    """The kernels for tensors like x, or None; `others` must be of its dtype.
 
     Not while a graph is traced: a compiler fuses the PyTorch form itself.
     """
-    if fused is None or torch.compiler.is_compiling() or not fused.serves(x, step):
+    if fused is None or torch.compiler.is_compiling() or not fused.serves(x):
         return None
     return fused if all(other is None or other.dtype == x.dtype for other in others) else None
 
@@ -32,7 +32,7 @@ class RMSNorm(nn.RMSNorm):
     """x w / sqrt(mean(x^2) + eps) over the last dimension."""
 
     def forward(self, x: Tensor) -> Tensor:
-        kernels = kernels_for(x, self.weight, step=True)
+        kernels = kernels_for(x, self.weight)
         if kernels is None or self.eps is None:
             return super().forward(x)
         return kernels.norm(x, self.weight, self.eps)
@@ -69,7 +69,7 @@ def rglru_gates(pre: Tensor, bias: Tensor, x: Tensor, softplus: Tensor) -> tuple
     pre (H, B T, 2 N / H): of each head H those of r, then those of i; bias (H, 2 N / H); x (B, T, N); softplus (N,).
     a, b (B, T, N), fp32, or fp64 for fp64.
     """
-    kernels = kernels_for(x, pre, step=True)
+    kernels = kernels_for(x, pre)
     if kernels is not None:
         return kernels.rglru(pre, bias, x, softplus)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32

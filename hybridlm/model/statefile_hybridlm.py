@@ -97,11 +97,13 @@ def read(model: PreTrainedModel, path: str | Path) -> tuple[Cache, dict[str, Ten
             f"{path}: its layers are {kinds}, where this version of transformers makes {here} of the same model. Read "
             "the text again with this version."
         )
+    blocks: Any = model.base_model.layers
     with torch.no_grad():
         for index, (layer, facts) in enumerate(zip(cache.layers, header["layers"], strict=True)):
-            held = {name: tensors.pop(f"layers.{index}.{name}").to(_device(model, index)) for name in facts["tensors"]}
+            device = _device(blocks[index])
+            held = {name: tensors.pop(f"layers.{index}.{name}").to(device) for name in facts["tensors"]}
             put(layer, LayerSnapshot(facts["kind"], facts["length"], facts["written"], held))
-    return cache, {name: tensor.to(model.device) for name, tensor in tensors.items()}, header["notes"]
+    return cache, {name: tensor.to(_device(model)) for name, tensor in tensors.items()}, header["notes"]
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
@@ -252,7 +254,9 @@ def _bytes(tensor: Tensor) -> Any:
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
-def _device(model: Any, layer: int) -> torch.device:
-    """Where a layer computes; the model's own device where its weights are offloaded."""
-    device = next(model.base_model.layers[layer].parameters()).device
-    return model.device if device.type == "meta" else device
+def _device(part: Any) -> torch.device:
+    """Where a part of a model computes: where its weights are, or, if they are offloaded, where accelerate's hook moves
+    them for a call."""
+    device = next(part.parameters()).device
+    hook = getattr(part, "_hf_hook", None)
+    return torch.device(hook.execution_device) if device.type == "meta" and hook is not None else device

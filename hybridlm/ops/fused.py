@@ -12,17 +12,14 @@ from torch.autograd.function import once_differentiable
 
 from hybridlm.ops.cpu import fused as c
 from hybridlm.ops.dispatch import choose
-from hybridlm.ops.selfcheck import fused_disagreement
-
-WORTH = 16384
-"""Numbers from which on a call costs less than the passes that it saves, whatever the operation."""
+from hybridlm.ops.selfcheck import checking, fused_disagreement
 
 _logger = logging.getLogger("hybridlm.ops")
 
 
-def serves(x: Tensor, step: bool = False) -> bool:
-    """Whether the kernels take a tensor like x (B, T, N). step: also in a decode step, if no gradient will pass it."""
-    if x.device.type != "cpu" or x.ndim != 3 or (x.numel() < WORTH and not (step and not torch.is_grad_enabled())):
+def serves(x: Tensor) -> bool:
+    """Whether the kernels take a tensor like x (B, T, N), of any size: a decode step rounds as a prefill does."""
+    if x.device.type != "cpu" or x.ndim != 3 or checking():
         return False
     return choose(x.device, x.dtype).path == "cpu" and _right(x.dtype)
 
@@ -42,10 +39,14 @@ def norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
 
 def gate(g: Tensor, u: Tensor) -> Tensor:
+    if not torch.is_grad_enabled():
+        return c.gate_forward(g, u)
     return _Gate.apply(g, u)  # pyright: ignore[reportReturnType]
 
 
 def conv(u: Tensor, past: Tensor | None, weight: Tensor, bias: Tensor, reset: Tensor | None) -> Tensor:
+    if not torch.is_grad_enabled():
+        return c.conv_forward(u, past, weight, bias, reset)
     return _Conv.apply(u, past, weight, bias, reset)  # pyright: ignore[reportReturnType]
 
 

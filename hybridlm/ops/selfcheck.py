@@ -4,6 +4,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib import import_module
+from threading import local
 from typing import Any
 
 import torch
@@ -32,10 +33,21 @@ def disagreement(kernels: dict[str, Any], device: str, dtype: torch.dtype) -> st
 def fused_disagreement(dtype: torch.dtype) -> str | None:
     """The same of the kernels between the matrix products, against the model's PyTorch forms."""
     checks = {"norm": _norm, "gate": _gate, "rglru_gates": _rglru_gates, "convolution": _convolution}
-    with ThreadPoolExecutor(1) as other:
-        return other.submit(
-            _first_wrong, {name: partial(check, dtype) for name, check in checks.items()}, dtype
-        ).result()
+    bound = {name: partial(check, dtype) for name, check in checks.items()}
+    with ThreadPoolExecutor(1, initializer=_begin_checking) as other:
+        return other.submit(_first_wrong, bound, dtype).result()
+
+
+_thread = local()
+
+
+def _begin_checking() -> None:
+    _thread.checks = True
+
+
+def checking() -> bool:
+    """Whether this thread compares kernels with the PyTorch forms, which must not take the kernels then."""
+    return getattr(_thread, "checks", False)
 
 
 def _compare(kernels: dict[str, Any], device: str, dtype: torch.dtype) -> str | None:
@@ -170,5 +182,5 @@ def fused() -> Any:
 
 
 def forms() -> Any:
-    """The PyTorch forms, which inputs as small as these take."""
+    """The PyTorch forms: see `checking`."""
     return import_module("hybridlm.model.fused_hybridlm")

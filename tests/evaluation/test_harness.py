@@ -230,6 +230,18 @@ def test_prompts_that_lose_their_beginning_are_counted(model, tokenizer, folder)
     assert "lost their beginning" in render({"checkpoint": "model"} | facts)
 
 
+@pytest.mark.parametrize("context", [8, 12, 20, 64])
+def test_prompts_of_choices_that_lose_their_beginning_are_counted_one_by_one(model, tokenizer, folder, context):
+    """The last token of an answer is not read: a window of `context` tokens scores one more."""
+    choices = [" her", " vanished"]
+    rows = [{"text": text, "choices": choices, "answer": 0} for text in QUESTIONS]
+    tasks = find_tasks(["choose"], write_tasks(folder, rows, choose=TASKS["choose"] | {"target_delimiter": ""}))
+    lengths = [len(prompt_ids(tokenizer, text + choice)) for text in QUESTIONS for choice in choices]
+    longer = sum(length > context + 1 for length in lengths)
+    assert (longer > 0) == (context < 64)
+    assert evaluate_tasks(model, tokenizer, tasks, context=context)["truncated"] == longer
+
+
 def test_the_command(checkpoint, folder, tmp_path, capfd):
     model = shutil.copytree(checkpoint, tmp_path / "model")
     arguments = ["evaluate", str(model), "--tasks", "choose,wr*", "--include-path", str(folder), "--context", "64"]

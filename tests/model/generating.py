@@ -3,10 +3,10 @@
 Tokens alone say little: they hide a state that is a little wrong, and in bf16 they differ where two tokens are nearly
 as likely. So a run also gives the logits that each token was chosen from, and these must be those of a forward without
 a cache over the whole text: to 1e-4 of the largest in fp32, and in bf16 to a third of the forward's own noise, which is
-how far the logits of the same weights in fp32 lie away. Sound runs differ by at most 0.25 of it, most not at all. States
-rounded to bf16 between the calls differ by 0.4 to 1.2 of it where a layer of `lru`, `rglru`, `mingru`, `gru`, `lstm` or
-`mamba2` decides; by less than a third, so that they pass, where states are small integers (`bmru`, `cmru`, `fqbmru`),
-and where `acmru` stands behind the others. fp32 is the sharper half.
+how far the logits of the same weights in fp32 lie away. Sound runs differ by at most 0.25 of it, most not at all.
+States rounded to bf16 between the calls differ by 0.4 to 1.2 of it where a layer of `lru`, `rglru`, `mingru`, `gru`,
+`lstm` or `mamba2` decides; by less than a third, so that they pass, where states are small integers (`bmru`, `cmru`,
+`fqbmru`), and where `acmru` stands last. fp32 is the sharper half.
 """
 
 import torch

@@ -259,3 +259,19 @@ def test_a_step_without_gradients_leaves_the_graph_before_it_whole(trained, make
     assert want
     for name, grad in want.items():
         assert torch.allclose(model.get_parameter(name).grad, grad, rtol=1e-5, atol=1e-6), name
+
+
+@pytest.mark.parametrize("make", [DynamicCache, StaticCache])
+def test_an_offloaded_cache_holds_what_it_held(make):
+    options = {"max_cache_len": 50} if make is StaticCache else {}
+    model, ids = make_model(PATTERN), make_ids(2, 14)
+    cache, kept = (filled(model, ids[:, :9], make=make, **options) for _ in range(2))
+    for layer in cache.layers:
+        layer.offload()
+        assert all(tensor.device.type == "cpu" for tensor in layer._tensors())
+        layer.prefetch()
+    assert same(cache, kept)
+    assert any(bool(tensor.any()) for tensor in tensors(cache))
+    with torch.no_grad():
+        got, want = (model(ids[:, 9:], past_key_values=each).logits for each in (cache, kept))
+    assert torch.equal(got, want)

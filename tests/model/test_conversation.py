@@ -40,7 +40,7 @@ def contents(cache):
         for name, value in vars(layer).items():
             if isinstance(value, dict):
                 found += [(f"{name}.{key}", each) for key, each in value.items()]
-            elif name not in ("_past", "record_past", "_shared"):
+            elif name not in ("_past", "record_past"):
                 found.append((name, value))
     return found
 
@@ -410,3 +410,39 @@ def test_gradients_flow_through_a_fork():
     (2 * model(ids, use_cache=False).logits[:, 6:].sum()).backward()
     for name, p in model.named_parameters():
         assert (p.grad - forked[name]).abs().max() <= 1e-4 * (1 + p.grad.abs().max()), name
+
+
+@pytest.mark.parametrize("places", ["some layers", "all"])
+@pytest.mark.parametrize("pattern", ["rglru bmru", MIXED])
+def test_a_model_whose_layers_lie_on_the_disk_goes_on_from_a_file(tmp_path, pattern, places):
+    """Weights that are away have no device; what is loaded goes where the layer will compute. A file knows such a model
+    by the shapes of its weights alone, so only one that is away in the same way reads it."""
+    model, ids = make_model(pattern), make_ids(2, 12)
+    model.save_pretrained(tmp_path / "model")
+    names = ["model.embed_tokens", "model.norm", "lm_head", *(["model.rotary_emb"] if "attention" in pattern else [])]
+    some = dict.fromkeys(names, "cpu") | {f"model.layers.{i}": "disk" for i in range(len(model.model.layers))}
+    where = {"": "disk"} if places == "all" else some
+    one, two = (
+        type(model).from_pretrained(tmp_path / "model", device_map=where, offload_folder=tmp_path / name)
+        for name in ("one", "two")
+    )
+    assert all(weight.is_meta for weight in two.model.layers.parameters())
+    pending = make_ids(2, 1, seed=3)
+    one.save_cache(read(one, ids), tmp_path / "state", pending_ids=pending)
+    talk = two.load_conversation(tmp_path / "state")
+    held = [tensor for layer in talk.cache.layers for tensor in getattr(layer, "states", {}).values()]
+    assert held
+    assert all(tensor.device.type == "cpu" for tensor in (*held, talk.pending_ids))
+    got = generate(two, **talk.inputs(), **GREEDY)
+    assert torch.equal(got[:, 1:], generate(model, input_ids=torch.cat([ids, pending], dim=1), **GREEDY)[:, 13:])
+
+
+@pytest.mark.parametrize("length", [1, 9, 10])
+def test_new_tokens_no_longer_than_the_cache_are_new(length):
+    """One token more than the cache has seen is the whole text, as transformers takes it; as many or fewer are not."""
+    model, ids = make_model(MIXED), make_ids(1, 10 + length)
+    got = generate(model, input_ids=ids[:, 10:], past_key_values=read(model, ids[:, :10]), **GREEDY)
+    assert torch.equal(got[:, length:], generate(model, input_ids=ids, **GREEDY)[:, 10 + length :])
+    whole = torch.cat([ids[:, :10], ids[:, -1:]], dim=1)
+    got = generate(model, input_ids=whole, past_key_values=read(model, ids[:, :10]), **GREEDY)
+    assert torch.equal(got, generate(model, input_ids=whole, **GREEDY))

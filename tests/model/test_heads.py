@@ -208,3 +208,14 @@ def test_dropout_acts_in_training_only():
     assert not torch.equal(model(ids).logits, model(ids).logits)
     with pytest.raises(ValueError, match=r"classifier_dropout=1\.5: must be in \[0, 1\)"):
         make_head(HybridLMForSequenceClassification, "rglru", classifier_dropout=1.5)
+
+
+@torch.no_grad()
+def test_a_pad_token_inside_a_text_is_text():
+    """Without a mask only those at the right end are padding."""
+    model = make_head(HybridLMForSequenceClassification, "rglru bmru", pad_token_id=PAD)
+    ids = make_ids(1, 9)
+    ids[0, 3] = ids[0, 7] = ids[0, 8] = PAD
+    want = model(ids[:, :7], attention_mask=torch.ones(1, 7, dtype=torch.long)).logits
+    assert torch.equal(model(ids[:, :7]).logits, want)
+    assert torch.allclose(model(ids).logits, want, atol=1e-5)

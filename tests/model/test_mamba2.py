@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import make_ids
+from models import make_ids, make_model
 from safetensors.torch import load_file, save_file
 from transformers import DynamicCache, Mamba2Config, Mamba2ForCausalLM
 
@@ -211,3 +211,16 @@ def test_conversion_of_something_else(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(UserError, match="'gpt2'"):
         from_mamba2(tmp_path)
+
+
+@torch.no_grad()
+def test_the_gated_norm_rounds_once_in_bfloat16():
+    """fp32 inside: what it gives is the nearest bf16 of what exact arithmetic gives on the same inputs."""
+    norm = make_model("mamba2").model.layers[0].mixer.norm
+    norm.weight.fill_(1.0)
+    y, z = (3 * torch.randn(4, 9, norm.weight.shape[0]).bfloat16() for _ in range(2))
+    gated = (y.double() * torch.nn.functional.silu(z.double())).unflatten(-1, (norm.groups, -1))
+    want = (gated * torch.rsqrt(gated.square().mean(-1, keepdim=True) + norm.eps)).flatten(-2)
+    got = norm.bfloat16()(y, z)
+    assert got.dtype == torch.bfloat16
+    assert ((got.double() - want).abs() <= 1.01 * 2**-8 * want.abs()).all()

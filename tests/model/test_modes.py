@@ -253,10 +253,7 @@ def held(layer):
 def test_int8_weights(pattern, tmp_path):
     """Loading through torchao: every linear map but the tied output becomes int8, and what a recurrence owns itself
     stays as it is. The model gives the logits of its own rounded weights, generates, is saved, and is loaded again."""
-    quantization = pytest.importorskip(
-        "torchao.quantization",
-        reason="torchao is not installed: it is no dependency, and writes to stderr wherever transformers is imported",
-    )
+    quantization = pytest.importorskip("torchao.quantization", reason="torchao, of the extra dev, is not installed")
     model, _ = models(pattern)
     model.save_pretrained(tmp_path / "model")
     options = {"quantization_config": TorchAoConfig(quantization.Int8WeightOnlyConfig())}
@@ -281,10 +278,7 @@ def test_int8_weights(pattern, tmp_path):
 
 
 def test_int8_weights_with_the_memory_units_left_exact_and_in_bfloat16(tmp_path):
-    quantization = pytest.importorskip(
-        "torchao.quantization",
-        reason="torchao is not installed: it is no dependency, and writes to stderr wherever transformers is imported",
-    )
+    quantization = pytest.importorskip("torchao.quantization", reason="torchao, of the extra dev, is not installed")
     model, exact = models("(rglru bmru)*2", torch.bfloat16)
     model.save_pretrained(tmp_path)
     config = TorchAoConfig(

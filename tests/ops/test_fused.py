@@ -176,8 +176,8 @@ def exact_logits(model, tokens):
         return model.double()(input_ids=tokens).logits.float()
 
 
-def test_small_tensors_and_other_paths_are_not_served():
-    assert not fused.serves(torch.zeros(1, 1, 256))
+def test_other_places_and_paths_are_not_served():
+    assert fused.serves(torch.zeros(1, 1, 256))
     large = torch.zeros(2, 64, 256)
     assert fused.serves(large)
     assert not fused.serves(large.to("meta"))

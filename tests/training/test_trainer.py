@@ -146,6 +146,21 @@ def test_a_run_that_another_callback_stops_inside_a_step_ends_at_0(trainer):
     assert model.epsilon == 0.0
 
 
+def test_an_epoch_that_ends_inside_a_step_is_evaluated_at_0(trainer):
+    """The evaluation at its end comes before the run ends."""
+
+    class Stop(TrainerCallback):
+        def on_substep_end(self, args, state, control, **kwargs):
+            control.should_epoch_stop = True
+
+    spy = Spy()
+    once = {"max_steps": -1, "num_train_epochs": 1, "gradient_accumulation_steps": 2, "eval_strategy": "epoch"}
+    trainer(make_model(PATTERN), [annealing(), Stop(), spy], **once).train()
+    assert spy.seen["substep_end"] == [0.9]
+    assert spy.seen["optimizer_step"] == []
+    assert spy.seen["prediction_step"] == [0.0] * 2
+
+
 def test_it_learns_and_evaluates(trainer):
     """Loss and metric of the Trainer's evaluation are those of the saved model, computed by hand."""
 

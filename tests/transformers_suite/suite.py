@@ -249,7 +249,7 @@ class HybridLMSuite(test_modeling_common.ModelTesterMixin, TrainingTesterMixin, 
             config, outputs = self._prepare_config_headdim(config, 16), []
             model = model_class(config).eval()
             with torch.no_grad(), torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of how transformers calls it, uncompiled, and of what torch loads for it
+                warnings.simplefilter("ignore")  # about transformers' call, the plain path, what torch loads for it
                 for kind in ("sdpa", "flex_attention"):
                     model.set_attn_implementation(kind)
                     assert model.config._attn_implementation == kind
