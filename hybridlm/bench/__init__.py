@@ -1,0 +1,9 @@
+"""Benchmarks: the scans by themselves, training and generation beside models of transformers.
+
+    kernels       every scan, path and shape, against the bandwidth of a copy and the best pure-PyTorch form
+    training      tokens per second and memory, against the rate of matrix products
+    generation    tokens per second and memory at positions up to 32k
+
+What is compared is timed in turn, in rounds, and ratios are taken round by round: a machine with other work to do slows
+all alike. `results` keeps what was measured as JSON, `page` makes a section of a page from it.
+"""

@@ -1,0 +1,191 @@
+"""The results as a section of a page: between `<!-- performance -->` and `<!-- /performance -->`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hybridlm.bench.operations import DIRECTIONS, OPERATIONS
+from hybridlm.bench.peers import FAMILIES, OURS
+from hybridlm.bench.plots import draw
+from hybridlm.bench.results import FOLDER, KINDS, load
+from hybridlm.errors import UserError
+from hybridlm.evaluation.modes_table import write as write_between
+
+BEGIN, END = "<!-- performance -->", "<!-- /performance -->"
+_WORDS = {"kernels": "the scans by themselves", "training": "training", "generation": "generation"}
+
+
+def write(page: str | Path, folder: str | Path = FOLDER) -> None:
+    """Draws the pictures anew and puts the section between the markers of a page. Raises UserError where there are no
+    results, or not one of each marker."""
+    entries = read(folder)
+    for path, entry in entries.items():
+        draw(entry, path.with_suffix(".png"))
+    write_between(page, section(entries, Path(page).parent), BEGIN, END)
+
+
+def read(folder: str | Path = FOLDER) -> dict[Path, dict[str, Any]]:
+    """The records of a folder, those of a kind together. Raises UserError where there are none, or one is of a quick
+    run."""
+    entries = {path: load(path) for path in sorted(Path(folder).glob("*.json"))}
+    if not entries:
+        raise UserError(f"results {folder}: there are none. Run scripts/bench_kernels.py, and the other two, first.")
+    for path, entry in entries.items():
+        if entry["settings"]["quick"]:
+            raise UserError(f"results {path}: of a --quick run, whose figures mean nothing. Take it out of the folder.")
+    return dict(sorted(entries.items(), key=lambda item: KINDS.index(item[1]["kind"])))
+
+
+def section(entries: dict[Path, dict[str, Any]], folder: Path = Path()) -> str:
+    """Markdown; pictures are named relative to `folder`, where they exist."""
+    lines = [_standing(entries)]
+    parts = {"training": _training, "generation": _generation, "kernels": _kernels}
+    for kind, part in parts.items():
+        for path, entry in entries.items():
+            if entry["kind"] == kind:
+                lines += ["", *part(entry), "", _provenance(entry)]
+                picture = path.with_suffix(".png")
+                if picture.is_file():
+                    lines += ["", f"![{_WORDS[kind]}]({Path(os.path.relpath(picture, folder or '.')).as_posix()})"]
+    return "\n".join(lines)
+
+
+def _standing(entries: dict[Path, dict[str, Any]]) -> str:
+    """Which figures there are, and which not yet."""
+    there = {(entry["kind"], entry["machine"]["kind"]) for entry in entries.values()}
+    places = {"cpu": "on a CPU", "cuda": "on a GPU"}
+    sentences = ["Every figure here is measured, and put here by `python scripts/bench_report.py --write README.md`."]
+    for place, words in places.items():
+        missing = [_WORDS[kind] for kind in KINDS if (kind, place) not in there]
+        if missing:
+            sentences.append(f"**Not measured yet {words}: {', '.join(missing)}.**")
+    return " ".join(sentences)
+
+
+def _provenance(entry: dict[str, Any]) -> str:
+    machine = entry["machine"]
+    threads = f", {machine['threads']} of {machine['cores']} cores" if machine["kind"] == "cpu" else ""
+    commit = f", commit {machine['commit']}" if machine["commit"] else ""
+    triton = f", triton {machine['triton']}" if machine["kind"] == "cuda" and machine["triton"] else ""
+    return (
+        f"`{entry['settings']['command']}` on {machine['device']}{threads}, torch {machine['torch']}, transformers "
+        f"{machine['transformers']}{triton}{commit}, {machine['date']}."
+    )
+
+
+def _grid(head: Sequence[str], body: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield "| " + " | ".join(head) + " |"
+    yield "|---" * len(head) + "|"
+    for row in body:
+        yield "| " + " | ".join(row) + " |"
+
+
+def _label(name: str) -> str:
+    return f"**hybridlm `{name}`**" if name in OURS else name
+
+
+def _models(entry: dict[str, Any]) -> list[str]:
+    there = {row["model"] for row in entry["rows"]}
+    return [name for name in FAMILIES if name in there]
+
+
+def _training(entry: dict[str, Any]) -> list[str]:
+    lengths = list(dict.fromkeys(row["length"] for row in entry["rows"]))
+    lines = [
+        "Training, tokens per second (in brackets: the share of the ceiling, where matrix products alone would take "
+        f"time). {_sizes(entry)}, at least {entry['settings']['tokens']:,} tokens a step:"
+    ]
+    notes: list[str] = []
+    for precision in dict.fromkeys(row["precision"] for row in entry["rows"]):
+        rows = {(r["model"], r["length"]): r for r in entry["rows"] if r["precision"] == precision}
+
+        def cell(name: str, length: int, rows: dict[Any, Any] = rows) -> str:
+            row = rows.get((name, length))
+            if row is None or "problem" in row:
+                return "" if row is None else _note(notes, row["problem"])
+            return f"{row['tokens_per_second']:,.0f} ({row['share_of_ceiling']:.2f})"
+
+        head = [f"{precision}, T =", *(f"{length:,}" for length in lengths)]
+        lines += ["", *_grid(head, [[_label(n), *(cell(n, t) for t in lengths)] for n in _models(entry)])]
+    return [*lines, *_notes(notes)]
+
+
+def _generation(entry: dict[str, Any]) -> list[str]:
+    positions = list(dict.fromkeys(row["position"] for row in entry["rows"]))
+    rows = {(row["model"], row["position"]): row for row in entry["rows"]}
+    notes: list[str] = []
+
+    def cell(name: str, position: int) -> str:
+        row = rows[name, position]
+        if "problem" in row:
+            return _note(notes, row["problem"])
+        memory = "?" if row["memory_bytes"] is None else f"{row['memory_bytes'] / 2**20:,.0f}"
+        return f"{row['tokens_per_second']:,.0f} / {row['generate_tokens_per_second']:,.0f} / {memory}"
+
+    def overhead(name: str) -> str:
+        row = rows[name, positions[0]]
+        return "" if "problem" in row else f"{row['overhead_microseconds_per_layer']:,.0f} µs"
+
+    threads = "one core" if entry["machine"]["threads"] == 1 else f"{entry['machine']['threads']} threads"
+    where = threads if entry["machine"]["kind"] == "cpu" else "one GPU"
+    lines = [
+        f"Greedy generation on {where}: tokens per second in a bare loop / in `generate` / MiB of memory beyond Python "
+        "and its libraries; last, what a layer adds to its matrix products at the first position. "
+        f"{_sizes(entry)}, fp32:",
+        "",
+    ]
+    head = ["tokens behind", *(f"{position:,}" for position in positions), "a layer"]
+    body = [[_label(n), *(cell(n, p) for p in positions), overhead(n)] for n in _models(entry)]
+    return [*lines, *_grid(head, body), *_notes(notes)]
+
+
+def _kernels(entry: dict[str, Any]) -> list[str]:
+    """The fastest path of each operation, direction and shape."""
+    fast = "triton" if entry["machine"]["kind"] == "cuda" else "cpu"
+    path = fast if any(row["way"] == fast for row in entry["rows"]) else "torch"
+    rows = {(r["operation"], r["direction"], tuple(r["shape"])): r for r in entry["rows"] if r["way"] == path}
+    shapes = list(dict.fromkeys(key[2] for key in rows))
+
+    def cell(row: dict[str, Any] | None) -> str:
+        if row is None:
+            return ""
+        inside = "\\*" if row["past_cache"] is False else ""
+        return f"{row['of_copy']:.2f}{inside}, {row['times_pure']:.1f}×"
+
+    lines = [
+        f"The scans by themselves, path `{path}`, {entry['settings']['dtype']}: the share of the bandwidth of a copy, "
+        "counting only bytes that no implementation can do without, and how many times as fast as the best form in "
+        "pure PyTorch (\\*: the data fits into the cache, that of the copy does not). Each was right before it was "
+        "timed:",
+        "",
+    ]
+    head = ["(B, T, N)", *("×".join(map(str, shape)) for shape in shapes)]
+    body = [
+        [f"{name}, {direction}", *(cell(rows.get((name, direction, shape))) for shape in shapes)]
+        for name in OPERATIONS
+        for direction in DIRECTIONS
+    ]
+    wrong = [f"Wrong, and not timed: {entry['way']}: {entry['why']}." for entry in entry["refused"]]
+    return [*lines, *_grid(head, body), *([""] if wrong else []), *wrong]
+
+
+def _sizes(entry: dict[str, Any]) -> str:
+    counts = [size["parameters"] for size in entry["sizes"]]
+    vocabulary = f"{entry['sizes'][0]['vocabulary']:,} tokens of vocabulary"
+    shapes = ", ".join(f"{size['family']} {size['layers']} × {size['width']}" for size in entry["sizes"])
+    words = f"{min(counts) / 1e6:.2f} to {max(counts) / 1e6:.2f} million parameters, {vocabulary}"
+    return f"{words} (layers × width: {shapes})"
+
+
+def _note(notes: list[str], text: str) -> str:
+    """A dash with a number; the text comes below the table."""
+    if text not in notes:
+        notes.append(text)
+    return f"– <sup>{notes.index(text) + 1}</sup>"
+
+
+def _notes(notes: list[str]) -> list[str]:
+    return [""] * bool(notes) + [f"{number}. {note}" for number, note in enumerate(notes, 1)]
