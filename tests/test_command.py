@@ -62,6 +62,7 @@ class Slow(importlib.abc.MetaPathFinder):
             except BaseException:
                 print("an import caught it", file=sys.stderr)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started this may have it ignored
 import hybridlm_command
 assert not {"torch", "transformers", "hybridlm"} & set(sys.modules)
 sys.meta_path.insert(0, Slow())
