@@ -95,6 +95,14 @@ def _choose(device: str, dtype: torch.dtype, asked: str | None) -> Choice:
         return Choice("torch", f"{describe('torch', device, dtype)}; {error}")
 
 
+def has_memory(x: torch.Tensor) -> bool:
+    """Whether a pointer to x may be handed to a kernel.
+
+    Not so of fake tensors, of subclasses that hold other tensors, and inside torch.func.
+    """
+    return type(x) is torch.Tensor and not torch._C._are_functorch_transforms_active()
+
+
 def describe(path: str, device: str, dtype: torch.dtype) -> str:
     """What a path is, once it has been tried on tensors of this kind. Raises Unavailable."""
     if path == "reference":

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hybridlm.ops.cpu import fused as c
-from hybridlm.ops.dispatch import choose
+from hybridlm.ops.dispatch import choose, has_memory
 from hybridlm.ops.selfcheck import checking, fused_disagreement
 
 _logger = logging.getLogger("hybridlm.ops")
@@ -19,7 +19,7 @@ _logger = logging.getLogger("hybridlm.ops")
 
 def serves(x: Tensor) -> bool:
     """Whether the kernels take a tensor like x (B, T, N), of any size: a decode step rounds as a prefill does."""
-    if x.device.type != "cpu" or x.ndim != 3 or checking():
+    if x.device.type != "cpu" or x.ndim != 3 or not has_memory(x) or checking():
         return False
     return choose(x.device, x.dtype).path == "cpu" and _right(x.dtype)
 

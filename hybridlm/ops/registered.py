@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from hybridlm.ops import reference
-from hybridlm.ops.dispatch import check_path, choose, explain, forced, kernels
+from hybridlm.ops.dispatch import check_path, choose, explain, forced, has_memory, kernels
 
 __all__ = ["check_path", "explain", "linear", "lru", "memory", "step_kernels"]
 
@@ -47,7 +47,9 @@ def memory(
 
 def step_kernels(x: Tensor, *others: Tensor) -> dict[str, Any] | None:
     """The kernels that a decode step on x is worth, called without the operators; None: PyTorch does as well."""
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or any(other.dtype != x.dtype for other in others):
+    if torch.compiler.is_compiling() or not has_memory(x) or x.device.type != "cpu":
+        return None
+    if any(other.dtype != x.dtype for other in others):
         return None
     return kernels("cpu") if choose(x.device, x.dtype).path == "cpu" else None
 

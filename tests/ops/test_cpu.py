@@ -131,6 +131,21 @@ def test_slices_are_read_in_place():
     assert all(torch.equal(x, y) for x, y in zip(views, copies, strict=True))
 
 
+@pytest.mark.parametrize("length", [1, 5])
+def test_a_plane_that_torch_negates_late(length):
+    """As it does the imaginary part of a conjugate: a view with a mark on it, where in memory stands the other sign."""
+    generator = torch.Generator().manual_seed(0)
+    b, s0 = (torch.randn(*shape, generator=generator) for shape in ((2, length, 3), (2, 3)))
+    lam = torch.full((3,), 0.9), torch.full((3,), 0.1)
+    late_b, late_s0 = torch._neg_view(b), torch._neg_view(s0)
+    assert late_b.is_neg()
+    for path in (None, "cpu"):
+        got = ops.lru_scan(lam, (b, late_b), (s0, late_s0), path=path)
+        want = ops.lru_scan(lam, (b, -b), (s0, -s0), path=path)
+        for x, y in zip((*got[0], *got[1]), (*want[0], *want[1]), strict=True):
+            assert torch.equal(x, y)
+
+
 def test_nothing_is_written_outside(monkeypatch):
     """Every output in the middle of a larger tensor of a number that no scan makes."""
     rooms = []

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hybridlm import HybridLMConfig, HybridLMForCausalLM, ops
 from hybridlm.model import fused_hybridlm as forms
@@ -195,3 +196,27 @@ def test_a_wrong_kernel_is_not_served(monkeypatch, caplog):
         assert "gate is off by" in caplog.text
     finally:
         fused._right.cache_clear()
+
+
+@pytest.mark.parametrize("length", [9, 1])
+def test_a_model_of_fake_tensors_has_shapes_and_no_memory(length):
+    """As tools that plan memory run it. A pointer to one of its tensors ends the process."""
+    with FakeTensorMode():
+        model, _ = big_model("rglru bmru lru attention")
+        inputs = torch.zeros(2, length, 64)
+        with torch.no_grad():
+            assert model(inputs_embeds=inputs, use_cache=False).logits.shape == (2, length, 60)
+        model(inputs_embeds=inputs, use_cache=False).logits.sum().backward()
+
+
+def test_torch_func_passes_what_has_no_scan():
+    model, _ = big_model("attention")
+    inputs = torch.randn(1, 9, 64, generator=torch.Generator().manual_seed(0))
+
+    def total(parameters):
+        return torch.func.functional_call(model, parameters, kwargs={"inputs_embeds": inputs}).logits.square().sum()
+
+    grads = torch.func.grad(total)(dict(model.named_parameters()))
+    total(dict(model.named_parameters())).backward()
+    for name, parameter in model.named_parameters():
+        assert (grads[name] - parameter.grad).abs().max() <= 1e-5 * max(1.0, parameter.grad.abs().max().item()), name

@@ -175,7 +175,7 @@ def _wide(like: Tensor) -> torch.dtype:
 
 def _flat(x: Tensor | None, like: Tensor) -> Tensor | None:
     """x as the kernels read states and what is one number per channel."""
-    return None if x is None else x.to(_wide(like)).contiguous()
+    return None if x is None else x.to(_wide(like)).contiguous().resolve_neg()
 
 
 def _like(x: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ def scan(
     """
     first = inputs[0]
     rows, steps, width = first.shape
-    inputs = tuple(x if x.stride(2) == 1 or width == 1 else x.contiguous() for x in inputs)
+    inputs = tuple(x if x.stride(2) == 1 or width == 1 else x.contiguous() for x in map(torch.resolve_neg, inputs))
     reset, mask = (None if flags is None else flags.contiguous() for flags in (reset, mask))
     fields: list[float] = [rows, steps, width]
     for tensors, places in ((inputs, 4), (outputs, 2)):
