@@ -48,7 +48,7 @@ QUICK: tuple[Shape, ...] = ((2, 64, 32), (1, 100, 48))
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHORT = 256
 """Up to this T the truth is the reference loop; beyond, the two-level path. In fp64 both."""
-BLOCK = 2**22
+BLOCK = {"cpu": 2**22, "cuda": 2**26}
 """Elements for which the truth is computed at once, of whole channels."""
 _TOLERANCE = {torch.float32: 2e-5, torch.float16: 2**-9, torch.bfloat16: 2**-6}
 """Of the largest number: a few roundings of the storage dtype, and of fp32 the order of the sums."""
@@ -90,7 +90,7 @@ def truth(operation: Operation, inputs: Inputs, arriving: dict[str, Tensor]) -> 
     """The same in fp64, some channels at a time."""
     rows, steps, width = next(iter(arriving.values())).shape
     scan = partial(operation.scan, "reference" if steps <= SHORT else "torch")
-    size = max(1, BLOCK // (rows * steps))
+    size = max(1, BLOCK[next(iter(inputs.values())).device.type] // (rows * steps))
     blocks = []
     for start in range(0, width, size):
         part = slice(start, start + size)
@@ -114,6 +114,17 @@ def disagreement(got: dict[str, Tensor], right: dict[str, Tensor], dtype: torch.
     return None
 
 
+def problem(
+    call: Callable[[], dict[str, Tensor]], right: dict[str, Tensor], dtype: torch.dtype, exact: bool
+) -> str | None:
+    """What is wrong with a way, an error that it ends in included; None: nothing."""
+    try:
+        got = call()
+    except RuntimeError as error:
+        return f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    return disagreement(got, right, dtype, exact)
+
+
 class _Copy:
     """The two copies, between tensors of 4 times the cache, or 256 MiB where that is more."""
 
@@ -135,11 +146,12 @@ def measure(
     copy_bytes: int | None = None,
     operations: Sequence[str] = tuple(OPERATIONS),
     progress: Callable[[str], None] = lambda _: None,
+    so_far: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Rows of every operation, shape, direction and way; `absent`, `skipped` and `refused` say what has none, and why.
 
-    limit: seconds that one call may take. copy_bytes: of each tensor of the copy. What is wrong is never timed. Raises
-    UserError for counts below 1.
+    limit: seconds that one call may take. copy_bytes: of each tensor of the copy. so_far gets the result after every
+    shape. What is wrong is never timed. Raises UserError for counts below 1.
     """
     check_counts(rounds=rounds, **{f"shape={shape}": min(shape) for shape in shapes})
     if not limit > 0:
@@ -164,7 +176,7 @@ def measure(
                     call = partial(outcome, scan, inputs, arriving, direction == BOTH)
                     if why is not None:
                         result["skipped"].append({**at, "way": way, "why": why})
-                    elif (why := disagreement(call(), right, dtype, name == "memory")) is not None:
+                    elif (why := problem(call, right, dtype, name == "memory")) is not None:
                         result["refused"].append({**at, "way": way, "why": why})
                     else:
                         calls[way] = call
@@ -174,6 +186,7 @@ def measure(
                 result["skipped"] += [{**at, "way": way, "why": f"over the limit of {limit:g} s"} for way in slow]
                 moved = operation.bytes(direction, shape, dtype)
                 result["rows"] += [at | row for row in _rows(seconds, moved, copy.bytes, result["cache_bytes"])]
+            so_far(result)
     return result
 
 
@@ -190,7 +203,7 @@ def _arriving(
 ) -> dict[str, Tensor]:
     small = {name: x[:1, :1] if x.ndim == 3 else x for name, x in inputs.items()}
     names = [name for name in operation.scan("reference", small) if name.startswith("states")]
-    return {name: torch.randn(shape).to(device, dtype) for name in names}
+    return {name: torch.randn(shape, device=device).to(dtype) for name in names}
 
 
 def _rows(seconds: dict[str, list[float]], moved: int, copy_bytes: int, cache: int | None) -> Iterator[dict[str, Any]]:

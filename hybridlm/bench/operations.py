@@ -58,26 +58,26 @@ class Operation:
         return own | {name: scan for name, scan in self.others.items() if name not in compiled}
 
 
-def _uniform(shape: tuple[int, ...], low: float, high: float) -> Tensor:
-    return torch.rand(shape) * (high - low) + low
+def _uniform(shape: tuple[int, ...], low: float, high: float, device: torch.device) -> Tensor:
+    return torch.rand(shape, device=device).mul_(high - low).add_(low)
 
 
 def _linear_inputs(shape: Shape, dtype: torch.dtype, device: torch.device) -> Inputs:
-    a, b = _uniform(shape, 0.9, 0.999), torch.randn(shape)
-    return {"a": a.to(device, dtype), "b": b.to(device, dtype)}
+    a, b = _uniform(shape, 0.9, 0.999, device), torch.randn(shape, device=device)
+    return {"a": a.to(dtype), "b": b.to(dtype)}
 
 
 def _lru_inputs(shape: Shape, dtype: torch.dtype, device: torch.device) -> Inputs:
-    radius, phase = _uniform(shape[2:], 0.9, 0.999), _uniform(shape[2:], 0, 2 * math.pi)
+    radius, phase = _uniform(shape[2:], 0.9, 0.999, device), _uniform(shape[2:], 0, 2 * math.pi, device)
     wide = recurrence_dtype(torch.empty(0, dtype=dtype))
-    inputs = {"b_re": torch.randn(shape).to(device, dtype), "b_im": torch.randn(shape).to(device, dtype)}
+    inputs = {name: torch.randn(shape, device=device).to(dtype) for name in ("b_re", "b_im")}
     lam = {"lam_re": radius * phase.cos(), "lam_im": radius * phase.sin()}
-    return inputs | {name: part.to(device, wide) for name, part in lam.items()}
+    return inputs | {name: part.to(wide) for name, part in lam.items()}
 
 
 def _memory_inputs(shape: Shape, dtype: torch.dtype, device: torch.device) -> Inputs:
     """A third of the units write at a step."""
-    return {"c": torch.randn(shape).to(device, dtype), "beta": _uniform(shape, 0.5, 1.5).to(device, dtype)}
+    return {"c": torch.randn(shape, device=device).to(dtype), "beta": _uniform(shape, 0.5, 1.5, device).to(dtype)}
 
 
 def _real(out: tuple[Tensor, Tensor]) -> dict[str, Tensor]:

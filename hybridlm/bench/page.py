@@ -36,6 +36,8 @@ def read(folder: str | Path = FOLDER) -> dict[Path, dict[str, Any]]:
     for path, entry in entries.items():
         if entry["settings"]["quick"]:
             raise UserError(f"results {path}: of a --quick run, whose figures mean nothing. Take it out of the folder.")
+        if entry.get("unfinished"):
+            raise UserError(f"results {path}: of a run that did not come to its end. Measure again, or take it out.")
     return dict(sorted(entries.items(), key=lambda item: KINDS.index(item[1]["kind"])))
 
 

@@ -71,6 +71,13 @@ def keep(entry: dict[str, Any], out: Path) -> list[str]:
     return lines
 
 
+def keep_unfinished(entry: dict[str, Any], out: Path) -> str:
+    """Writes the record of a benchmark that goes on, and says so: what ends it before its time does not take the
+    figures along. No page is made of such a record."""
+    replace_file(out, json.dumps(entry | {"unfinished": True}, indent=1) + "\n")
+    return f"{out} holds what was measured until then"
+
+
 def load(path: str | Path) -> dict[str, Any]:
     """A record. Raises UserError where the file holds none."""
     try:

@@ -48,7 +48,7 @@ def test_the_truth_is_the_same_in_blocks(monkeypatch):
     arriving = kernels._arriving(operation, inputs, SHAPE, torch.float32, CPU)
     assert set(arriving) == {"states_re", "states_im"}
     whole = kernels.truth(operation, inputs, arriving)
-    monkeypatch.setattr(kernels, "BLOCK", 2 * 33 * 2)  # two channels of five at a time
+    monkeypatch.setitem(kernels.BLOCK, "cpu", 2 * 33 * 2)  # two channels of five at a time
     blocks = kernels.truth(operation, inputs, arriving)
     assert set(whole) == {"states_re", "states_im", "final_re", "final_im", "d b_re", "d b_im", "d lam_re", "d lam_im"}
     for name, x in whole.items():

@@ -220,6 +220,14 @@ def test_the_scripts_measure_print_and_write(script, tmp_path, monkeypatch, caps
     assert record["rows"]
 
 
+def test_a_run_that_goes_on_leaves_a_record_of_which_no_page_is_made(tmp_path):
+    words = results.keep_unfinished(entry("kernels"), tmp_path / "kernels.json")
+    assert str(tmp_path / "kernels.json") in words
+    assert results.load(tmp_path / "kernels.json")["rows"] == kernel_rows()
+    with pytest.raises(UserError, match="did not come to its end"):
+        page.read(tmp_path)
+
+
 def interrupt(*_, **__):
     raise KeyboardInterrupt
 

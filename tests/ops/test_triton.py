@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 import torch
-from triton_runs import DEVICE, NAMES, assert_close, cut_into, kernels_made, kernels_of, make, wanted
+from triton_runs import DEVICE, NAMES, assert_close, cut_into, kernels_made, kernels_of, kernels_on, make, wanted
 
 from hybridlm.ops import reference
 from hybridlm.ops.triton import memory, plan
@@ -32,6 +32,17 @@ def cut(request, monkeypatch, running):
 def split(monkeypatch, running):
     """Time in several pieces, which takes all kernels."""
     monkeypatch.setattr(plan, "choose", cut_into(8))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_output_shares_memory_with_another_or_with_an_input(name, split):
+    """An operator of torch may not return that."""
+    inputs, options, grads = make(name, 16, 3, torch.float32)
+    found = [x for x in kernels_on(DEVICE, name, inputs, options, grads) if x is not None]
+    places = [x.untyped_storage().data_ptr() for x in [*found, *inputs, *grads] if x is not None]
+    assert len(found) >= 5
+    assert len({*places[: len(found)]}) == len(found)
+    assert not {*places[: len(found)]} & {*places[len(found) :]}
 
 
 @pytest.mark.parametrize(

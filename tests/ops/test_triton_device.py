@@ -7,8 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from cases import CASES
 from triton_runs import DEVICE, MODULES, NAMES, assert_close, kernels_made, kernels_of, kernels_on, make, triton, wanted
 
+from hybridlm import ops
 from hybridlm.ops import explain
 from hybridlm.ops import triton as path
 from hybridlm.ops.errors import Unavailable
@@ -19,7 +21,7 @@ HOPPER = 132
 """Multiprocessors of an H100."""
 
 
-def chosen(rows, length, width, dtype=torch.bfloat16, count=16):
+def chosen(rows, length, width, dtype=torch.bfloat16, count=32):
     return plan.choose(torch.empty(rows, length, width, dtype=dtype, device="meta"), count)
 
 
@@ -193,3 +195,20 @@ def test_no_register_is_spilled(dtype, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_is_what_runs_on_a_device(dtype):
     assert explain("cuda", dtype).startswith("triton: ")
+
+
+@pytest.mark.gpu
+@needs_device
+@pytest.mark.parametrize("name", NAMES)
+def test_the_operators_give_what_they_give_on_the_cpu(name):
+    """With gradients, through autograd and torch's own checks of what an operator returns."""
+    inputs, options, grads = make(name, 65, 64, torch.float32)
+
+    def run(device):
+        leaves = [None if x is None else x.to(device).requires_grad_() for x in inputs]
+        flags_there = {flag: x.to(device) for flag, x in options.items()}
+        out = CASES[name][1](ops, leaves, **flags_there)
+        found = torch.autograd.grad(out, leaves, [x.to(device) for x in grads])
+        return [x.detach().cpu() for x in (*out, *found)]
+
+    assert_close(name, run("cuda"), run("cpu"), torch.float32)

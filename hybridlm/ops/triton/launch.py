@@ -52,5 +52,5 @@ def launch(kernel, x: Tensor, plan: Plan, chunks: int, *arguments) -> None:
     here = nullcontext() if x.device.type == "cpu" else torch.get_device_module(x.device).device(x.device)
     with here:
         kernel[(programs,)](
-            *arguments, STATE=state, BLOCK=plan.block, COUNT=plan.count, num_warps=1, enable_fp_fusion=True
+            *arguments, STATE=state, BLOCK=plan.block, COUNT=plan.count, num_warps=plan.warps, enable_fp_fusion=True
         )

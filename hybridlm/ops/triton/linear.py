@@ -10,8 +10,8 @@ from torch import Tensor
 from hybridlm.ops.triton import plan
 from hybridlm.ops.triton.launch import launch, readable, recurrence_dtype, strides, summaries, whole
 
-FORWARD, BACKWARD = 16, 8
-"""Steps of a tile."""
+FORWARD, BACKWARD = 32, 16
+"""Steps of a tile where time is in one piece."""
 
 
 def linear_forward(

@@ -9,8 +9,8 @@ from torch import Tensor
 from hybridlm.ops.triton import plan
 from hybridlm.ops.triton.launch import launch, readable, recurrence_dtype, strides, summaries, whole
 
-FORWARD, BACKWARD = 16, 8
-"""Steps of a tile."""
+FORWARD, BACKWARD = 32, 16
+"""Steps of a tile where time is in one piece."""
 
 
 def lru_forward(
@@ -74,5 +74,5 @@ def lru_backward(
     finals = whole(grad_final_re), whole(grad_final_im)
     inputs = (*lam, *grads, *finals, re, im, whole(s_re), whole(s_im), reset, mask)
     launch(kernels.backward, re, cut, cut.chunks, *inputs, *summary, *to_lam.unbind(0), *to_b, *to_start, *sizes)
-    grad_lam = to_lam.sum(1)
+    grad_lam = [part.sum(0) for part in to_lam]  # one by one: what an operator returns must not share memory
     return grad_lam[0], grad_lam[1], to_b[0], to_b[1], to_start[0], to_start[1]
