@@ -248,8 +248,8 @@ def table(result: dict[str, Any]) -> str:
             "with an output that is allocated, as the scans' is"
         )
     lines += [f"not here: {path}: {why}" for path, why in result["absent"].items()]
-    lines += [f"not timed: {_place(entry)}: {entry['why']}" for entry in result["skipped"]]
-    lines += [f"WRONG, not timed: {_place(entry)}: {entry['why']}" for entry in result["refused"]]
+    lines += [f"not timed: {place(entry)}: {entry['why']}" for entry in result["skipped"]]
+    lines += [f"WRONG, not timed: {place(entry)}: {entry['why']}" for entry in result["refused"]]
     return "\n".join(lines)
 
 
@@ -257,6 +257,7 @@ def _words(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def _place(entry: dict[str, Any]) -> str:
+def place(entry: dict[str, Any]) -> str:
+    """Which scan, shape, direction and way."""
     where = f"{entry['operation']} {_words(entry['shape'])} {entry['direction']} " if "operation" in entry else ""
     return f"{where}{entry['way']}"

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from hybridlm.bench.kernels import place
 from hybridlm.bench.operations import DIRECTIONS, OPERATIONS
 from hybridlm.bench.peers import FAMILIES, OURS
 from hybridlm.bench.plots import draw
@@ -60,8 +61,8 @@ def _standing(entries: dict[Path, dict[str, Any]]) -> str:
     there = {(entry["kind"], entry["machine"]["kind"]) for entry in entries.values()}
     places = {"cpu": "on a CPU", "cuda": "on a GPU"}
     sentences = ["Every figure here is measured, and put here by `python scripts/bench_report.py --write README.md`."]
-    for place, words in places.items():
-        missing = [_WORDS[kind] for kind in KINDS if (kind, place) not in there]
+    for kind_of_device, words in places.items():
+        missing = [_WORDS[kind] for kind in KINDS if (kind, kind_of_device) not in there]
         if missing:
             sentences.append(f"**Not measured yet {words}: {', '.join(missing)}.**")
     return " ".join(sentences)
@@ -170,7 +171,7 @@ def _kernels(entry: dict[str, Any]) -> list[str]:
         for name in OPERATIONS
         for direction in DIRECTIONS
     ]
-    wrong = [f"Wrong, and not timed: {entry['way']}: {entry['why']}." for entry in entry["refused"]]
+    wrong = [f"- Wrong, and not timed: {place(found)}: {found['why']}." for found in entry["refused"]]
     return [*lines, *_grid(head, body), *([""] if wrong else []), *wrong]
 
 
