@@ -36,9 +36,9 @@ def apart(model, ids, documents):
     return [model(ids[row : row + 1, place], use_cache=False).logits[0] for row, place in documents]
 
 
-def assert_each_as_alone(logits, alone, documents):
+def assert_each_as_alone(logits, alone, documents, tolerance=1e-9):
     for (row, place), want in zip(documents, alone, strict=True):
-        assert (logits[row, place] - want).abs().max() <= 1e-9 * want.abs().max(), (row, place)
+        assert (logits[row, place] - want).abs().max() <= tolerance * want.abs().max(), (row, place)
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
@@ -50,7 +50,9 @@ def test_documents_beside_a_mask(pattern, kind, implementation, use_cache):
     model = make_model(pattern, attn_implementation=implementation).double()
     ids, positions, mask, documents = packed(kind)
     logits = model(ids, position_ids=positions, attention_mask=mask, use_cache=use_cache).logits
-    assert_each_as_alone(logits, apart(model, ids, documents), documents)
+    # transformers' eager attention takes its softmax in fp32, which rounds a long row otherwise on some processors.
+    tolerance = 1e-6 if implementation == "eager" else 1e-9
+    assert_each_as_alone(logits, apart(model, ids, documents), documents, tolerance)
 
 
 # torch's own tracer makes an instance of an autograd Function, and warns of it.
