@@ -8,6 +8,7 @@ from transformers import DynamicCache, StaticCache
 
 from hybridlm.model.block_hybridlm import RecurrentMixer
 from hybridlm.model.cache_hybridlm import HybridRecurrentLayer
+from hybridlm.model.mixers_hybridlm import ATTENTION
 
 BF16 = torch.bfloat16
 
@@ -33,7 +34,8 @@ def test_every_cache_gives_the_logits_of_a_plain_forward_in_bfloat16(pattern, mo
         ids, mask = prompts(padding)
         for cache in ("dynamic", "static"):
             output = generate(model, ids, mode, cache, attention_mask=mask)
-            assert_on_the_plain_path(model, output, mask, exact, f"{padding}, {cache}")
+            share = 1 / 2 if pattern in ATTENTION else 1 / 3  # as of views, in test_views
+            assert_on_the_plain_path(model, output, mask, exact, f"{padding}, {cache}", share)
             if mode == "greedy":
                 likeliest = torch.stack(output.logits, dim=1).argmax(-1)
                 assert torch.equal(likeliest, output.sequences[:, PROMPT:])
