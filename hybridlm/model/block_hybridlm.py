@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .cache_hybridlm import HybridRecurrentLayer
-from .cell_hybridlm import starting
+from .cell_hybridlm import Otherwise, starting
 from .conv_hybridlm import ShortConv
+from .decode_hybridlm import DecodeStep, decode_step
 from .fused_hybridlm import RMSNorm, silu_gate
 from .mixers_hybridlm import ATTENTION, CELLS, STANDALONE
-from .recurrence_hybridlm import advance, convolve
+from .recurrence_hybridlm import advance, convolve, states_of
 
 
 class RecurrentMixer(nn.Module):
@@ -41,6 +42,26 @@ class RecurrentMixer(nn.Module):
             h = silu_gate(self.gate_proj(u), h)
         return self.out_proj(h)
 
+    def record(self, step: DecodeStep, u: int, cache: HybridRecurrentLayer) -> int:
+        """`forward` as a decode step."""
+        width = self.in_proj.out_features
+        v = step.linear(u, self.in_proj)
+        if self.conv is not None:
+            if cache.conv is None:
+                raise Otherwise
+            step.plain(self.conv)
+            v = step.ops.conv(v, step.own(self.conv.weight), step.own(self.conv.bias), cache.conv)
+        h = None
+        states = states_of(self.cells, cache.states)  # pyright: ignore[reportArgumentType]
+        for cell, state in zip(self.cells, states, strict=True):
+            step.plain(cell)
+            emitted = cell.record(step, v, state)  # pyright: ignore[reportCallIssue]
+            h = emitted if h is None else step.ops.add(h, emitted, width)
+        assert h is not None
+        if self.gate_proj is not None:
+            h = step.ops.gate(step.linear(u, self.gate_proj), h, width)
+        return step.linear(h, self.out_proj)
+
 
 class SwiGLU(nn.Module):
     """W_down(silu(W_gate x) * W_up x)."""
@@ -54,6 +75,11 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(silu_gate(self.gate_proj(x), self.up_proj(x)))
+
+    def record(self, step: DecodeStep, x: int) -> int:
+        """`forward` as a decode step."""
+        hidden = step.ops.gate(step.linear(x, self.gate_proj), step.linear(x, self.up_proj), self.up_proj.out_features)
+        return step.linear(hidden, self.down_proj)
 
 
 class HybridLMDecoderLayer(GradientCheckpointingLayer):
@@ -86,6 +112,11 @@ class HybridLMDecoderLayer(GradientCheckpointingLayer):
     ) -> Tensor:
         """hidden_states (B, T, D). causal_masks: for each kind of attention layer, what transformers made; mask, reset:
         (B, T) bool or None, for recurrent layers."""
+        cache = None if past_key_values is None else past_key_values.layers[self.layer_idx]
+        if isinstance(self.mixer, RecurrentMixer):
+            stepped = decode_step(self, hidden_states, mask, reset, cache)
+            if stepped is not None:
+                return stepped
         u = self.mixer_norm(hidden_states)
         if self.attention_type is not None:
             y, _ = self.mixer(
@@ -96,9 +127,20 @@ class HybridLMDecoderLayer(GradientCheckpointingLayer):
                 **kwargs,
             )
         else:
-            cache = None if past_key_values is None else past_key_values.layers[self.layer_idx]
             y = self.mixer(u, mask, reset, cache)
         hidden_states = hidden_states + y
         if self.mlp is not None and self.mlp_norm is not None:
             hidden_states = hidden_states + self.mlp(self.mlp_norm(hidden_states))
         return hidden_states
+
+    def record(self, step: DecodeStep, x: int, y: Tensor, cache: HybridRecurrentLayer) -> None:
+        """`forward` of a layer with a RecurrentMixer as a decode step, from x to y (B, 1, D)."""
+        ops, mixer, width = step.ops, self.mixer, y.shape[-1]
+        step.plain(mixer)
+        mixed = mixer.record(step, step.norm(x, self.mixer_norm), cache)  # pyright: ignore[reportCallIssue]
+        if self.mlp is None or self.mlp_norm is None:
+            ops.add(x, mixed, width, to=y)
+            return
+        step.plain(self.mlp)
+        x = ops.add(x, mixed, width)
+        ops.add(x, self.mlp.record(step, step.norm(x, self.mlp_norm)), width, to=y)

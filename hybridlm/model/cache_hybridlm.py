@@ -82,6 +82,21 @@ class HybridRecurrentLayer(LinearAttentionCacheLayerMixin, CacheLayerMixin):
         self._write(last, window and window.tail())
         self._count(length)
 
+    def in_place(self, dtype: torch.dtype) -> bool:
+        """Whether a decode step in this storage dtype can write to the tensors that are held, whoever computes it."""
+        if not self.is_initialized or self.record_past:
+            return False
+        state = torch.float64 if dtype == torch.float64 else torch.float32
+        if any(held.dtype != state for held in self.states.values()):
+            return False
+        if self.conv is not None and self.conv.dtype != dtype:
+            return False
+        return all(t.device.type == "cpu" and t.is_contiguous() and _writable(t) for t in self._tensors())
+
+    def count(self, tokens: int) -> None:
+        """Tokens that were read while states and window were written in place."""
+        self._count(tokens)
+
     def _check_dtypes(self, states: State) -> None:
         """transformers' exporters cast a cache to the model's dtype, which the states of a next step would not have."""
         for name, state in states.items():

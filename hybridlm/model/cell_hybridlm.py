@@ -7,6 +7,7 @@ fp64 model).
 
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,10 @@ FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
 """transformers' names of attention layers in `layer_types`."""
 
 State = dict[str, Tensor]
+
+
+class Otherwise(Exception):
+    """A decode step holds something that the kernels do not know: the modules must run."""
 
 
 class Cell(nn.Module, ABC):
@@ -49,6 +54,13 @@ class Cell(nn.Module, ABC):
         Returns what the cell emits, (B, T, N) in x's dtype, and its states after every token, (B, T, N) each, fp32; or
         after the last one alone, (B, 1, ...), where the others are not at hand.
         """
+
+    def record(self, step: Any, v: int, state: State) -> int:
+        """A decode step on v, recorded in a `DecodeStep`: what the cell emits; its state is moved on in place.
+
+        Raises Otherwise, as here, where there are no such operations.
+        """
+        raise Otherwise
 
     def reset_weights(self) -> None:
         """Fills the parameters that the cell owns itself, through `transformers.initialization`; see `starting` for

@@ -8,11 +8,13 @@ through time is always 1. A `bmru` is trained from epsilon = 1 to 0; epsilon bel
 part of the weights, and is 0 in a model that was just made or loaded.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .cell_hybridlm import State, wide
+from .cell_hybridlm import Otherwise, State, wide
 from .memory_hybridlm import ThresholdCell
 from .scan_hybridlm import memory_scan
 from .surrogate_hybridlm import sign
@@ -45,6 +47,12 @@ class _ScannedMemoryCell(ThresholdCell):
             mask=mask,
         )
         return (wide(self.alpha) * s).to(x.dtype), {"s": s}
+
+    def record(self, step: Any, v: int, state: State) -> int:
+        if self.record_writes:
+            raise Otherwise
+        c, threshold = step.linear(v, self.candidate), step.linear(v, self.threshold)
+        return step.ops.memory(c, threshold, step.own(self.alpha), state["s"], self.epsilon)
 
     def reset_weights(self) -> None:
         init.constant_(self.alpha, self.amplitude_init)

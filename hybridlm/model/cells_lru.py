@@ -9,6 +9,7 @@ so that Re(C s) is one matrix product).
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +40,12 @@ class LruCell(Cell):
         modulus, phase = torch.exp(-torch.exp(wide(self.nu_log))), torch.exp(wide(self.theta_log))
         return modulus * torch.cos(phase), modulus * torch.sin(phase)
 
+    def gain(self) -> Tensor:
+        """exp(gamma) of the real parts, then of the imaginary ones, (2 N,), fp32."""
+        return torch.exp(wide(self.gamma_log)).repeat(2)
+
     def forward(self, x: Tensor, state: State, mask: Tensor | None, reset: Tensor | None) -> tuple[Tensor, State]:
-        drive = wide(self.B(x)) * torch.exp(wide(self.gamma_log)).repeat(2)
+        drive = wide(self.B(x)) * self.gain()
         (re, im), _ = lru_scan(
             self.decay(),
             (drive[..., : self.width], drive[..., self.width :]),
@@ -50,6 +55,10 @@ class LruCell(Cell):
         )
         h = self.C(torch.cat([re, im], dim=-1).to(x.dtype)) + self.d.to(x.dtype) * x
         return h, {"re": re, "im": im}
+
+    def record(self, step: Any, v: int, state: State) -> int:
+        both = step.ops.lru(step.linear(v, self.B), self.decay(), self.gain(), state["re"], state["im"])
+        return step.ops.add_scaled(step.linear(both, self.C), v, step.own(self.d))
 
     def reset_weights(self) -> None:
         """|lambda|^2 uniform in [r_min^2, r_max^2], phase uniform in [0, phase_max], gamma normalises the state's

@@ -4,6 +4,8 @@ z_t = sigmoid(W_z x_t + b_z)      h~_t = W_h x_t + b_h
 s_t = (1 - z_t) * s_{t-1} + z_t * h~_t                      h_t = s_t
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -24,3 +26,6 @@ class MingruCell(Cell):
         drive = torch.sigmoid(logits) * wide(self.candidate(x))
         s, _ = linear_scan(torch.sigmoid(-logits), drive, state["s"], reset=reset, mask=mask)
         return s.to(x.dtype), {"s": s}
+
+    def record(self, step: Any, v: int, state: State) -> int:
+        return step.ops.mingru(step.linear(v, self.gate), step.linear(v, self.candidate), state["s"])

@@ -5,6 +5,8 @@ log a = -8 r softplus(p)
 s_t = a * s_{t-1} + sqrt(1 - a^2) * (i * x)                 h_t = s_t
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -35,6 +37,10 @@ class RglruCell(Cell):
         a, b = rglru_gates(pre, self.gate_bias, x, F.softplus(wide(self.p)))
         s, _ = linear_scan(a, b, state["s"], reset=reset, mask=mask)
         return s.to(x.dtype), {"s": s}
+
+    def record(self, step: Any, v: int, state: State) -> int:
+        pre = step.ops.heads(v, step.own(self.gate_weight))
+        return step.ops.rglru(pre, step.own(self.gate_bias), v, F.softplus(wide(self.p)), state["s"])
 
     def reset_weights(self) -> None:
         """exp(-softplus(p)) is spread over [decay_min, decay_max], its square uniformly (as published code does)."""

@@ -84,6 +84,11 @@ def initial_states(cells: Sequence[Cell], rows: int, device: torch.device) -> St
     return _named([cell.initial_state(rows, device) for cell in cells])
 
 
+def states_of(cells: Sequence[Cell], held: State) -> list[State]:
+    """The states of each cell out of those that a cache holds."""
+    return [{name: held[f"{i}.{name}"] for name in cell.state_names} for i, cell in enumerate(cells)]
+
+
 def _state_of(cell: Cell, i: int, held: State, like: Tensor) -> State:
     if not held:
         return cell.initial_state(like.shape[0], like.device)

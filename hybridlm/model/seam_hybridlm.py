@@ -1,9 +1,9 @@
 """The one seam through which the hybridlm package speeds its model up.
 
-A checkpoint carries this code; where the package is not installed both are None and everything runs in pure PyTorch.
+A checkpoint carries this code; where the package is not installed all are None and everything runs in pure PyTorch.
 """
 
 try:
-    from hybridlm.ops import fused, registered
+    from hybridlm.ops import decode, fused, registered
 except ImportError:
-    fused = registered = None
+    decode = fused = registered = None

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib import import_module
 from threading import local
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -55,7 +56,8 @@ def _compare(kernels: dict[str, Any], device: str, dtype: torch.dtype) -> str | 
     return _first_wrong({name: partial(check, kernels, device, dtype) for name, check in checks.items()}, dtype)
 
 
-def _first_wrong(checks: dict[str, Callable[[], Pair]], dtype: torch.dtype) -> str | None:
+def _first_wrong(checks: dict[str, Callable[[], Pair]], dtype: torch.dtype, chain: int = 1) -> str | None:
+    """chain: operations behind one another, each of which rounds."""
     for name, check in checks.items():
         try:
             got, want = check()
@@ -63,12 +65,14 @@ def _first_wrong(checks: dict[str, Callable[[], Pair]], dtype: torch.dtype) -> s
             return f"{name} failed with {type(error).__name__}: {error}"
         for x, y in zip(got, want, strict=True):
             worst = (x.double() - y.double()).abs().max().item()
-            if not worst <= _TOLERANCE[dtype] * max(1.0, y.abs().max().item()):
+            if not worst <= chain * _TOLERANCE[dtype] * max(1.0, y.abs().max().item()):
                 return f"{name} is off by {worst:.1e} in {dtype}"
     return None
 
 
 ROWS, STEPS, WIDTH = 2, 7, 5
+LAYER = 8
+"""Operations of a layer from its input to its output."""
 
 
 def _wave(phase: float, *shape: int) -> Tensor:
@@ -175,6 +179,49 @@ def _convolution(dtype: torch.dtype) -> Pair:
         return fused().conv(u, past, weight, bias, flags["reset"])
 
     return _both(kernel, plain, [u, past, weight, bias[0].to(dtype)], [grad])
+
+
+def decode_disagreement(dtype: torch.dtype) -> str | None:
+    """The same of the kernels of a decode step, against the model's layers."""
+    checks = {f"a step of {pattern}": partial(_decode, dtype, pattern) for pattern in ("rglru+bmru", "lru+mingru")}
+    with ThreadPoolExecutor(1, initializer=_begin_checking) as other:
+        return other.submit(_first_wrong, checks, dtype, LAYER).result()
+
+
+@torch.no_grad()
+def _decode(dtype: torch.dtype, pattern: str) -> Pair:
+    """A step of a layer behind a few tokens: what it gives, and what its cache holds then."""
+    layer = _layer(pattern, dtype)
+    cache_type = import_module("hybridlm.model.cache_hybridlm").HybridRecurrentLayer
+    decode_step = import_module("hybridlm.model.decode_hybridlm").DecodeStep
+    program = import_module("hybridlm.ops.cpu.decode").Program
+    text, x = _wave(1, ROWS, 3, WIDTH).to(dtype), _wave(2, ROWS, 1, WIDTH).to(dtype)
+    results = []
+    for kernels in (True, False):
+        cache = SimpleNamespace(layers=[cache_type()])
+        layer(text, past_key_values=cache)
+        if kernels:
+            step, y = decode_step(program(ROWS, dtype), dtype), torch.empty_like(x)
+            layer.record(step, x.data_ptr(), y, cache.layers[0])
+            step.ops.run()
+        else:
+            y = layer(x, past_key_values=cache)
+        results.append([y, cache.layers[0].conv, *cache.layers[0].states.values()])
+    return results[0], results[1]
+
+
+def _layer(pattern: str, dtype: torch.dtype) -> Any:
+    """A layer whose weights are waves: making it draws no random numbers."""
+    config = import_module("hybridlm.model.configuration_hybridlm").HybridLMConfig(
+        pattern=pattern, hidden_size=WIDTH, state_size=2 * WIDTH, intermediate_size=17, num_attention_heads=2,
+        num_key_value_heads=1,
+    )  # fmt: skip
+    with torch.device("meta"):
+        layer = import_module("hybridlm.model.block_hybridlm").HybridLMDecoderLayer(config, pattern, 0)
+    layer = layer.to(dtype).to_empty(device="cpu").eval()
+    for phase, tensor in enumerate([*layer.parameters(), *layer.buffers()]):
+        tensor.copy_(_wave(2.8 + phase, *tensor.shape))  # its memory unit is far from its threshold
+    return layer
 
 
 def fused() -> Any:

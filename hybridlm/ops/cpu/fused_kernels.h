@@ -1,9 +1,9 @@
 /* The operations between the matrix products, of one storage dtype and one instruction set: included by each_dtype.h. */
 
-#define EACH(i) for (int64_t i = 0; i < n; i++)
+#include "elementary.h"
+
 #define ROW(view, token) ((STORE *)(view).data + (token) * (view).row)
 #define WIDE(view, token) ((REAL *)(view).data + (token) * (view).row)
-#define SIGMOID(x) ((REAL)1 / ((REAL)1 + EXP(-(x))))
 
 /* How many taps behind a token belong to its document, of at most `most`. */
 static inline int NAME(reach)(const FusedJob *job, int64_t token, int most) {
@@ -123,17 +123,6 @@ static void NAME(gate_backward)(const FusedJob *job, int64_t begin, int64_t end,
     }
 }
 
-/* 1 / sqrt(mean(x^2) + epsilon); 16 sums side by side, so that the loop vectorises in one fixed order. */
-static inline REAL NAME(scale_of)(const STORE *restrict x, int64_t n, double epsilon) {
-    REAL part[16] = {0}, total = 0;
-    int64_t i = 0;
-    for (; i + 16 <= n; i += 16)
-        for (int j = 0; j < 16; j++) part[j] += LOAD(x[i + j]) * LOAD(x[i + j]);
-    for (; i < n; i++) part[0] += LOAD(x[i]) * LOAD(x[i]);
-    for (int j = 0; j < 16; j++) total += part[j];
-    return (REAL)1 / SQRT(total / n + (REAL)epsilon);
-}
-
 /* y = x w / sqrt(mean(x^2) + epsilon). in: x. out: y. channel: w. */
 static void NAME(norm_forward)(const FusedJob *job, int64_t begin, int64_t end, void *sums) {
     const int64_t n = job->width;
@@ -168,14 +157,6 @@ static void NAME(norm_backward)(const FusedJob *job, int64_t begin, int64_t end,
             dx[i] = SAVE(grad * w[i] * r - value * pull);
         }
     }
-}
-
-/* -(e^x - 1) for x <= 0: near 0, where a difference would cancel, as a series. */
-static inline __attribute__((always_inline)) REAL NAME(one_minus_exp)(REAL x, REAL power) {
-    REAL series = (REAL)1 / 5040;
-    series = series * x + (REAL)1 / 720, series = series * x + (REAL)1 / 120, series = series * x + (REAL)1 / 24;
-    series = series * x + (REAL)1 / 6, series = series * x + (REAL)0.5, series = series * x + 1;
-    return x > (REAL)(sizeof(REAL) == 8 ? -1e-2 : -0.25) ? -x * series : 1 - power;
 }
 
 /* The gates of rglru: a = exp(-8 r sp), b = sqrt(1 - a^2) i x with r, i = sigmoid(pre + bias).
@@ -228,6 +209,6 @@ static void NAME(rglru_backward)(const FusedJob *job, int64_t begin, int64_t end
 }
 
 #undef EACH
+#undef SIGMOID
 #undef ROW
 #undef WIDE
-#undef SIGMOID

@@ -57,6 +57,7 @@ def library() -> Library:
         raise Unavailable("the C kernels were built from other sources; install the package again")
     for function in (loaded.hybridlm_scan, loaded.hybridlm_fused):
         function.argtypes = [ctypes.c_char_p, ctypes.c_int]
+    loaded.hybridlm_decode.argtypes = [ctypes.c_char_p, *(ctypes.c_int64,) * 2, *(ctypes.c_int,) * 3]
     best = max(i for i in range(len(SETS)) if loaded.hybridlm_supports(i))
     return Library(loaded, best)
 

@@ -1,0 +1,74 @@
+"""A decode step of one recurrent layer in a single call of compiled code.
+
+With one token in a row each operation is so small that PyTorch's way to it takes longer than it does itself. So where
+the package has kernels, the layer's operations are recorded and then run at once. That is what the layer's own modules
+would do: where one of them was replaced or watched (an adapter, a quantized map, a hook), and where there is padding, a
+gradient or a past to keep, the layer runs as it stands.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .cache_hybridlm import HybridRecurrentLayer
+from .cell_hybridlm import Otherwise
+from .seam_hybridlm import decode
+
+Value = int
+"""Of a row each: numbers in the storage dtype, somewhere in memory."""
+
+
+class DecodeStep:
+    """What the parts of a layer record their step in; `ops` has the operations."""
+
+    def __init__(self, ops: Any, dtype: torch.dtype):
+        self.ops, self.dtype = ops, dtype
+
+    def linear(self, x: Value, module: nn.Module) -> Value:
+        """What a linear map gives."""
+        if type(module) is not nn.Linear:
+            raise Otherwise
+        self.plain(module)
+        bias = module.bias
+        return self.ops.product(x, self.own(module.weight), None if bias is None else self.own(bias))
+
+    def norm(self, x: Value, module: Any) -> Value:
+        """What an RMSNorm gives."""
+        self.plain(module)
+        return self.ops.norm(x, self.own(module.weight), module.eps)
+
+    def own(self, weight: Tensor) -> Tensor:
+        """A weight that the kernels can read."""
+        if type(weight) is not nn.Parameter or weight.dtype != self.dtype or weight.device.type != "cpu":
+            raise Otherwise
+        if not weight.is_contiguous():
+            raise Otherwise
+        return weight
+
+    def plain(self, *modules: nn.Module) -> None:
+        """Raises Otherwise where calling a module does more than its class says."""
+        for module in modules:
+            if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
+                raise Otherwise
+
+
+def decode_step(
+    layer: Any, x: Tensor, mask: Tensor | None, reset: Tensor | None, cache: HybridRecurrentLayer | None
+) -> Tensor | None:
+    """What the layer gives for x (B, 1, D), in new memory, its cache moved on; None where its modules must run."""
+    if decode is None or cache is None or x.shape[1] != 1 or mask is not None or reset is not None:
+        return None
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not cache.in_place(x.dtype):
+        return None
+    program = decode.begin(x)
+    if program is None:
+        return None
+    y = torch.empty_like(x)
+    try:
+        layer.record(DecodeStep(program, x.dtype), x.data_ptr(), y, cache)
+    except Otherwise:
+        return None
+    program.run()
+    cache.count(1)
+    return y
