@@ -9,7 +9,7 @@ import sys
 import torch
 
 from hybridlm.bench import kernels, results
-from hybridlm.bench.timing import check_counts, check_device
+from hybridlm.bench.timing import ALLOCATORS, check_counts, check_device
 from hybridlm.errors import UserError
 
 
@@ -34,6 +34,10 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="on a CPU (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=7, help="timed rounds, of which the median counts (default: 7)")
     parser.add_argument("--limit", type=float, default=2.0, help="seconds that one call may take (default: 2)")
+    parser.add_argument(
+        "--allocator", choices=tuple(ALLOCATORS), default="kept",
+        help="on a CPU, freed memory is kept, as `hybridlm pretrain` does (default), or left to the C library",
+    )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="small shapes: whether it runs")
     parser.add_argument("--out", metavar="FILE.json", help="default: in scripts/results, with --quick in runs/bench")
     options = parser.parse_args()
@@ -45,13 +49,14 @@ def main() -> int:
         dtype = options.dtype or ("bfloat16" if options.device == "cuda" else "float32")
         out = results.check_out(options.out or results.default_out("kernels", options.device, dtype, options.quick))
         settings = {"command": results.command(__file__, sys.argv[1:]), "quick": options.quick, "dtype": dtype}
-        settings |= {"rounds": options.rounds, "limit": options.limit}
+        settings |= {"rounds": options.rounds, "limit": options.limit, "allocator": options.allocator}
         measured = kernels.measure(
             device,
             kernels.DTYPES[dtype],
             options.shapes or (kernels.QUICK if options.quick else kernels.SHAPES[options.device]),
             rounds=options.rounds,
             limit=options.limit,
+            allocator=options.allocator,
             copy_bytes=2**22 if options.quick else None,
             progress=lambda line: print(line, file=sys.stderr),
             so_far=lambda part: kept.append(

@@ -7,7 +7,7 @@ import torch
 
 from hybridlm.bench import results, training
 from hybridlm.bench.peers import FAMILIES, QUICK, check_names
-from hybridlm.bench.timing import check_counts, check_device
+from hybridlm.bench.timing import ALLOCATORS, check_counts, check_device
 from hybridlm.errors import UserError
 
 
@@ -25,6 +25,10 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="on a CPU (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds, of which the median counts (default: 5)")
     parser.add_argument("--limit", type=float, default=training.LIMIT, help="seconds for a model's start, and rounds")
+    parser.add_argument(
+        "--allocator", choices=tuple(ALLOCATORS), default="kept",
+        help="on a CPU, freed memory is kept, as `hybridlm pretrain` does (default), or left to the C library",
+    )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="tiny models: whether it runs, not how fast")
     parser.add_argument("--out", metavar="FILE.json", help="default: in scripts/results, with --quick in runs/bench")
     options = parser.parse_args()
@@ -37,7 +41,7 @@ def main() -> int:
         sizes = {**QUICK} if options.quick else {"parameters": options.parameters}
         sizes |= {"lengths": options.lengths or ((32, 128) if options.quick else training.LENGTHS)}
         sizes |= {"tokens": options.tokens or (128 if options.quick else 8192), "precisions": options.precision}
-        sizes |= {"rounds": options.rounds, "limit": options.limit}
+        sizes |= {"rounds": options.rounds, "limit": options.limit, "allocator": options.allocator}
         extra = {"apart": not options.quick, "side": 256 if options.quick else None}
         measured = training.measure(names, device, **sizes, **extra, progress=lambda line: print(line, file=sys.stderr))
         settings = {"command": results.command(__file__, sys.argv[1:]), "quick": options.quick, **sizes}

@@ -18,6 +18,8 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
+from hybridlm.bench.timing import ALLOCATORS
+
 Key = TypeVar("Key", str, tuple[str, ...])
 
 
@@ -42,9 +44,9 @@ START = 300
 
 
 class Here:
-    """A cell in this process, which has its number of threads already. Nothing can end it."""
+    """A cell in this process, which has its threads and its allocator already. Nothing can end it."""
 
-    def __init__(self, cell: Cell, _threads: int):
+    def __init__(self, cell: Cell, _threads: int, _allocator: str):
         self.cell = cell
 
     def wait(self) -> None:
@@ -64,10 +66,10 @@ class Here:
 class Apart:
     """A cell in a process of its own."""
 
-    def __init__(self, cell: Cell, threads: int):
+    def __init__(self, cell: Cell, threads: int, allocator: str):
         context = multiprocessing.get_context("spawn")
         self.here, there = context.Pipe()
-        self.process = context.Process(target=_serve, args=(there, cell, threads), daemon=True)
+        self.process = context.Process(target=_serve, args=(there, cell, threads, allocator), daemon=True)
         self.process.start()
         there.close()
 
@@ -99,21 +101,22 @@ class Apart:
         self.process.join()
 
 
-def _serve(connection: Connection, cell: Cell, threads: int) -> None:
+def _serve(connection: Connection, cell: Cell, threads: int, allocator: str) -> None:
     """In the other process: one call after another, until the connection closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends this one
     torch.set_num_threads(threads)
-    connection.send((True, None))
-    while True:
-        try:
-            method = connection.recv()
-        except EOFError:
-            return
-        try:
-            connection.send((True, getattr(cell, method)()))
-        except Exception as error:
-            traceback.print_exc()
-            connection.send((False, _words(error)))
+    with ALLOCATORS[allocator]():
+        connection.send((True, None))
+        while True:
+            try:
+                method = connection.recv()
+            except EOFError:
+                return
+            try:
+                connection.send((True, getattr(cell, method)()))
+            except Exception as error:
+                traceback.print_exc()
+                connection.send((False, _words(error)))
 
 
 def _words(error: BaseException) -> str:
@@ -140,12 +143,14 @@ def take_turns(
     limit: float,
     threads: int,
     apart: bool = True,
+    allocator: str = "system",
     beside: Callable[[], dict[str, float]] | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[dict[Key, Outcome], list[dict[str, float]]]:
     """The outcome of every cell, and what `beside` gave, which runs in this process once a round.
 
     apart: each cell in a process of its own; else nothing ends it where it takes too long.
+    allocator: of ALLOCATORS, here and in every process.
     limit: seconds for the preparation of a cell, and for the sum of its rounds. A cell that has used it up stays out of
     later rounds; one that did not get through a single round within it has a problem. Rounds begin with another cell
     every time.
@@ -154,9 +159,10 @@ def take_turns(
     runners: dict[Key, Here | Apart] = {}
     left, took = dict.fromkeys(cells, limit), dict.fromkeys(cells, 0.0)
     others: list[dict[str, float]] = []
-    try:
+    with ALLOCATORS[allocator](), contextlib.ExitStack() as closing:
+        closing.callback(lambda: [runner.close() for runner in runners.values()])
         for key, cell in cells.items():  # processes start side by side
-            runners[key] = (Apart if apart else Here)(cell, threads)
+            runners[key] = (Apart if apart else Here)(cell, threads, allocator)
         for key in cells:
             progress(f"preparing {key if isinstance(key, str) else ', '.join(key)}")
             _attempt(runners, outcomes, key, "wait", limit)
@@ -174,9 +180,6 @@ def take_turns(
                 _attempt(runners, outcomes, key, "measure", left[key])
                 took[key] = time.perf_counter() - begun
                 left[key] -= took[key]
-    finally:
-        for runner in runners.values():
-            runner.close()
     return outcomes, others
 
 

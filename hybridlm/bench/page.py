@@ -99,7 +99,7 @@ def _training(entry: dict[str, Any]) -> list[str]:
     lengths = list(dict.fromkeys(row["length"] for row in entry["rows"]))
     lines = [
         "Training, tokens per second (in brackets: the share of the ceiling, where matrix products alone would take "
-        f"time). {_sizes(entry)}, at least {entry['settings']['tokens']:,} tokens a step:"
+        f"time). {_sizes(entry)}, at least {entry['settings']['tokens']:,} tokens a step{_allocator(entry)}:"
     ]
     notes: list[str] = []
     for precision in dict.fromkeys(row["precision"] for row in entry["rows"]):
@@ -162,7 +162,7 @@ def _kernels(entry: dict[str, Any]) -> list[str]:
         f"The scans by themselves, path `{path}`, {entry['settings']['dtype']}: the share of the bandwidth of a copy, "
         "counting only bytes that no implementation can do without, and how many times as fast as the best form in "
         "pure PyTorch (\\*: the data fits into the cache, that of the copy does not). Each was right before it was "
-        "timed:",
+        f"timed{_allocator(entry)}:",
         "",
     ]
     head = ["(B, T, N)", *("×".join(map(str, shape)) for shape in shapes)]
@@ -173,6 +173,11 @@ def _kernels(entry: dict[str, Any]) -> list[str]:
     ]
     wrong = [f"- Wrong, and not timed: {place(found)}: {found['why']}." for found in entry["refused"]]
     return [*lines, *_grid(head, body), *([""] if wrong else []), *wrong]
+
+
+def _allocator(entry: dict[str, Any]) -> str:
+    kept = entry["machine"]["kind"] == "cpu" and entry["settings"].get("allocator") == "kept"
+    return "; freed memory is kept, as in `hybridlm pretrain`" if kept else ""
 
 
 def _sizes(entry: dict[str, Any]) -> str:

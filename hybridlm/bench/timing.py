@@ -12,17 +12,22 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hybridlm.errors import UserError
+from hybridlm.ops.allocator import kept_memory
 
 ENOUGH = 0.02
 """Seconds that one timing lasts at least, by calling again and again what takes less."""
 
 Call = Callable[[], Any]
+
+ALLOCATORS = {"kept": kept_memory, "system": nullcontext}
+"""What becomes of freed memory on a CPU: the process keeps it, as in `hybridlm pretrain`, or the C library decides."""
 
 
 def check_device(name: str) -> torch.device:

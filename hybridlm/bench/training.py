@@ -100,13 +100,15 @@ def measure(
     limit: float = LIMIT,
     apart: bool = True,
     side: int | None = None,
+    allocator: str = "kept",
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """A row for every model, length and precision.
 
     tokens: of a step; a longer length makes a step of its own size. limit: seconds for the preparation of a cell, and
     for its rounds. apart: every cell in a process of its own, without which memory is not told. side: of the
-    matrices whose product is timed. Raises UserError for what is out of range.
+    matrices whose product is timed. allocator: of ALLOCATORS, the same for every model. Raises UserError for what is
+    out of range.
     """
     names = check_names(list(names))
     check_counts(tokens=tokens, rounds=rounds, limit=math.ceil(limit), **{f"length={n}": n for n in lengths})
@@ -129,6 +131,7 @@ def measure(
             limit=limit,
             threads=torch.get_num_threads(),
             apart=apart,
+            allocator=allocator,
             beside=lambda: {precision: rate() for precision, rate in rates.items()},
             progress=lambda text, length=length: progress(f"T = {length}: {text}"),
         )

@@ -1,4 +1,4 @@
-"""The process's surroundings of a run: Accelerate, CPU threads, determinism; all put back afterwards.
+"""The process's surroundings of a run: Accelerate, CPU threads and memory, determinism; all put back afterwards.
 
 Accelerate keeps its state for the life of the process and refuses another precision later. A run that found none
 leaves none, so that several runs, each with its own settings, can follow one another in one process.
@@ -6,7 +6,7 @@ leaves none, so that several runs, each with its own settings, can follow one an
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +16,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, broadcast_object_list
 
 from hybridlm.errors import UserError, install_command
+from hybridlm.ops.allocator import kept_memory
 from hybridlm.training.sections import PretrainConfig
 
 T = TypeVar("T")
@@ -32,7 +33,7 @@ def accelerator_session(config: PretrainConfig) -> Iterator[Accelerator]:
     _check_trackers(config.logging.trackers)
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     found_state = bool(AcceleratorState._shared_state)
-    accelerator = None
+    accelerator, memory = None, ExitStack()
     if config.training.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for; read when it starts
         torch.use_deterministic_algorithms(True)
@@ -40,10 +41,12 @@ def accelerator_session(config: PretrainConfig) -> Iterator[Accelerator]:
         accelerator = _accelerator(config)
         if accelerator.device.type == "cpu":
             torch.set_num_threads(cpu_threads())
+            memory.enter_context(kept_memory())
         yield accelerator
     finally:
         torch.use_deterministic_algorithms(deterministic)
         torch.set_num_threads(threads)
+        memory.close()
         if accelerator is not None and not found_state:
             accelerator.free_memory()
             accelerator.end_training()

@@ -8,6 +8,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from hybridlm.errors import OtherSettingsError, UserError
+from hybridlm.ops import allocator
 from hybridlm.training.report import _device
 from hybridlm.training.session import accelerator_session, cpu_threads, on_main
 
@@ -34,6 +35,15 @@ def test_threads_and_determinism_are_put_back(recipe, monkeypatch):
     assert seen == [before + 1, True]
     assert torch.get_num_threads() == before
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_freed_memory_is_kept_inside_alone(recipe):
+    seen = []
+    for _ in range(2):
+        with accelerator_session(recipe()):
+            seen.append(allocator._open)
+        seen.append(allocator._open)
+    assert seen == [1, 0, 1, 0]
 
 
 def test_threads_are_the_share_of_the_cores(monkeypatch):

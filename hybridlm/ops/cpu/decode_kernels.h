@@ -149,24 +149,28 @@ static void NAME(decode_add_scaled)(const Operation *operation, int64_t rows, in
     }
 }
 
+/* One head of the operation below. A function of its own, since compilers vectorise the loop only if `restrict` says so of
+ * arguments. */
+static __attribute__((noinline)) void NAME(decode_rglru_head)(
+    int64_t n, const STORE *restrict pre, const STORE *restrict bias, const STORE *restrict x, const REAL *restrict softplus,
+    REAL *restrict s, STORE *restrict h) {
+    EACH(i) {
+        const REAL r = SIGMOID(LOAD(pre[i]) + LOAD(bias[i])), gate = SIGMOID(LOAD(pre[n + i]) + LOAD(bias[n + i]));
+        const REAL log_a = -8 * r * softplus[i], a = EXP(log_a);
+        const REAL next = a * s[i] + SQRT(NAME(one_minus_exp)(2 * log_a, a * a)) * gate * LOAD(x[i]);
+        s[i] = next;
+        h[i] = SAVE(next);
+    }
+}
+
 /* s = a s + sqrt(1 - a^2) i x, a = exp(-8 r softplus), r and i = sigmoid(pre + bias). at: pre (rows, heads, 2 n / heads), of
  * each head those of r, then those of i; bias, one row of them; x; softplus (n) of the arithmetic's dtype; s; result. */
 static void NAME(decode_rglru)(const Operation *operation, int64_t rows, int64_t begin, int64_t end) {
     const int64_t width = operation->n, heads = operation->parts, n = width / heads;
     EACH_ROW for (int64_t head = 0; head < heads; head++) {
         const int64_t at = head * n;
-        const STORE *restrict pre = GIVEN(0, 2 * width) + 2 * at, *restrict bias = WEIGHT(1) + 2 * at;
-        const STORE *restrict x = GIVEN(2, width) + at;
-        const REAL *restrict softplus = CONSTANT(3) + at;
-        REAL *restrict s = (REAL *)operation->at[4] + row * width + at;
-        STORE *restrict h = RESULT(5, width) + at;
-        EACH(i) {
-            const REAL r = SIGMOID(LOAD(pre[i]) + LOAD(bias[i])), gate = SIGMOID(LOAD(pre[n + i]) + LOAD(bias[n + i]));
-            const REAL log_a = -8 * r * softplus[i], a = EXP(log_a);
-            const REAL drive = SQRT(NAME(one_minus_exp)(2 * log_a, a * a)) * gate * LOAD(x[i]), next = a * s[i] + drive;
-            s[i] = next;
-            h[i] = SAVE(next);
-        }
+        NAME(decode_rglru_head)(n, GIVEN(0, 2 * width) + 2 * at, WEIGHT(1) + 2 * at, GIVEN(2, width) + at, CONSTANT(3) + at,
+                                (REAL *)operation->at[4] + row * width + at, RESULT(5, width) + at);
     }
 }
 

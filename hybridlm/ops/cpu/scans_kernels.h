@@ -87,6 +87,27 @@ static void NAME(linear_backward)(const Job *job, const Piece *piece, void *carr
     }
 }
 
+/* Functions of their own, here and below, where compilers vectorise a loop only if `restrict` says so of arguments. */
+static __attribute__((noinline)) void NAME(lru_step)(
+    int64_t n, const STORE *restrict b_re, const STORE *restrict b_im, const REAL *restrict l_re, const REAL *restrict l_im,
+    REAL *restrict re, REAL *restrict im, STORE *restrict out_re, STORE *restrict out_im) {
+    EACH(i) {
+        const REAL u = re[i], v = im[i];
+        const REAL x = LOAD(b_re[i]) + l_re[i] * u - l_im[i] * v, y = LOAD(b_im[i]) + l_re[i] * v + l_im[i] * u;
+        re[i] = x, im[i] = y;
+        out_re[i] = SAVE(x), out_im[i] = SAVE(y);
+    }
+}
+
+/* x + i y times lambda. */
+static __attribute__((noinline)) void NAME(lru_turn)(
+    int64_t n, const REAL *restrict l_re, const REAL *restrict l_im, REAL *restrict x, REAL *restrict y) {
+    EACH(i) {
+        const REAL u = x[i], v = y[i];
+        x[i] = l_re[i] * u - l_im[i] * v, y[i] = l_re[i] * v + l_im[i] * u;
+    }
+}
+
 /* in: b_re, b_im. out: states. channel: lambda. */
 static void NAME(lru_forward)(const Job *job, const Piece *piece, void *carry, void *product, double *sums) {
     FLAGS;
@@ -104,18 +125,11 @@ static void NAME(lru_forward)(const Job *job, const Piece *piece, void *carry, v
             if (p_re) EACH(i) p_re[i] = 0, p_im[i] = 0;
         }
         if (p_re) {
-            EACH(i) {
-                const REAL x = p_re[i], y = p_im[i], u = re[i], v = im[i];
-                p_re[i] = l_re[i] * x - l_im[i] * y, p_im[i] = l_re[i] * y + l_im[i] * x;
-                re[i] = LOAD(b_re[i]) + l_re[i] * u - l_im[i] * v, im[i] = LOAD(b_im[i]) + l_re[i] * v + l_im[i] * u;
-            }
+            NAME(lru_turn)(n, l_re, l_im, p_re, p_im);
+            NAME(lru_turn)(n, l_re, l_im, re, im);
+            EACH(i) re[i] += LOAD(b_re[i]), im[i] += LOAD(b_im[i]);
         } else {
-            EACH(i) {
-                const REAL u = re[i], v = im[i];
-                const REAL x = LOAD(b_re[i]) + l_re[i] * u - l_im[i] * v, y = LOAD(b_im[i]) + l_re[i] * v + l_im[i] * u;
-                re[i] = x, im[i] = y;
-                out_re[i] = SAVE(x), out_im[i] = SAVE(y);
-            }
+            NAME(lru_step)(n, b_re, b_im, l_re, l_im, re, im, out_re, out_im);
         }
     }
 }
@@ -200,13 +214,29 @@ static void NAME(memory_forward)(const Job *job, const Piece *piece, void *carry
     }
 }
 
+/* A step of the backward below; s: the states before it. Both sides of each choice are computed, so that the loop vectorises. */
+static __attribute__((noinline)) void NAME(memory_step_back)(
+    int64_t n, const STORE *restrict g, const STORE *restrict c, const STORE *restrict beta, const REAL *restrict s,
+    STORE *restrict dc, STORE *restrict dbeta, REAL *restrict carried, REAL epsilon, REAL k) {
+    const REAL pi_k = (REAL)3.14159265358979323846 * k;
+    EACH(i) {
+        const REAL drive = LOAD(c[i]), margin = ABS(drive) - LOAD(beta[i]), lam = carried[i] + LOAD(g[i]);
+        const REAL sign = drive >= 0 ? (REAL)1 : (REAL)-1, x = pi_k * margin, y = pi_k * drive;
+        const REAL through_write = lam * (sign + (epsilon - 1) * s[i]) * (k / (1 + x * x));
+        const REAL through_sign = lam * (2 * k / (1 + y * y)), kept = epsilon * lam;
+        dc[i] = SAVE((margin >= 0 ? through_sign : 0) + through_write * sign);
+        dbeta[i] = SAVE(-through_write);
+        carried[i] = margin >= 0 ? kept : lam;
+    }
+}
+
 /* in: gradient of the states, c, beta, states. out: gradients of c and beta. initial: s_0. channel: the state that a reset
  * brings back; sums: its gradient. */
 static void NAME(memory_backward)(const Job *job, const Piece *piece, void *carry, void *product, double *sums) {
     FLAGS;
     REAL *restrict carried = carry, *restrict p = product, room[BLOCK];
     const REAL *restrict fresh = CHANNEL(0);
-    const REAL epsilon = (REAL)job->epsilon, k = (REAL)job->slope, pi_k = (REAL)(3.14159265358979323846 * job->slope);
+    const REAL epsilon = (REAL)job->epsilon, k = (REAL)job->slope;
     for (int64_t t = piece->end - 1; t >= piece->begin; t--) {
         const STORE *restrict g = AT(job->in[0], t), *restrict c = AT(job->in[1], t), *restrict beta = AT(job->in[2], t);
         STORE *restrict dc = p ? 0 : AT(job->out[0], t), *restrict dbeta = p ? 0 : AT(job->out[1], t);
@@ -226,15 +256,7 @@ static void NAME(memory_backward)(const Job *job, const Piece *piece, void *carr
         }
         if (RESETS(t)) EACH(i) room[i] = fresh ? fresh[i] : 0;
         else NAME(before)(job, piece, job->in[3], 0, t, room);
-        EACH(i) {
-            const REAL drive = LOAD(c[i]), margin = ABS(drive) - LOAD(beta[i]), lam = carried[i] + LOAD(g[i]);
-            const REAL sign = drive >= 0 ? (REAL)1 : (REAL)-1, x = pi_k * margin, y = pi_k * drive;
-            const REAL through_write = lam * (sign + (epsilon - 1) * room[i]) * (k / (1 + x * x));
-            const REAL through_sign = margin >= 0 ? lam * (2 * k / (1 + y * y)) : 0;
-            dc[i] = SAVE(through_sign + through_write * sign);
-            dbeta[i] = SAVE(-through_write);
-            carried[i] = margin >= 0 ? epsilon * lam : lam;
-        }
+        NAME(memory_step_back)(n, g, c, beta, room, dc, dbeta, carried, epsilon, k);
         if (RESETS(t)) {
             if (sums) EACH(i) sums[i] += carried[i];
             EACH(i) carried[i] = 0;

@@ -1,0 +1,63 @@
+"""Memory that is kept: what the process holds then, and that it gives it back."""
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import torch
+
+from hybridlm.ops.allocator import _glibc, kept_memory
+
+MIB = 2**20
+
+if _glibc() is None or not Path("/proc/self/statm").exists():
+    pytest.skip("the C library is not glibc, which alone can be told to keep memory", allow_module_level=True)
+
+
+def resident():
+    """Bytes of memory that the process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def _allocate_and_free(connection):
+    """In a process of its own, whose memory no other test has shaped: how much more is held than at the start."""
+    start, held = resident(), []
+    with kept_memory() as kept, kept_memory():
+        for size in (64, 256, 1024):
+            block = torch.ones(size * MIB // 4)
+            del block
+            held.append(resident() - start)
+        with kept_memory():
+            pass
+        held.append(resident() - start)
+    held.append(resident() - start)
+    connection.send((kept, held))
+
+
+def test_a_process_keeps_what_it_freed_and_gives_it_back():
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_allocate_and_free, args=(there,))
+    process.start()
+    kept, (small, middle, large, nested, after) = here.recv()
+    process.join()
+    assert kept
+    assert small > 60 * MIB
+    assert middle > 250 * MIB
+    assert large > 1000 * MIB
+    assert nested > 1000 * MIB  # the outermost alone gives back
+    assert after < 60 * MIB
+
+
+def test_an_error_inside_closes_it():
+    from hybridlm.ops import allocator
+
+    with pytest.raises(KeyError), kept_memory():
+        raise KeyError
+    assert allocator._open == 0
+
+
+def test_another_c_library(monkeypatch):
+    monkeypatch.setattr("hybridlm.ops.allocator._glibc", lambda: None)
+    with kept_memory() as kept:
+        assert kept is False
