@@ -30,19 +30,19 @@ class DecodeStep:
         if type(module) is not nn.Linear:
             raise Otherwise
         self.plain(module)
-        bias = module.bias
-        return self.ops.product(x, self.own(module.weight), None if bias is None else self.own(bias))
+        weight, bias = module._parameters["weight"], module._parameters["bias"]  # attributes of a module are slow
+        return self.ops.product(x, self.own(weight), None if bias is None else self.own(bias))
 
     def norm(self, x: Value, module: Any) -> Value:
         """What an RMSNorm gives."""
         self.plain(module)
         return self.ops.norm(x, self.own(module.weight), module.eps)
 
-    def own(self, weight: Tensor) -> Tensor:
+    def own(self, weight: Tensor | None) -> Tensor:
         """A weight that the kernels can read."""
-        if type(weight) is not nn.Parameter or weight.dtype != self.dtype or weight.device.type != "cpu":
+        if type(weight) is not nn.Parameter or weight.dtype is not self.dtype:
             raise Otherwise
-        if not weight.is_contiguous():
+        if not (weight.is_cpu and weight.is_contiguous()):
             raise Otherwise
         return weight
 

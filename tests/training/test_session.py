@@ -1,5 +1,6 @@
 """What a run does to its process, and that it undoes it."""
 
+import math
 import os
 import pickle
 
@@ -9,7 +10,7 @@ from accelerate.state import AcceleratorState
 
 from hybridlm.errors import OtherSettingsError, UserError
 from hybridlm.ops import allocator
-from hybridlm.training.report import _device
+from hybridlm.training.report import _device, _precision, _products_take
 from hybridlm.training.session import accelerator_session, cpu_threads, on_main
 
 
@@ -86,6 +87,21 @@ class _Alone:
 
     def __init__(self, **_):
         pass
+
+
+@pytest.mark.parametrize(("times", "warns"), [(0.3, False), (1.2, False), (80.0, True)])
+def test_the_report_says_where_bf16_is_slower(recipe, monkeypatch, times, warns):
+    monkeypatch.setattr("hybridlm.training.report._products_take", lambda _: times)
+    with accelerator_session(recipe("training.mixed_precision=bf16")) as accelerator:
+        words = _precision(accelerator)
+    assert words.startswith("bf16 products, fp32 weights and recurrences")
+    assert ("80 times as long" in words) == warns
+    with accelerator_session(recipe()) as accelerator:
+        assert _precision(accelerator) == "fp32"
+
+
+def test_products_are_timed():
+    assert 0 < _products_take(torch.bfloat16, side=64) < math.inf
 
 
 def test_a_cpu_has_no_number_in_the_report():
