@@ -122,6 +122,24 @@ def test_number_of_threads_changes_nothing(name):
     assert all(torch.equal(x, y) for x, y in zip(*results, strict=True))
 
 
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("shape", [(1, 1023, 70), (1, 257, 260), (1, 1801, 600), (3, 900, 400)], ids=str)
+def test_every_cut_that_threads_get_changes_nothing(name, shape):
+    """One row: over channels, over time in halves and quarters, over both; the last two are too large for a cache."""
+    inputs, options = case_of(name, *shape, torch.float64)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3, 5):
+            torch.set_num_threads(threads)
+            results.append(both_ways(name, inputs, options))
+    finally:
+        torch.set_num_threads(before)
+    for cut in results[1:]:
+        for x, y in zip(results[0], cut, strict=True):
+            assert (x - y).abs().max() <= 1e-11 * max(1.0, x.abs().max().item())
+
+
 def test_slices_are_read_in_place():
     """The planes of one product, as the complex unit has them."""
     both = torch.randn(2, 50, 12, generator=torch.Generator().manual_seed(0))

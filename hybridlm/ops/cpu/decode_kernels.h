@@ -14,7 +14,8 @@
 
 typedef REAL NAME(lanes) __attribute__((vector_size(VECTOR)));
 typedef uint32_t NAME(words) __attribute__((vector_size(VECTOR)));
-typedef STORE NAME(stored) __attribute__((vector_size(VECTOR / sizeof(REAL) * sizeof(STORE)), aligned(sizeof(STORE)), may_alias));
+typedef STORE NAME(stored)
+    __attribute__((vector_size(VECTOR / sizeof(REAL) * sizeof(STORE)), aligned(sizeof(STORE)), may_alias));
 #define GET(p) WIDEN(*(const NAME(stored) *)(p), NAME(lanes))
 
 /* x w / sqrt(mean(x^2) + value). at: x, w, result. */
@@ -38,8 +39,8 @@ static inline __attribute__((always_inline)) REAL NAME(total)(const NAME(lanes) 
     return part[0];
 }
 
-/* W x + bias. at: x (rows, k), W (n, k), bias or NULL, result. Four outputs at a time, two vectors of each: that many sums at once
- * keep the multipliers busy. */
+/* W x + bias. at: x (rows, k), W (n, k), bias or NULL, result. Four outputs at a time, two vectors of each: that many sums
+ * at once keep the multipliers busy. */
 static void NAME(decode_product)(const Operation *operation, int64_t rows, int64_t begin, int64_t end) {
     const int64_t n = operation->n, k = operation->k, whole = k - k % (2 * LANES);
     const STORE *restrict bias = WEIGHT(2);
@@ -209,8 +210,8 @@ static void NAME(decode_memory)(const Operation *operation, int64_t rows, int64_
     }
 }
 
-/* s = lambda s + gain b, complex. at: b (rows, 2 n), real parts first; lambda, real and imaginary; gain (2 n): these three of the
- * arithmetic's dtype; s, real and imaginary; result (rows, 2 n) as b. */
+/* s = lambda s + gain b, complex. at: b (rows, 2 n), real parts first; lambda, real and imaginary; gain (2 n): these three of
+ * the arithmetic's dtype; s, real and imaginary; result (rows, 2 n) as b. */
 static void NAME(decode_lru)(const Operation *operation, int64_t rows, int64_t begin, int64_t end) {
     const int64_t n = operation->n;
     const REAL *restrict l_re = CONSTANT(1), *restrict l_im = CONSTANT(2), *restrict gain = CONSTANT(3);

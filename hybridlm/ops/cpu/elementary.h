@@ -1,5 +1,5 @@
-/* What the operations of a model share, of one storage dtype and one instruction set: included by their kernels, which undefine
- * EACH and SIGMOID at their end. */
+/* What the operations of a model share, of one storage dtype and one instruction set: included by their kernels, which
+ * undefine EACH and SIGMOID at their end. */
 
 #define EACH(i) for (int64_t i = 0; i < n; i++)
 #define SIGMOID(x) ((REAL)1 / ((REAL)1 + EXP(-(x))))

@@ -34,6 +34,8 @@ static Kernel kernel_of(int isa, int dtype, int operation) {
     return scans_all_plain[dtype][operation];
 }
 
+#define LARGE (1 << 20) /* numbers of a tensor that is too large for the cache of a core */
+
 /* ---- one call ---- */
 
 typedef struct {
@@ -67,18 +69,27 @@ static void put_state(const Call *call, void *const *planes, int64_t row, int64_
                count * call->real);
 }
 
+/* The steps of the k-th chunk on the way of the scan; the last one goes on to its end. */
+static void steps_of(const Call *call, int64_t k, int64_t *begin, int64_t *end) {
+    const int64_t steps = call->job->steps, from = k * call->chunk, to = k == call->chunks - 1 ? steps : from + call->chunk;
+    *begin = call->backward ? steps - to : from;
+    *end = call->backward ? steps - from : to;
+}
+
 static void run_piece(void *context, int64_t item) {
     Call *call = context;
     const Job *job = call->job;
-    const int64_t chunk = item % call->chunks, block = item / call->chunks % call->blocks;
-    Piece piece = {.row = item / call->chunks / call->blocks, .first = block * call->block, .begin = chunk * call->chunk};
+    const int64_t last = call->chunks - 1, chunk = last - item % call->chunks; /* the last one may be longer: it goes first */
+    const int64_t block = item / call->chunks % call->blocks;
+    Piece piece = {.row = item / call->chunks / call->blocks, .first = block * call->block};
     piece.count = job->width - piece.first < call->block ? job->width - piece.first : call->block;
-    piece.end = piece.begin + call->chunk < job->steps ? piece.begin + call->chunk : job->steps;
+    steps_of(call, chunk, &piece.begin, &piece.end);
     double own[2 * BLOCK], *sums = call->sums ? call->sums + place(call, piece.row, chunk, piece.first, 2) : NULL;
     _Alignas(64) char carry[2 * BLOCK * sizeof(double)];
     if (sums) memset(own, 0, sizeof(double) * 2 * piece.count);
     char *kept = call->carries ? call->carries + place(call, piece.row, chunk, piece.first, call->planes) * call->real : NULL;
     if (call->reducing) {
+        if (chunk == last) return; /* nothing starts from what it ends at */
         char *product = call->products + place(call, piece.row, chunk, piece.first, call->planes) * call->real;
         memset(kept, 0, call->planes * piece.count * call->real);
         memset(product, 0, call->planes * piece.count * call->real);
@@ -92,7 +103,7 @@ static void run_piece(void *context, int64_t item) {
     else get_state(call, job->arriving, piece.row, piece.first, piece.count, carry);
     call->kernel(job, &piece, carry, NULL, sums ? own : NULL);
     if (sums) memcpy(sums, own, sizeof(double) * 2 * piece.count);
-    if (chunk == (call->backward ? 0 : call->chunks - 1))
+    if (chunk == last)
         put_state(call, job->leaving, piece.row, piece.first, piece.count, carry);
 }
 
@@ -106,15 +117,19 @@ static int resets_in(const Job *job, int64_t row, int64_t begin, int64_t end) {
 
 /* From the affine map of each chunk to the state that it starts from. */
 #define DEFINE_CARRY(REAL)                                                                                                 \
-    static void carry_over_##REAL(const Call *call, int64_t row, int64_t first, int64_t n) {                              \
+    static void carry_over_##REAL(const Call *call, int64_t row, int64_t first, int64_t n) {                               \
         REAL state[2 * BLOCK];                                                                                             \
         get_state(call, call->job->arriving, row, first, n, (char *)state);                                                \
-        for (int64_t j = 0; j < call->chunks; j++) {                                                                       \
-            const int64_t chunk = call->backward ? call->chunks - 1 - j : j;                                               \
+        for (int64_t chunk = 0; chunk < call->chunks; chunk++) {                                                           \
             const size_t at = place(call, row, chunk, first, call->planes);                                                \
-            const int64_t begin = chunk * call->chunk, last = begin + call->chunk, steps = call->job->steps;               \
-            const int ended = resets_in(call->job, row, begin, last < steps ? last : steps);                               \
             REAL *s = (REAL *)call->carries + at;                                                                          \
+            if (chunk == call->chunks - 1) {                                                                               \
+                memcpy(s, state, call->planes * n * sizeof(REAL));                                                         \
+                break;                                                                                                     \
+            }                                                                                                              \
+            int64_t begin, end;                                                                                            \
+            steps_of(call, chunk, &begin, &end);                                                                           \
+            const int ended = resets_in(call->job, row, begin, end);                                                       \
             const REAL *p = (const REAL *)call->products + at;                                                             \
             for (int64_t i = 0; i < n; i++) {                                                                              \
                 const REAL re = state[i], own = s[i];                                                                      \
@@ -159,17 +174,24 @@ static void add_sums(const Call *call) {
     }
 }
 
-/* Blocks of channels as wide as leaves a piece for every thread, then chunks of time where there are too few of them. */
+/* A thread that reads whole rows gets twice the bandwidth of one that reads a part of each: what is fetched ahead is of use.
+ * So what is too large for the cache is cut into rows, then into chunks of time. What is not is cut into blocks of channels,
+ * as narrow as leaves a piece for every thread, then into chunks. */
 static void cut(Call *call) {
     const Job *job = call->job;
+    const int large = job->rows * job->steps * job->width >= LARGE;
     call->block = job->width < BLOCK ? job->width : BLOCK;
-    while (call->block > 64 && job->rows * ((job->width + call->block - 1) / call->block) % job->threads)
+    while (!large && call->block > 64 && job->rows * ((job->width + call->block - 1) / call->block) % job->threads)
         call->block = call->block > 128 ? call->block / 2 : 64;
     call->blocks = (job->width + call->block - 1) / call->block;
     call->chunks = job->chunks;
     if (!call->chunks) {
         const int64_t pieces = job->rows * call->blocks;
         call->chunks = pieces >= job->threads || job->steps < 256 ? 1 : (job->threads + pieces - 1) / pieces;
+        if (call->chunks == 2) { /* a half, and two quarters whose maps two threads find at the same time */
+            call->chunk = (job->steps + 3) / 4, call->chunks = 3;
+            return;
+        }
     }
     if (call->chunks > job->steps) call->chunks = job->steps;
     call->chunk = (job->steps + call->chunks - 1) / call->chunks;
@@ -178,7 +200,8 @@ static void cut(Call *call) {
 
 /* 0; 1: no such kernel here; 2: no memory. Nothing is returned before every thread is done. */
 int hybridlm_scan(const Job *job, int isa) {
-    if (job->dtype < 0 || job->dtype >= DTYPES || job->operation < 0 || job->operation >= OPERATIONS || !hybridlm_supports(isa)) return 1;
+    if (job->dtype < 0 || job->dtype >= DTYPES || job->operation < 0 || job->operation >= OPERATIONS) return 1;
+    if (!hybridlm_supports(isa)) return 1;
     Call call = {.job = job, .kernel = kernel_of(isa, job->dtype, job->operation)};
     if (!call.kernel) return 1;
     const int lru = job->operation == LRU_FORWARD || job->operation == LRU_BACKWARD;

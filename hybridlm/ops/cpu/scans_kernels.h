@@ -13,20 +13,24 @@
 #define CHANNEL(k) (job->channel[k] ? (const REAL *)job->channel[k] + piece->first : 0)
 #define INITIAL(k) (job->initial[k] ? (const REAL *)job->initial[k] + piece->row * job->width + piece->first : 0)
 
-/* s_{t-1} as the recurrence had it: the stored state, s_0 at the first step. */
-static inline const REAL *NAME(before)(const Job *job, const Piece *piece, View states, int k, int64_t t, REAL *room) {
+/* Loops of one step stand in functions of their own where compilers vectorise them only if `restrict` says so of arguments.
+ *
+ * Backward they read s_{t-1} as the recurrence had it: the stored state; s_0, of the arithmetic's dtype, at the first step. */
+typedef struct {
+    const STORE *stored;
+    const REAL *wide; /* or NULL */
+} NAME(before);
+
+static inline NAME(before) NAME(before_step)(const Job *job, const Piece *piece, View states, int k, int64_t t, REAL *room) {
     const int64_t n = piece->count;
-    if (t > 0) {
-        const STORE *restrict s = AT(states, t - 1);
-        EACH(i) room[i] = LOAD(s[i]);
-    } else if (INITIAL(k)) {
-        const REAL *restrict s = INITIAL(k);
-        EACH(i) room[i] = s[i];
-    } else {
-        EACH(i) room[i] = 0;
-    }
-    return room;
+    if (t > 0) return (NAME(before)){AT(states, t - 1), 0};
+    if (INITIAL(k)) return (NAME(before)){0, INITIAL(k)};
+    EACH(i) room[i] = 0;
+    return (NAME(before)){0, room};
 }
+
+#define INLINE static inline __attribute__((always_inline))
+#define APART static __attribute__((noinline))
 
 /* in: a, b. out: states. */
 static void NAME(linear_forward)(const Job *job, const Piece *piece, void *carry, void *product, double *sums) {
@@ -59,6 +63,24 @@ static void NAME(linear_forward)(const Job *job, const Piece *piece, void *carry
     }
 }
 
+INLINE void NAME(linear_loop_back)(
+    int64_t n, const STORE *restrict g, const STORE *restrict a, const STORE *restrict stored, const REAL *restrict wide,
+    STORE *restrict da, STORE *restrict db, REAL *restrict c) {
+    EACH(i) {
+        const REAL lam = LOAD(g[i]) + c[i], before = wide ? wide[i] : LOAD(stored[i]);
+        db[i] = SAVE(lam);
+        da[i] = SAVE(lam * before);
+        c[i] = LOAD(a[i]) * lam;
+    }
+}
+
+APART void NAME(linear_step_back)(
+    int64_t n, const STORE *restrict g, const STORE *restrict a, NAME(before) s, STORE *restrict da, STORE *restrict db,
+    REAL *restrict c) {
+    if (s.wide) NAME(linear_loop_back)(n, g, a, 0, s.wide, da, db, c);
+    else NAME(linear_loop_back)(n, g, a, s.stored, 0, da, db, c);
+}
+
 /* in: gradient of the states, a, states. out: gradients of a and b. initial: s_0. */
 static void NAME(linear_backward)(const Job *job, const Piece *piece, void *carry, void *product, double *sums) {
     FLAGS;
@@ -76,19 +98,12 @@ static void NAME(linear_backward)(const Job *job, const Piece *piece, void *carr
         } else if (p) {
             EACH(i) p[i] *= LOAD(a[i]), c[i] = LOAD(a[i]) * (LOAD(g[i]) + c[i]);
         } else {
-            const REAL *restrict s = NAME(before)(job, piece, job->in[2], 0, t, room);
-            EACH(i) {
-                const REAL lam = LOAD(g[i]) + c[i];
-                db[i] = SAVE(lam);
-                da[i] = SAVE(lam * s[i]);
-                c[i] = LOAD(a[i]) * lam;
-            }
+            NAME(linear_step_back)(n, g, a, NAME(before_step)(job, piece, job->in[2], 0, t, room), da, db, c);
         }
     }
 }
 
-/* Functions of their own, here and below, where compilers vectorise a loop only if `restrict` says so of arguments. */
-static __attribute__((noinline)) void NAME(lru_step)(
+APART void NAME(lru_step)(
     int64_t n, const STORE *restrict b_re, const STORE *restrict b_im, const REAL *restrict l_re, const REAL *restrict l_im,
     REAL *restrict re, REAL *restrict im, STORE *restrict out_re, STORE *restrict out_im) {
     EACH(i) {
@@ -100,7 +115,7 @@ static __attribute__((noinline)) void NAME(lru_step)(
 }
 
 /* x + i y times lambda. */
-static __attribute__((noinline)) void NAME(lru_turn)(
+APART void NAME(lru_turn)(
     int64_t n, const REAL *restrict l_re, const REAL *restrict l_im, REAL *restrict x, REAL *restrict y) {
     EACH(i) {
         const REAL u = x[i], v = y[i];
@@ -134,6 +149,40 @@ static void NAME(lru_forward)(const Job *job, const Piece *piece, void *carry, v
     }
 }
 
+INLINE void NAME(lru_loop_back)(
+    int64_t n, const STORE *restrict g_re, const STORE *restrict g_im, const REAL *restrict l_re, const REAL *restrict l_im,
+    const STORE *restrict stored_re, const STORE *restrict stored_im, const REAL *restrict wide_re,
+    const REAL *restrict wide_im, STORE *restrict out_re, STORE *restrict out_im, REAL *restrict c_re, REAL *restrict c_im,
+    REAL *restrict d_re, REAL *restrict d_im) {
+    EACH(i) {
+        const REAL u = c_re[i] + LOAD(g_re[i]), v = c_im[i] + LOAD(g_im[i]); /* the adjoint of s_t */
+        const REAL re = wide_re ? wide_re[i] : LOAD(stored_re[i]), im = wide_im ? wide_im[i] : LOAD(stored_im[i]);
+        out_re[i] = SAVE(u), out_im[i] = SAVE(v);
+        d_re[i] += u * re + v * im, d_im[i] += v * re - u * im;
+        c_re[i] = l_re[i] * u + l_im[i] * v, c_im[i] = l_re[i] * v - l_im[i] * u;
+    }
+}
+
+APART void NAME(lru_step_back)(
+    int64_t n, const STORE *restrict g_re, const STORE *restrict g_im, const REAL *restrict l_re, const REAL *restrict l_im,
+    NAME(before) re, NAME(before) im, STORE *restrict out_re, STORE *restrict out_im, REAL *restrict c_re,
+    REAL *restrict c_im, REAL *restrict d_re, REAL *restrict d_im) {
+    if (re.wide)
+        NAME(lru_loop_back)(n, g_re, g_im, l_re, l_im, 0, 0, re.wide, im.wide, out_re, out_im, c_re, c_im, d_re, d_im);
+    else
+        NAME(lru_loop_back)(n, g_re, g_im, l_re, l_im, re.stored, im.stored, 0, 0, out_re, out_im, c_re, c_im, d_re, d_im);
+}
+
+/* x + i y plus the gradient, times the conjugate of lambda. */
+APART void NAME(lru_turn_back)(
+    int64_t n, const STORE *restrict g_re, const STORE *restrict g_im, const REAL *restrict l_re, const REAL *restrict l_im,
+    REAL *restrict x, REAL *restrict y) {
+    EACH(i) {
+        const REAL u = x[i] + LOAD(g_re[i]), v = y[i] + LOAD(g_im[i]);
+        x[i] = l_re[i] * u + l_im[i] * v, y[i] = l_re[i] * v - l_im[i] * u;
+    }
+}
+
 /* in: gradients of the states (re, im), states (re, im). out: gradients of b. channel: lambda. initial: s_0. sums: gradient
  * of lambda, kept in REAL over a stretch of steps and added up in double. */
 static void NAME(lru_backward)(const Job *job, const Piece *piece, void *carry, void *product, double *sums) {
@@ -144,42 +193,27 @@ static void NAME(lru_backward)(const Job *job, const Piece *piece, void *carry, 
     EACH(i) d_re[i] = 0, d_im[i] = 0;
     for (int64_t t = piece->end - 1; t >= piece->begin; t--) {
         const STORE *restrict g_re = AT(job->in[0], t), *restrict g_im = AT(job->in[1], t);
-        EACH(i) c_re[i] += LOAD(g_re[i]), c_im[i] += LOAD(g_im[i]); /* now the adjoint of s_t */
+        STORE *restrict out_re = p_re ? 0 : AT(job->out[0], t), *restrict out_im = p_re ? 0 : AT(job->out[1], t);
         if (HOLDS(t)) {
-            if (!p_re) {
-                STORE *restrict out_re = AT(job->out[0], t), *restrict out_im = AT(job->out[1], t);
-                EACH(i) out_re[i] = SAVE((REAL)0), out_im[i] = SAVE((REAL)0);
-            }
-            continue;
-        }
-        if (!p_re) {
-            STORE *restrict out_re = AT(job->out[0], t), *restrict out_im = AT(job->out[1], t);
-            EACH(i) out_re[i] = SAVE(c_re[i]), out_im[i] = SAVE(c_im[i]);
-            if (!RESETS(t)) {
-                const REAL *restrict s_re = NAME(before)(job, piece, job->in[2], 0, t, room_re);
-                const REAL *restrict s_im = NAME(before)(job, piece, job->in[3], 1, t, room_im);
-                EACH(i) {
-                    d_re[i] += c_re[i] * s_re[i] + c_im[i] * s_im[i];
-                    d_im[i] += c_im[i] * s_re[i] - c_re[i] * s_im[i];
-                }
-            }
-            if ((piece->end - t) % 256 == 0)
-                EACH(i) sums[i] += d_re[i], sums[n + i] += d_im[i], d_re[i] = 0, d_im[i] = 0;
-        }
-        if (RESETS(t)) {
-            EACH(i) c_re[i] = 0, c_im[i] = 0;
+            EACH(i) c_re[i] += LOAD(g_re[i]), c_im[i] += LOAD(g_im[i]);
+            if (!p_re) EACH(i) out_re[i] = SAVE((REAL)0), out_im[i] = SAVE((REAL)0);
+        } else if (RESETS(t)) {
             if (p_re) EACH(i) p_re[i] = 0, p_im[i] = 0;
-        } else {
+            else EACH(i) out_re[i] = SAVE(c_re[i] + LOAD(g_re[i])), out_im[i] = SAVE(c_im[i] + LOAD(g_im[i]));
+            EACH(i) c_re[i] = 0, c_im[i] = 0;
+        } else if (p_re) {
+            NAME(lru_turn_back)(n, g_re, g_im, l_re, l_im, c_re, c_im);
             EACH(i) {
-                const REAL u = c_re[i], v = c_im[i];
-                c_re[i] = l_re[i] * u + l_im[i] * v, c_im[i] = l_re[i] * v - l_im[i] * u;
+                const REAL u = p_re[i], v = p_im[i];
+                p_re[i] = l_re[i] * u + l_im[i] * v, p_im[i] = l_re[i] * v - l_im[i] * u;
             }
-            if (p_re)
-                EACH(i) {
-                    const REAL u = p_re[i], v = p_im[i];
-                    p_re[i] = l_re[i] * u + l_im[i] * v, p_im[i] = l_re[i] * v - l_im[i] * u;
-                }
+        } else {
+            const NAME(before) re = NAME(before_step)(job, piece, job->in[2], 0, t, room_re);
+            const NAME(before) im = NAME(before_step)(job, piece, job->in[3], 1, t, room_im);
+            NAME(lru_step_back)(n, g_re, g_im, l_re, l_im, re, im, out_re, out_im, c_re, c_im, d_re, d_im);
         }
+        if (!p_re && (piece->end - t) % 256 == 0)
+            EACH(i) sums[i] += d_re[i], sums[n + i] += d_im[i], d_re[i] = 0, d_im[i] = 0;
     }
     if (!p_re) EACH(i) sums[i] += d_re[i], sums[n + i] += d_im[i];
 }
@@ -214,20 +248,28 @@ static void NAME(memory_forward)(const Job *job, const Piece *piece, void *carry
     }
 }
 
-/* A step of the backward below; s: the states before it. Both sides of each choice are computed, so that the loop vectorises. */
-static __attribute__((noinline)) void NAME(memory_step_back)(
-    int64_t n, const STORE *restrict g, const STORE *restrict c, const STORE *restrict beta, const REAL *restrict s,
-    STORE *restrict dc, STORE *restrict dbeta, REAL *restrict carried, REAL epsilon, REAL k) {
+/* Both sides of each choice are computed, so that the loop vectorises. */
+INLINE void NAME(memory_loop_back)(
+    int64_t n, const STORE *restrict g, const STORE *restrict c, const STORE *restrict beta, const STORE *restrict stored,
+    const REAL *restrict wide, STORE *restrict dc, STORE *restrict dbeta, REAL *restrict carried, REAL epsilon, REAL k) {
     const REAL pi_k = (REAL)3.14159265358979323846 * k;
     EACH(i) {
         const REAL drive = LOAD(c[i]), margin = ABS(drive) - LOAD(beta[i]), lam = carried[i] + LOAD(g[i]);
+        const REAL before = wide ? wide[i] : LOAD(stored[i]);
         const REAL sign = drive >= 0 ? (REAL)1 : (REAL)-1, x = pi_k * margin, y = pi_k * drive;
-        const REAL through_write = lam * (sign + (epsilon - 1) * s[i]) * (k / (1 + x * x));
+        const REAL through_write = lam * (sign + (epsilon - 1) * before) * (k / (1 + x * x));
         const REAL through_sign = lam * (2 * k / (1 + y * y)), kept = epsilon * lam;
         dc[i] = SAVE((margin >= 0 ? through_sign : 0) + through_write * sign);
         dbeta[i] = SAVE(-through_write);
         carried[i] = margin >= 0 ? kept : lam;
     }
+}
+
+APART void NAME(memory_step_back)(
+    int64_t n, const STORE *restrict g, const STORE *restrict c, const STORE *restrict beta, NAME(before) s,
+    STORE *restrict dc, STORE *restrict dbeta, REAL *restrict carried, REAL epsilon, REAL k) {
+    if (s.wide) NAME(memory_loop_back)(n, g, c, beta, 0, s.wide, dc, dbeta, carried, epsilon, k);
+    else NAME(memory_loop_back)(n, g, c, beta, s.stored, 0, dc, dbeta, carried, epsilon, k);
 }
 
 /* in: gradient of the states, c, beta, states. out: gradients of c and beta. initial: s_0. channel: the state that a reset
@@ -254,9 +296,11 @@ static void NAME(memory_backward)(const Job *job, const Piece *piece, void *carr
             if (RESETS(t)) EACH(i) carried[i] = 0, p[i] = 0;
             continue;
         }
-        if (RESETS(t)) EACH(i) room[i] = fresh ? fresh[i] : 0;
-        else NAME(before)(job, piece, job->in[3], 0, t, room);
-        NAME(memory_step_back)(n, g, c, beta, room, dc, dbeta, carried, epsilon, k);
+        NAME(before) s = {0, room};
+        if (!RESETS(t)) s = NAME(before_step)(job, piece, job->in[3], 0, t, room);
+        else if (fresh) s.wide = fresh;
+        else EACH(i) room[i] = 0;
+        NAME(memory_step_back)(n, g, c, beta, s, dc, dbeta, carried, epsilon, k);
         if (RESETS(t)) {
             if (sums) EACH(i) sums[i] += carried[i];
             EACH(i) carried[i] = 0;
@@ -271,3 +315,5 @@ static void NAME(memory_backward)(const Job *job, const Piece *piece, void *carr
 #undef FLAGS
 #undef CHANNEL
 #undef INITIAL
+#undef INLINE
+#undef APART
