@@ -49,13 +49,12 @@ class RecurrentMixer(nn.Module):
         if self.conv is not None:
             if cache.conv is None:
                 raise Otherwise
-            step.plain(self.conv)
+            step.plain(self.conv, ShortConv)
             v = step.ops.conv(v, step.own(self.conv.weight), step.own(self.conv.bias), cache.conv)
         h = None
         states = states_of(self.cells, cache.states)  # pyright: ignore[reportArgumentType]
         for cell, state in zip(self.cells, states, strict=True):
-            step.plain(cell)
-            emitted = cell.record(step, v, state)  # pyright: ignore[reportCallIssue]
+            emitted = step.cell(cell, v, state)  # pyright: ignore[reportArgumentType]
             h = emitted if h is None else step.ops.add(h, emitted, width)
         assert h is not None
         if self.gate_proj is not None:
@@ -136,11 +135,11 @@ class HybridLMDecoderLayer(GradientCheckpointingLayer):
     def record(self, step: DecodeStep, x: int, y: Tensor, cache: HybridRecurrentLayer) -> None:
         """`forward` of a layer with a RecurrentMixer as a decode step, from x to y (B, 1, D)."""
         ops, mixer, width = step.ops, self.mixer, y.shape[-1]
-        step.plain(mixer)
+        step.plain(mixer, RecurrentMixer)
         mixed = mixer.record(step, step.norm(x, self.mixer_norm), cache)  # pyright: ignore[reportCallIssue]
         if self.mlp is None or self.mlp_norm is None:
             ops.add(x, mixed, width, to=y)
             return
-        step.plain(self.mlp)
+        step.plain(self.mlp, SwiGLU)
         x = ops.add(x, mixed, width)
         ops.add(x, self.mlp.record(step, step.norm(x, self.mlp_norm)), width, to=y)

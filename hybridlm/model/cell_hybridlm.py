@@ -58,7 +58,8 @@ class Cell(nn.Module, ABC):
     def record(self, step: Any, v: int, state: State) -> int:
         """A decode step on v, recorded in a `DecodeStep`: what the cell emits; its state is moved on in place.
 
-        Raises Otherwise, as here, where there are no such operations.
+        Raises Otherwise, as here, where there are no such operations. A class that does not define it has none, even if
+        it inherits from one that does.
         """
         raise Otherwise
 

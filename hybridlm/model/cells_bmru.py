@@ -62,6 +62,7 @@ class BmruCell(_ScannedMemoryCell):
     """State: `s`, +-1 once epsilon is 0. s_0 is +-1: drawn once and kept as a buffer, or learned through S."""
 
     anneals = True
+    record = _ScannedMemoryCell.record
 
     def __init__(self, config):
         super().__init__(config)
@@ -81,6 +82,8 @@ class BmruCell(_ScannedMemoryCell):
 
 class CmruCell(_ScannedMemoryCell):
     """State: `s`, an integer that starts at 0; exact in fp32 while |s| < 2^24."""
+
+    record = _ScannedMemoryCell.record
 
     def __init__(self, config):
         super().__init__(config)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from .cache_hybridlm import HybridRecurrentLayer
-from .cell_hybridlm import Otherwise
+from .cell_hybridlm import Cell, Otherwise, State
+from .fused_hybridlm import RMSNorm
 from .seam_hybridlm import decode
 
 Value = int
@@ -27,15 +28,13 @@ class DecodeStep:
 
     def linear(self, x: Value, module: nn.Module) -> Value:
         """What a linear map gives."""
-        if type(module) is not nn.Linear:
-            raise Otherwise
-        self.plain(module)
+        self.plain(module, nn.Linear)
         weight, bias = module._parameters["weight"], module._parameters["bias"]  # attributes of a module are slow
         return self.ops.product(x, self.own(weight), None if bias is None else self.own(bias))
 
     def norm(self, x: Value, module: Any) -> Value:
         """What an RMSNorm gives."""
-        self.plain(module)
+        self.plain(module, RMSNorm)
         return self.ops.norm(x, self.own(module.weight), module.eps)
 
     def own(self, weight: Tensor | None) -> Tensor:
@@ -46,11 +45,20 @@ class DecodeStep:
             raise Otherwise
         return weight
 
-    def plain(self, *modules: nn.Module) -> None:
-        """Raises Otherwise where calling a module does more than its class says."""
-        for module in modules:
-            if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
-                raise Otherwise
+    def plain(self, module: nn.Module, kind: type) -> None:
+        """Raises Otherwise where a module is of another class, or does more than its class says when it is called."""
+        if type(module) is not kind or module._forward_hooks or module._forward_pre_hooks:
+            raise Otherwise
+        if "forward" in module.__dict__:
+            raise Otherwise
+
+    def cell(self, cell: Cell, v: Value, state: State) -> Value:
+        """What a cell emits. Its very class must say how: one derived from it may compute something else."""
+        kind = type(cell)
+        if "record" not in kind.__dict__:
+            raise Otherwise
+        self.plain(cell, kind)
+        return cell.record(self, v, state)
 
 
 def decode_step(
