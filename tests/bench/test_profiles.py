@@ -33,8 +33,6 @@ def test_a_step_has_a_time_for_every_kind():
     kernels = ops.explain().startswith("cpu")
     for kind in ("matrix products", "softmax and loss", "optimizer", *(["norms, gates, convolutions"] * kernels)):
         assert spent[kind] > 0, kind
-    plain = profiles.by_kind(fit("rglru bmru", **QUICK), 32, 2, steps=1, path="torch")
-    assert plain["norms, gates, convolutions"] == 0 or not kernels
 
 
 def test_table():
