@@ -57,6 +57,8 @@ class LruCell(Cell):
         return h, {"re": re, "im": im}
 
     def record(self, step: Any, v: int, state: State) -> int:
+        for weight in (self.nu_log, self.theta_log, self.gamma_log):
+            step.own(weight)
         both = step.ops.lru(step.linear(v, self.B), self.decay(), self.gain(), state["re"], state["im"])
         return step.ops.add_scaled(step.linear(both, self.C), v, step.own(self.d))
 

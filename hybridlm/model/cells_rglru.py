@@ -40,7 +40,7 @@ class RglruCell(Cell):
 
     def record(self, step: Any, v: int, state: State) -> int:
         pre = step.ops.heads(v, step.own(self.gate_weight))
-        return step.ops.rglru(pre, step.own(self.gate_bias), v, F.softplus(wide(self.p)), state["s"])
+        return step.ops.rglru(pre, step.own(self.gate_bias), v, F.softplus(wide(step.own(self.p))), state["s"])
 
     def reset_weights(self) -> None:
         """exp(-softplus(p)) is spread over [decay_min, decay_max], its square uniformly (as published code does)."""

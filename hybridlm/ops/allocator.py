@@ -36,7 +36,8 @@ def kept_memory() -> Iterator[bool]:
     with _lock:
         _open += 1
         if library is not None and _open == 1:
-            library.mallopt(_MMAP_THRESHOLD, _MOST)
+            if not library.mallopt(_MMAP_THRESHOLD, _MOST):  # older releases take no more than this
+                library.mallopt(_MMAP_THRESHOLD, _DYNAMIC_MAXIMUM)
             library.mallopt(_TRIM_THRESHOLD, _NEVER)
     try:
         yield library is not None

@@ -132,7 +132,7 @@ class Program:
             if self._memory is not None:
                 self._kept.append(self._memory)
             held = 0 if self._memory is None else self._memory.numel()
-            self._memory = _room.memory = torch.empty(max(2 * held, 2 * count, 2**16), dtype=torch.uint8)
+            self._memory = _room.memory = torch.empty(max(2 * held, 2 * count, 2**16), dtype=torch.uint8, device="cpu")
             self._next = self._memory.data_ptr()
             self._end = self._next + self._memory.numel()
             place = -(-self._next // _ALIGNED) * _ALIGNED
