@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
+from hybridlm.allocator import kept_memory
 from hybridlm.errors import UserError
-from hybridlm.ops.allocator import kept_memory
 
 ENOUGH = 0.02
 """Seconds that one timing lasts at least, by calling again and again what takes less."""

@@ -15,8 +15,8 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, broadcast_object_list
 
+from hybridlm.allocator import kept_memory
 from hybridlm.errors import UserError, install_command
-from hybridlm.ops.allocator import kept_memory
 from hybridlm.training.sections import PretrainConfig
 
 T = TypeVar("T")

@@ -8,8 +8,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+from hybridlm import allocator
 from hybridlm.errors import OtherSettingsError, UserError
-from hybridlm.ops import allocator
 from hybridlm.training.report import _device, _precision, _products_take
 from hybridlm.training.session import accelerator_session, cpu_threads, on_main
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hybridlm.ops.allocator import _glibc, kept_memory
+from hybridlm.allocator import _glibc, kept_memory
 
 MIB = 2**20
 
@@ -50,7 +50,7 @@ def test_a_process_keeps_what_it_freed_and_gives_it_back():
 
 
 def test_an_error_inside_closes_it():
-    from hybridlm.ops import allocator
+    from hybridlm import allocator
 
     with pytest.raises(KeyError), kept_memory():
         raise KeyError
@@ -58,6 +58,6 @@ def test_an_error_inside_closes_it():
 
 
 def test_another_c_library(monkeypatch):
-    monkeypatch.setattr("hybridlm.ops.allocator._glibc", lambda: None)
+    monkeypatch.setattr("hybridlm.allocator._glibc", lambda: None)
     with kept_memory() as kept:
         assert kept is False
