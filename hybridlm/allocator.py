@@ -29,7 +29,8 @@ def kept_memory() -> Iterator[bool]:
     """While it is open, the process keeps what it frees, blocks above 2 GiB excepted; True where the C library lets it.
 
     Worth it around a training loop on a CPU, which asks for the same sizes at each step. The process is as large as its
-    largest step then. Afterwards what is free goes back, and glibc behaves as it does once its thresholds have adapted.
+    largest step then. Afterwards free memory goes back where glibc can give it, and its thresholds are those that its
+    own adaptation ends at, whatever they were before (MALLOC_MMAP_THRESHOLD_ too).
     """
     global _open
     library = _glibc()

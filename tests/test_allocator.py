@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hybridlm import allocator
 from hybridlm.allocator import _glibc, kept_memory
 
 MIB = 2**20
@@ -50,11 +51,26 @@ def test_a_process_keeps_what_it_freed_and_gives_it_back():
 
 
 def test_an_error_inside_closes_it():
-    from hybridlm import allocator
-
     with pytest.raises(KeyError), kept_memory():
         raise KeyError
     assert allocator._open == 0
+
+
+def test_a_release_that_takes_no_large_threshold(monkeypatch):
+    """Then the largest that it takes; without one, every block would be handed back."""
+    asked = []
+
+    class Old:
+        def mallopt(self, parameter, value):
+            asked.append((parameter, value))
+            return int(parameter != allocator._MMAP_THRESHOLD or value <= 2**25)
+
+        def malloc_trim(self, _):
+            pass
+
+    monkeypatch.setattr(allocator, "_glibc", Old)
+    with kept_memory():
+        assert asked == [(-3, 2**31 - 1), (-3, 2**25), (-1, -1)]
 
 
 def test_another_c_library(monkeypatch):

@@ -94,7 +94,9 @@ class HybridRecurrentLayer(LinearAttentionCacheLayerMixin, CacheLayerMixin):
         return all(t.device.type == "cpu" and t.is_contiguous() and _writable(t) for t in self._tensors())
 
     def count(self, tokens: int) -> None:
-        """Tokens that were read while states and window were written in place."""
+        """Tokens that were read while states and window were written in place, by what autograd does not see."""
+        if not torch.is_inference_mode_enabled():
+            torch.autograd.graph.increment_version(self._tensors())
         self._count(tokens)
 
     def _check_dtypes(self, states: State) -> None:

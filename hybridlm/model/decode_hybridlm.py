@@ -29,19 +29,24 @@ class DecodeStep:
     def linear(self, x: Value, module: nn.Module) -> Value:
         """What a linear map gives."""
         self.plain(module, nn.Linear)
-        weight, bias = module._parameters["weight"], module._parameters["bias"]  # attributes of a module are slow
-        return self.ops.product(x, self.own(weight), None if bias is None else self.own(bias))
+        held = module._parameters  # attributes of a module are slow
+        if "bias" not in held:
+            raise Otherwise
+        bias = held["bias"]
+        return self.ops.product(x, self.own(held.get("weight")), None if bias is None else self.own(bias))
 
     def norm(self, x: Value, module: Any) -> Value:
         """What an RMSNorm gives."""
         self.plain(module, RMSNorm)
+        if module.eps is None:
+            raise Otherwise
         return self.ops.norm(x, self.own(module.weight), module.eps)
 
     def own(self, weight: Tensor | None) -> Tensor:
         """A weight that the kernels can read."""
         if type(weight) is not nn.Parameter or weight.dtype is not self.dtype:
             raise Otherwise
-        if not (weight.is_cpu and weight.is_contiguous()):
+        if weight.layout is not torch.strided or not (weight.is_cpu and weight.is_contiguous()):
             raise Otherwise
         return weight
 

@@ -21,11 +21,13 @@ _logger = logging.getLogger("hybridlm.ops")
 
 
 def begin(x: Tensor) -> Program | None:
-    """A program for a step on x (B, 1, D), empty; None where there are no kernels for it, or where something looks on
-    at what PyTorch does, such as a mode that counts its operations, autocast or a hook for all modules."""
+    """A program for a step on x (B, 1, D), empty; None where there are no kernels for it, under autocast, and where
+    something looks on at what PyTorch does: a mode, a trace, a hook for all modules."""
     if x.device.type != "cpu" or x.shape[0] > MOST_ROWS or not x.is_contiguous() or not has_memory(x) or checking():
         return None
-    if torch._C._len_torch_dispatch_stack() or torch.is_autocast_enabled("cpu") or _has_any_global_hook():
+    if torch.is_autocast_enabled("cpu") or _has_any_global_hook() or torch._C._get_tracing_state() is not None:
+        return None
+    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
         return None
     if choose(x.device, x.dtype).path != "cpu" or not _right(x.dtype):
         return None

@@ -1,4 +1,4 @@
-"""The process's surroundings of a run: Accelerate, CPU threads and memory, determinism; all put back afterwards.
+"""The process's surroundings of a run: Accelerate, CPU threads, determinism, kept memory; put back afterwards.
 
 Accelerate keeps its state for the life of the process and refuses another precision later. A run that found none
 leaves none, so that several runs, each with its own settings, can follow one another in one process.
@@ -46,13 +46,13 @@ def accelerator_session(config: PretrainConfig) -> Iterator[Accelerator]:
     finally:
         torch.use_deterministic_algorithms(deterministic)
         torch.set_num_threads(threads)
-        memory.close()
         if accelerator is not None and not found_state:
             accelerator.free_memory()
             accelerator.end_training()
         if not found_state:
             AcceleratorState._reset_state(reset_partial_state=True)
             GradientState._reset_state()
+        memory.close()  # last: it hands back what the lines above freed
 
 
 def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:

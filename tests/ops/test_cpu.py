@@ -125,7 +125,7 @@ def test_number_of_threads_changes_nothing(name):
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("shape", [(1, 1023, 70), (1, 257, 260), (1, 1801, 600), (3, 900, 400)], ids=str)
 def test_every_cut_that_threads_get_changes_nothing(name, shape):
-    """One row: over channels, over time in halves and quarters, over both; the last two are too large for a cache."""
+    """Over channels, over time in a half and quarters, over rows; the last two are too large for a cache."""
     inputs, options = case_of(name, *shape, torch.float64)
     before = torch.get_num_threads()
     results = []
@@ -138,6 +138,16 @@ def test_every_cut_that_threads_get_changes_nothing(name, shape):
     for cut in results[1:]:
         for x, y in zip(results[0], cut, strict=True):
             assert (x - y).abs().max() <= 1e-11 * max(1.0, x.abs().max().item())
+
+
+def test_no_rows():
+    b = torch.zeros(0, 300, 4)
+    states, final = ops.linear_scan(b, b, path="cpu")
+    assert (states.shape, final.shape) == ((0, 300, 4), (0, 4))
+    lam = [torch.full((4,), 0.5, requires_grad=True) for _ in range(2)]
+    states, _ = ops.lru_scan(tuple(lam), (b, b), path="cpu")
+    grads = torch.autograd.grad(states[0].sum(), lam)
+    assert all(torch.equal(grad, torch.zeros(4)) for grad in grads)
 
 
 def test_slices_are_read_in_place():

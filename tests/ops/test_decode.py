@@ -5,6 +5,7 @@ import contextlib
 import pytest
 import torch
 from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
@@ -238,6 +239,72 @@ class TestWhoMakesTheModulesRun:
         with torch.autocast("cpu", torch.bfloat16):
             write(model_of("rglru"))
         assert ran == []
+
+    @pytest.mark.filterwarnings(
+        "ignore:.torch.jit.trace. is deprecated:DeprecationWarning", "ignore::torch.jit.TracerWarning"
+    )
+    def test_modes_of_functions_and_traces(self, ran):
+        class Counts(TorchFunctionMode):
+            def __torch_function__(self, function, types, args=(), kwargs=None):
+                seen.append(function)
+                return function(*args, **(kwargs or {}))
+
+        model, seen = model_of("rglru"), []
+        with Counts():
+            write(model)
+        assert torch.nn.functional.linear in seen
+        assert ran == []
+        model.requires_grad_(False)  # constants of the trace
+        with torch.no_grad():
+            cache = DynamicCache(config=model.config)
+            model(input_ids=torch.tensor([[1, 2]]), past_key_values=cache)
+            layer, x = model.model.layers[0], torch.randn(1, 1, 32)
+            torch.jit.trace(lambda x: layer(x, past_key_values=cache), x, check_trace=False)
+        assert ran == []
+
+    def test_a_default_device(self, ran):
+        with torch.device("meta"):
+            model_of("rglru")
+        model = model_of("rglru")
+        cache = DynamicCache(config=model.config)
+        with torch.no_grad():
+            model(input_ids=torch.tensor([[1, 2]]), past_key_values=cache)
+            ids = torch.tensor([[3]])
+            with torch.device("meta"):
+                logits = model(input_ids=ids, past_key_values=cache).logits
+        assert logits.isfinite().all()
+
+    @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+    def test_weights_that_the_kernels_cannot_read(self, ran):
+        model = model_of("rglru lru")
+        linear = model.model.layers[0].mixer.out_proj
+        weight = linear.weight.detach()
+        del linear.weight
+        linear.weight = weight  # a plain tensor, not registered
+        model.model.layers[1].mixer_norm.eps = None
+        assert write(model)[0].isfinite().all()
+        model = model_of("rglru")
+        down = model.model.layers[0].mlp.down_proj
+        down.weight = torch.nn.Parameter(down.weight.detach().to_sparse_csr(), requires_grad=False)
+        assert write(model)[0].isfinite().all()
+        assert ran == []
+
+    @pytest.mark.parametrize(("pattern", "name"), [("rglru", "p"), ("lru", "nu_log"), ("lru", "gamma_log")])
+    def test_recurrence_parameters_of_another_dtype(self, pattern, name, ran):
+        model = model_of(pattern)
+        cell = model.model.layers[0].mixer.cells[0]
+        setattr(cell, name, torch.nn.Parameter(getattr(cell, name).detach().double()))
+        write(model)
+        assert ran == []
+
+    def test_a_step_in_place_is_seen_by_autograd(self, ran):
+        model, cache = model_of("rglru"), DynamicCache(config=model_of("rglru").config)
+        with torch.no_grad():
+            model(input_ids=torch.tensor([[1, 2]]), past_key_values=cache)
+            versions = [tensor._version for tensor in cache.layers[0]._tensors()]
+            model(input_ids=torch.tensor([[3]]), past_key_values=cache)
+        assert len(ran) == 1
+        assert all(t._version > v for t, v in zip(cache.layers[0]._tensors(), versions, strict=True))
 
     def test_gradients(self, ran):
         model = model_of("bmru")

@@ -7,9 +7,10 @@
 
 /* How many taps behind a token belong to its document, of at most `most`. */
 static inline int NAME(reach)(const FusedJob *job, int64_t token, int most) {
+    const int64_t t = token % job->steps;
     int k = 0;
-    while (k < most && !(job->reset && job->reset[token - k] && k <= token % job->steps)) {
-        if (k > token % job->steps) return most; /* behind the first token there is only the past, of the same document */
+    while (k < most && !(k <= t && job->reset && job->reset[token - k])) {
+        if (k > t) return most; /* behind the first token there is only the past, of the same document */
         k++;
     }
     return k;

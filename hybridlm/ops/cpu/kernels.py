@@ -1,8 +1,7 @@
 """The three scans and their gradients on the CPU, in C: no autograd, inputs that were checked before.
 
 Storage in the inputs' dtype (fp32, bf16, fp16, fp64), the recurrence in fp32 or fp64. Deterministic for a given number
-of threads. Time is cut into chunks only where rows and channels do not keep the threads busy. `forced` goes to
-`library.scan`.
+of threads; how they share the work stands in scans.c. `forced` goes to `library.scan`.
 """
 
 import torch

@@ -208,6 +208,11 @@ int hybridlm_scan(const Job *job, int isa) {
     call.planes = lru ? 2 : 1;
     call.real = job->dtype == FLOAT64 ? sizeof(double) : sizeof(float);
     call.backward = job->operation == LINEAR_BACKWARD || job->operation == LRU_BACKWARD || job->operation == MEMORY_BACKWARD;
+    if (!job->rows || !job->width) { /* nothing to scan: sums of nothing */
+        for (int k = 0; k < 2; k++)
+            if (job->summed[k]) memset(job->summed[k], 0, job->width * call.real);
+        return 0;
+    }
     cut(&call);
     const size_t numbers = (size_t)(job->rows * call.chunks * job->width);
     if (call.chunks > 1) {
