@@ -97,6 +97,26 @@ def test_a_cut_of_time_carries_a_nan_up_to_the_next_document():
         assert not states[0, 250:].isnan().any()
 
 
+@pytest.mark.parametrize("arriving", [None, 1e-30])
+def test_a_cut_of_time_where_decays_above_1_overflow(arriving):
+    """Their product over a chunk is inf; the states need not be, nor the gradients."""
+    a, b, grad = torch.full((1, 9000, 3), 1.05), torch.zeros(1, 9000, 3), torch.zeros(1, 9000, 3)
+    b[0, 8990], grad[0, 10] = 1, 1
+    first = None
+    if arriving is not None:
+        first = torch.full((1, 3), arriving)
+        a[0, 2000:] = 0.9  # grows to 2e12, then falls to 0
+        grad += arriving
+    whole, cut = (kernels.linear_forward(a, b, first, None, None, chunks=n) for n in (1, 3))
+    assert torch.equal(whole[0], cut[0])
+    assert whole[0].isfinite().all()
+    behind = [kernels.linear_backward(grad, None, a, whole[0], first, None, None, chunks=n) for n in (1, 3)]
+    for x, y in zip(*behind, strict=True):
+        if x is not None:
+            assert x.isfinite().all()
+            assert torch.equal(x, y)
+
+
 def test_padding_may_hold_anything():
     inputs, options = case_of("linear", 2, 40, 6)
     clean = kernels.linear_forward(*inputs, **options)

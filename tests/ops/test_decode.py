@@ -289,6 +289,34 @@ class TestWhoMakesTheModulesRun:
         assert write(model)[0].isfinite().all()
         assert ran == []
 
+    def test_maps_that_were_cut_by_hand(self, ran):
+        """Their numbers of features say what they were."""
+        model = model_of("rglru")
+        mlp = model.model.layers[0].mlp
+        for part, kept in (
+            ("gate_proj", (slice(40),)),
+            ("up_proj", (slice(40),)),
+            ("down_proj", (slice(None), slice(40))),
+        ):
+            weight = getattr(mlp, part).weight
+            getattr(mlp, part).weight = torch.nn.Parameter(weight.detach()[kept].contiguous())
+        cut = write(model)
+        assert ran == []
+        for part in ("gate_proj", "up_proj"):
+            getattr(mlp, part).out_features = 40
+        mlp.down_proj.in_features = 40
+        for got, want in zip(write(model)[0], cut[0], strict=True):
+            assert_close(got, want, torch.float32)
+        assert len(ran) == 6
+
+    def test_a_class_of_maps_that_is_watched(self, ran, monkeypatch):
+        seen, forward = [], torch.nn.Linear.forward
+        model = model_of("rglru")
+        monkeypatch.setattr(torch.nn.Linear, "forward", lambda map, x: (seen.append(map), forward(map, x))[1])
+        write(model, steps=1)
+        assert ran == []
+        assert len({id(map) for map in seen}) == sum(isinstance(part, torch.nn.Linear) for part in model.modules())
+
     @pytest.mark.parametrize(("pattern", "name"), [("rglru", "p"), ("lru", "nu_log"), ("lru", "gamma_log")])
     def test_recurrence_parameters_of_another_dtype(self, pattern, name, ran):
         model = model_of(pattern)

@@ -4,6 +4,7 @@
 #include "scans.h"
 #include "parallel.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -44,6 +45,7 @@ typedef struct {
     int planes, real, backward;       /* numbers of a state, bytes of one, whether time runs from the right */
     int64_t block, blocks, chunks, chunk;
     int reducing;
+    _Atomic int overflowed;           /* the map of some chunk is not finite */
     char *carries, *products;         /* (rows, chunks, planes, N) where time is cut */
     double *sums;                     /* (rows, chunks, 2, N) where there are sums */
 } Call;
@@ -76,6 +78,13 @@ static void steps_of(const Call *call, int64_t k, int64_t *begin, int64_t *end) 
     *end = call->backward ? steps - from : to;
 }
 
+static int are_finite(const void *numbers, int64_t count, int real) {
+    int all = 1;
+    for (int64_t i = 0; i < count; i++)
+        all &= real == sizeof(double) ? isfinite(((const double *)numbers)[i]) != 0 : isfinite(((const float *)numbers)[i]) != 0;
+    return all;
+}
+
 static void run_piece(void *context, int64_t item) {
     Call *call = context;
     const Job *job = call->job;
@@ -97,6 +106,8 @@ static void run_piece(void *context, int64_t item) {
             if (call->real == sizeof(double)) ((double *)product)[i] = 1;
             else ((float *)product)[i] = 1;
         call->kernel(job, &piece, kept, product, own);
+        const int64_t numbers = call->planes * piece.count;
+        if (!are_finite(product, numbers, call->real) || !are_finite(kept, numbers, call->real)) call->overflowed = 1;
         return;
     }
     if (kept) memcpy(carry, kept, call->planes * piece.count * call->real);
@@ -227,7 +238,10 @@ int hybridlm_scan(const Job *job, int isa) {
             call.reducing = 1;
             for_each(pieces * call.chunks, job->threads, run_piece, &call);
             call.reducing = 0;
-            for_each(pieces, job->threads, carry_over, &call);
+            if (call.overflowed) { /* by decays above 1, and the states need not: uncut, they are what they are */
+                free(call.carries), free(call.products);
+                call.carries = call.products = NULL, call.chunks = 1;
+            } else for_each(pieces, job->threads, carry_over, &call);
         }
         for_each(pieces * call.chunks, job->threads, run_piece, &call);
         if (call.sums) add_sums(&call);
