@@ -22,9 +22,9 @@ class Journal:
         main = accelerator.is_main_process
         keep_until = done if resumed else -1
         folder = config.run.path
-        self._metrics = JsonLines(folder / "metrics.jsonl", keep_until) if main else None
+        self._metrics = JsonLines(folder / "metrics.jsonl", keep_until, self.log) if main else None
         self._samples = (
-            JsonLines(folder / "samples.jsonl", keep_until) if main and config.logging.samples.every else None
+            JsonLines(folder / "samples.jsonl", keep_until, self.log) if main and config.logging.samples.every else None
         )
         self._progress = RunProgress(done, total, visible=main, print_every=config.logging.every)
         if config.logging.trackers:

@@ -14,6 +14,7 @@ stopped.
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,11 @@ import torch
 from accelerate import Accelerator
 
 from hybridlm.data.loader import batches
-from hybridlm.files import replace_file, write_folder
-from hybridlm.training.checkpoints import checkpoints
+from hybridlm.files import replace_file
+from hybridlm.training.checkpoints import checkpoints, write_sealed
 from hybridlm.training.config import config_yaml
 from hybridlm.training.journal import Journal
+from hybridlm.training.lock import run_lock
 from hybridlm.training.metrics import read_rows
 from hybridlm.training.optimizer import build_optimizer
 from hybridlm.training.progress import clock
@@ -37,7 +39,15 @@ from hybridlm.training.sections import PretrainConfig
 from hybridlm.training.session import accelerator_session, on_main
 from hybridlm.training.setup import RunData, build_model, micro_batch_size, open_data, tokens_per_step, total_steps
 from hybridlm.training.signals import RunInterrupted, StopFlag
-from hybridlm.training.state import TrainingState, load_optimizer, load_random_state, save_checkpoint, save_model
+from hybridlm.training.state import (
+    SaveError,
+    TrainingState,
+    load_optimizer,
+    load_random_state,
+    save_checkpoint,
+    save_model,
+    saving,
+)
 from hybridlm.training.step import DivergedError, backward, optimizer_step, valid_targets
 from hybridlm.training.validation import validate
 
@@ -72,13 +82,32 @@ def pretrain(config: PretrainConfig) -> RunResult:
         micro_batch_size(config, accelerator.num_processes)  # refused before anything is read or written
         on_main(accelerator, lambda: check_run_folder(config.run.path))
         data = open_data(config, accelerator)
-        plan = on_main(accelerator, lambda: plan_run(config, data.train.fingerprint))
-        if plan.kind == "finished":
-            accelerator.print(f"This run is finished; nothing to do. Its model is in {plan.folder}")
-            return _result(config.run.path)
-        run = _Run(config, accelerator, data, plan)
-        with Journal(config, accelerator, run.done, run.total, plan.kind == "resume") as journal, StopFlag() as stop:
-            return run.train(journal, stop)
+        with _held(config.run.path, accelerator):
+            plan = on_main(accelerator, lambda: plan_run(config, data.train.fingerprint, accelerator.print))
+            if plan.kind == "finished":
+                accelerator.print(f"This run is finished; nothing to do. Its model is in {plan.folder}")
+                return _result(config.run.path)
+            run = _Run(config, accelerator, data, plan)
+            with (
+                Journal(config, accelerator, run.done, run.total, plan.kind == "resume") as journal,
+                StopFlag() as stop,
+            ):
+                return run.train(journal, stop)
+
+
+@contextmanager
+def _held(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+    """The main process holds the run folder inside. Raises UserError on every process."""
+    with ExitStack() as held:
+
+        def hold() -> None:
+            try:
+                held.enter_context(run_lock(folder))
+            except OSError as error:
+                raise unwritable(folder, error) from error
+
+        on_main(accelerator, hold)
+        yield
 
 
 def _result(run: Path) -> RunResult:
@@ -144,8 +173,8 @@ class _Run:
                 self._sample(journal)
             number = self._agree(stop.signal)
             if number or last or self._due(every.checkpoint.every):
-                path = self._save(journal)
-                if number and not last:
+                path = self._save(journal, must=bool(number) or last)
+                if number and not last and path is not None:
                     name = signal.Signals(number).name
                     journal.log(
                         f"{name}: stopped after step {self.done} of {self.total}. Start the same command again to "
@@ -200,23 +229,34 @@ class _Run:
             for prompt, text in zip(choice.prompts, texts, strict=True):
                 journal.sample(self.done, prompt, text)
 
-    def _save(self, journal: Journal) -> Path:
-        journal.sync()
-        keep = self.config.checkpoint.keep
-        return save_checkpoint(
-            self.folder, self.accelerator, self.model, self.optimizer, self.data.tokenizer, self._state(), keep
-        )
+    def _save(self, journal: Journal, must: bool) -> Path | None:
+        """A checkpoint; None where it could not be written and the training can go on (`must` is false)."""
+        try:
+            return save_checkpoint(
+                self.folder, self.accelerator, self.model, self.optimizer, self.data.tokenizer, self._state(),
+                self.config.checkpoint, journal.sync,
+            )  # fmt: skip
+        except SaveError as error:
+            newest = f"The newest checkpoint is {found[-1]}" if (found := checkpoints(self.folder)) else "There is none"
+            if must:
+                raise SaveError(
+                    f"Stopped after step {self.done} of {self.total}: {error} {newest}; make room and give the same "
+                    "command again to go on from there."
+                ) from error
+            journal.log(f"{error} {newest}. The training goes on; make room before the next checkpoint.")
+            return None
 
     def _finish(self, journal: Journal) -> RunResult:
         if self.plain.epsilon is not None:
             self.plain.set_epsilon(0.0)
-        state = replace(self._state(), epsilon=self.plain.epsilon)
-        if self.accelerator.is_main_process:
-            write_folder(
-                self.folder / "final", lambda folder: save_model(folder, self.plain, self.data.tokenizer, state)
-            )
-        self.accelerator.wait_for_everyone()
-        journal.log(f"Finished {self.total:,} steps in {clock(state.seconds)}. Model: {self.folder / 'final'}")
+        state, final = replace(self._state(), epsilon=self.plain.epsilon), self.folder / "final"
+
+        def write() -> None:
+            with saving(final):
+                write_sealed(final, lambda folder: save_model(folder, self.plain, self.data.tokenizer, state))
+
+        on_main(self.accelerator, write)
+        journal.log(f"Finished {self.total:,} steps in {clock(state.seconds)}. Model: {final}")
         return _result(self.folder)
 
     def _state(self) -> TrainingState:

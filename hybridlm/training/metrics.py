@@ -11,8 +11,10 @@ gets here.
 
 import json
 import os
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from hybridlm.errors import UserError
 from hybridlm.files import replace_file
@@ -20,27 +22,58 @@ from hybridlm.files import replace_file
 
 class JsonLines:
     """Appends rows to a file. Rows of steps after `keep_until` (by default all), and a torn last line, are cut
-    off first."""
+    off first.
 
-    def __init__(self, path: Path, keep_until: int = -1):
-        self.path = path
-        if path.exists():
-            kept = [json.dumps(row) for row in read_rows(path) if row["step"] <= keep_until]
-            replace_file(path, "".join(line + "\n" for line in kept))
-        self._file: TextIO = path.open(
-            "a", encoding="utf-8", buffering=1
-        )  # a line at a time: readable while the run goes on
+    A row that cannot be written, on a full disk for example, waits and is tried again with every row that follows;
+    `report` is told of the first one. `sync` raises OSError while any waits.
+    """
+
+    def __init__(self, path: Path, keep_until: int = -1, report: Callable[[str], None] | None = None):
+        self.path, self._report = path, report
+        try:
+            if path.exists():
+                kept = [json.dumps(row) for row in read_rows(path) if row["step"] <= keep_until]
+                replace_file(path, "".join(line + "\n" for line in kept))
+            self._file = path.open("ab", buffering=0)  # readable while the run goes on
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be written ({error.strerror}). Make room, or choose another run.folder."
+            ) from error
+        self._end = path.stat().st_size
+        self._waiting: list[bytes] = []
 
     def write(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        self._waiting.append(json.dumps(row, allow_nan=False).encode() + b"\n")
+        try:
+            self._put()
+        except OSError as error:
+            if len(self._waiting) == 1 and self._report is not None:
+                self._report(
+                    f"{self.path} cannot be written ({error.strerror}). Its rows are kept in memory and tried again; "
+                    "the training goes on."
+                )
 
     def sync(self) -> None:
-        """Puts what was written on the disk, as a checkpoint that follows will count on it."""
-        self._file.flush()
+        """Puts all rows on the disk, as a checkpoint that follows will count on them."""
+        self._put()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        with suppress(OSError):
+            self._put()
         self._file.close()
+
+    def _put(self) -> None:
+        while self._waiting:
+            rest = self._waiting[0]
+            try:
+                while rest:
+                    rest = rest[self._file.write(rest) :]
+            except OSError:
+                with suppress(OSError):
+                    self._file.truncate(self._end)  # no half line in front of the next try
+                raise
+            self._end += len(self._waiting.pop(0))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

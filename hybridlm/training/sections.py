@@ -169,6 +169,17 @@ class CheckpointConfig:
     """Steps between checkpoints; 0: only when the run is interrupted."""
     keep: Count = 2
     """How many of the newest checkpoints stay on disk."""
+    keep_every: CountOrNever = 0
+    """Checkpoints at multiples of so many steps stay for good, besides the newest; 0: none do."""
+
+    @model_validator(mode="after")
+    def _reachable(self) -> "CheckpointConfig":
+        if self.keep_every and (not self.every or self.keep_every % self.every):
+            raise ValueError(
+                f"keep_every={self.keep_every} must be a multiple of every={self.every}, the steps at which there are "
+                "checkpoints"
+            )
+        return self
 
 
 @dataclass(config=_SECTION, kw_only=True)

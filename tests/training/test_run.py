@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hybridlm.errors import UserError
-from hybridlm.training import loop, state
-from hybridlm.training.checkpoints import STATE, checkpoints
+from hybridlm.training import loop, signals
+from hybridlm.training.checkpoints import CHECKSUMS, STATE, checkpoints, write_sealed
 from hybridlm.training.config import load_config
 from hybridlm.training.journal import Journal
 from hybridlm.training.loop import pretrain
@@ -41,6 +41,17 @@ def interrupt_at(monkeypatch, step: int, number: int = signal.SIGINT, times: int
                 os.kill(os.getpid(), number)
 
     monkeypatch.setattr(Journal, "step", step_and_signal)
+
+
+def seal(folder: Path) -> None:
+    """New checksums over what a test changed."""
+    copy = shutil.copytree(folder, folder.with_name("copy"), ignore=shutil.ignore_patterns(CHECKSUMS))
+    write_sealed(folder, lambda target: shutil.copytree(copy, target, dirs_exist_ok=True))
+    shutil.rmtree(copy)
+
+
+def halve(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def test_what_a_run_leaves(recipe):
@@ -125,24 +136,38 @@ def test_sigterm_exits_with_143_and_handlers_are_put_back(recipe, monkeypatch):
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGUSR1, 138), (signal.SIGHUP, 129)])
+def test_other_signals_that_stop_a_run(recipe, monkeypatch, number, code):
+    interrupt_at(monkeypatch, 2, number)
+    with pytest.raises(RunInterrupted) as caught:
+        pretrain(recipe())
+    assert (caught.value.code, caught.value.step) == (code, 2)
+
+
+def test_a_signal_that_was_ignored_stays_so(recipe, monkeypatch):
+    """nohup ignores SIGHUP, so that a run outlives its terminal."""
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        interrupt_at(monkeypatch, 2, signal.SIGHUP)
+        assert pretrain(recipe()).checkpoint.is_dir()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_that_comes_twice_in_a_moment_is_one(recipe, monkeypatch):
+    interrupt_at(monkeypatch, 2, times=2)
+    with pytest.raises(RunInterrupted):
+        pretrain(recipe())
+
+
 def test_a_second_ctrl_c_leaves_at_once(recipe, monkeypatch):
+    monkeypatch.setattr(signals, "AGAIN", -1.0)
     interrupt_at(monkeypatch, 2, times=2)
     config = recipe()
     with pytest.raises(KeyboardInterrupt):
         pretrain(config)
     assert checkpoints(config.run.path) == []
-
-
-def test_a_failing_save_leaves_no_checkpoint(recipe, monkeypatch):
-    config = recipe("checkpoint.every=2")
-
-    def disk_full(*args):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(state.torch, "save", disk_full)
-    with pytest.raises(OSError, match="disk full"):
-        pretrain(config)
-    assert list((config.run.path / "checkpoints").iterdir()) == []
 
 
 def test_a_finished_run_says_so_and_returns_its_result(recipe, capsys):
@@ -184,6 +209,7 @@ def test_other_data_is_refused(recipe, monkeypatch):
     path = checkpoints(config.run.path)[-1] / STATE / "state.json"
     saved = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(saved | {"data_fingerprint": "0123456789"}), encoding="utf-8")
+    seal(path.parent.parent)
     with pytest.raises(UserError, match="the data: its fingerprint was 0123456789"):
         pretrain(config)
 
@@ -197,16 +223,48 @@ def test_resume_modes(recipe):
         pretrain(recipe("run.resume=never"))
 
 
-@pytest.mark.parametrize(
-    "name", [f"{STATE}/optimizer.pt", f"{STATE}/rng.pt", f"{STATE}/state.json", "model.safetensors"]
-)
-def test_a_damaged_checkpoint_is_one_clear_error(recipe, name):
+NAMES = [f"{STATE}/optimizer.pt", f"{STATE}/rng.pt", f"{STATE}/state.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_damaged_checkpoint_gives_way_to_an_older_one(recipe, name, capsys):
+    config = recipe("checkpoint.every=2")
+    whole = pretrain(config)
+    rows = rows_without_times(whole.metrics)
+    weights = {key: x.clone() for key, x in load_file(whole.checkpoint / "model.safetensors").items()}  # else mapped
+    shutil.rmtree(whole.checkpoint)
+    newest = checkpoints(config.run.path)[-1]
+    halve(newest / name)
+    again = pretrain(config)
+    assert f"{newest} is damaged ({name} does not fit its checksum)" in capsys.readouterr().out
+    assert rows_without_times(again.metrics) == rows
+    assert all(torch.equal(weights[key], x) for key, x in load_file(again.checkpoint / "model.safetensors").items())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_checkpoint_of_another_program_is_one_clear_error(recipe, name):
+    """Sealed, and yet nothing that can be read."""
     config = recipe()
     pretrain(config)
     shutil.rmtree(config.run.path / "final")
-    path = checkpoints(config.run.path)[-1] / name
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    folder = checkpoints(config.run.path)[-1]
+    halve(folder / name)
+    seal(folder)
     with pytest.raises(UserError, match="Remove this checkpoint folder"):
+        pretrain(config)
+
+
+def test_a_damaged_final_model_is_made_again(recipe, capsys):
+    config = recipe()
+    first = pretrain(config)
+    before = {name: x.clone() for name, x in load_file(first.checkpoint / "model.safetensors").items()}  # else mapped
+    halve(first.checkpoint / "model.safetensors")
+    again = pretrain(config)
+    assert "final is damaged (model.safetensors does not fit its checksum)" in capsys.readouterr().out
+    assert all(torch.equal(before[name], x) for name, x in load_file(again.checkpoint / "model.safetensors").items())
+    halve(first.checkpoint / "model.safetensors")
+    shutil.rmtree(config.run.path / "checkpoints")
+    with pytest.raises(UserError, match="final is damaged, and there is no checkpoint"):
         pretrain(config)
 
 

@@ -1,0 +1,28 @@
+"""What two equal runs have in common."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from hybridlm.training.checkpoints import STATE, checkpoints
+from hybridlm.training.metrics import read_rows
+
+TIMES = ("seconds", "tokens_per_second")
+
+
+def results(run: Path) -> tuple[list[dict], dict[str, torch.Tensor], dict]:
+    """All that two equal runs have in common: rows, weights, the newest optimizer state."""
+    rows = [{key: x for key, x in row.items() if key not in TIMES} for row in read_rows(run / "metrics.jsonl")]
+    optimizer = torch.load(checkpoints(run)[-1] / STATE / "optimizer.pt", weights_only=True)["optimizer"]["state"]
+    return rows, load_file(run / "final" / "model.safetensors"), optimizer
+
+
+def assert_same(run: Path, other: Path) -> None:
+    (rows, weights, optimizer), (rows_2, weights_2, optimizer_2) = results(run), results(other)
+    assert rows == rows_2
+    assert weights.keys() == weights_2.keys()
+    assert all(torch.equal(weights[name], weights_2[name]) for name in weights)
+    assert optimizer.keys() == optimizer_2.keys()
+    for key, entries in optimizer.items():
+        assert all(torch.equal(entries[name], optimizer_2[key][name]) for name in entries)
