@@ -9,6 +9,8 @@ stopped.
     RUN/samples.jsonl     texts, if asked for
     RUN/checkpoints/      to resume from
     RUN/final/            the result, for `from_pretrained`
+    RUN/final-ema/        the averaged weights, with training.ema_decay
+    RUN/best/             the model of the best validation so far
 """
 
 import signal
@@ -24,7 +26,10 @@ from accelerate import Accelerator
 from hybridlm.data.loader import batches
 from hybridlm.files import replace_file, write_folder
 from hybridlm.training.checkpoints import checkpoints
+from hybridlm.training.compiling import Compiling
 from hybridlm.training.config import config_yaml
+from hybridlm.training.early_stopping import early_stopping
+from hybridlm.training.ema import WeightAverage
 from hybridlm.training.journal import Journal
 from hybridlm.training.metrics import read_rows
 from hybridlm.training.optimizer import build_optimizer
@@ -37,7 +42,14 @@ from hybridlm.training.sections import PretrainConfig
 from hybridlm.training.session import accelerator_session, on_main
 from hybridlm.training.setup import RunData, build_model, micro_batch_size, open_data, tokens_per_step, total_steps
 from hybridlm.training.signals import RunInterrupted, StopFlag
-from hybridlm.training.state import TrainingState, load_optimizer, load_random_state, save_checkpoint, save_model
+from hybridlm.training.state import (
+    TrainingState,
+    load_average,
+    load_optimizer,
+    load_random_state,
+    save_checkpoint,
+    save_model,
+)
 from hybridlm.training.step import DivergedError, backward, optimizer_step, valid_targets
 from hybridlm.training.validation import validate
 
@@ -57,8 +69,7 @@ class RunResult:
     metrics: Path
     """metrics.jsonl."""
     validation: dict[str, Any]
-    """The last validation row: bits_per_byte, loss (nats per text token), n_bytes, n_tokens, windows. Empty
-    without a validation split."""
+    """The last validation row (metrics.py): bits_per_byte, loss, ... Empty without a validation split."""
 
 
 def pretrain(config: PretrainConfig) -> RunResult:
@@ -74,11 +85,18 @@ def pretrain(config: PretrainConfig) -> RunResult:
         data = open_data(config, accelerator)
         plan = on_main(accelerator, lambda: plan_run(config, data.train.fingerprint))
         if plan.kind == "finished":
-            accelerator.print(f"This run is finished; nothing to do. Its model is in {plan.folder}")
+            accelerator.print(f"This run is finished; nothing to do.{_early(plan)} Its model is in {plan.folder}")
             return _result(config.run.path)
         run = _Run(config, accelerator, data, plan)
         with Journal(config, accelerator, run.done, run.total, plan.kind == "resume") as journal, StopFlag() as stop:
             return run.train(journal, stop)
+
+
+def _early(plan: Plan) -> str:
+    state = plan.state
+    if state is None or not state.stopped_early:
+        return ""
+    return f" It stopped early, after step {state.step:,} of {state.total_steps:,}."
 
 
 def _result(run: Path) -> RunResult:
@@ -99,7 +117,11 @@ class _Run:
         self.done, self.seconds_before = (plan.state.step, plan.state.seconds) if plan.state is not None else (0, 0.0)
         self.began, self.overflows = time.perf_counter(), 0
         self.plain = build_model(config, data, plan.folder)
+        decay, device = config.training.ema_decay, accelerator.device
+        self.average = WeightAverage(self.plain, decay, device) if decay is not None else None
+        self.watch = early_stopping(config, data, plan.state.early_stopping if plan.state is not None else None)
         self.model, self.optimizer = accelerator.prepare(self.plain, build_optimizer(self.plain, config.optimizer))
+        self.compiling = Compiling(config.training.compile, self.plain, accelerator)
         on_main(accelerator, self._begin_folder)
         accelerator.print(config_yaml(config))
         groups = self.optimizer.param_groups
@@ -110,10 +132,14 @@ class _Run:
         if plan.folder is not None:
             accelerator.print(f"{'resumed:':12}from {plan.folder}, after step {self.done:,}")
             load_optimizer(plan.folder, accelerator, self.optimizer)
+            if self.average is not None:
+                load_average(plan.folder, self.average)
             if not load_random_state(plan.folder, accelerator):
                 accelerator.print(
                     "The number of processes changed: dropout draws new random numbers; the data goes on where it was."
                 )
+        elif config.training.init_from is not None:
+            accelerator.print(f"{'weights:':12}from {config.training.init_from}")
 
     def _begin_folder(self) -> None:
         try:
@@ -128,7 +154,7 @@ class _Run:
         if self.done == 0 and every.validation.at_start:
             self._validate(journal)
         stream = self._stream()
-        while self.done < self.total:
+        while self.done < self.total and not self.watch.stopped:
             began = time.perf_counter()
             row = self._step(next(stream))
             seconds = time.perf_counter() - began
@@ -140,6 +166,7 @@ class _Run:
             last = self.done == self.total
             if last or self._due(every.validation.every):
                 self._validate(journal)
+            last = last or self._agree(int(self.watch.stopped)) > 0
             if every.logging.samples.every and (last or self._due(every.logging.samples.every)):
                 self._sample(journal)
             number = self._agree(stop.signal)
@@ -159,10 +186,13 @@ class _Run:
         lr = learning_rate(self.done, self.total, self.config.optimizer, self.config.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        annealing = False
         if self.plain.epsilon is not None:
             self.plain.set_epsilon(epsilon(self.done, self.total, self.config.epsilon))
+            annealing = self.plain.epsilon not in (0.0, self.config.epsilon.start)
         valid = valid_targets(self.accelerator, micro_batches)
-        loss = backward(self.accelerator, self.model, micro_batches, valid, self.config.write_penalty)
+        with self.compiling.uncompiled(annealing):
+            loss = backward(self.accelerator, self.model, micro_batches, valid, self.config.write_penalty)
         try:
             result = optimizer_step(self.accelerator, self.model, self.optimizer, loss, self.config.optimizer.clip_norm)
         except DivergedError as error:
@@ -175,6 +205,8 @@ class _Run:
                 "steps in "
                 "a row, so nothing was learned. Use training.mixed_precision=bf16, or lower optimizer.lr."
             )
+        if self.average is not None and not result.skipped:
+            self.average.update(self.plain)
         self.done += 1
         return {
             "step": self.done,
@@ -189,35 +221,57 @@ class _Run:
         if self.data.validation is None:
             return
         choice = self.config.validation
-        found = validate(self.accelerator, self.plain, self.data.validation, choice.batch_size, choice.max_windows)
+        measured = self.data.validation, choice.batch_size, choice.max_windows
+        with self.compiling.uncompiled():
+            found = validate(self.accelerator, self.plain, *measured)
+        if self.average is not None:
+            average = validate(self.accelerator, self.average.model, *measured)
+            found["bits_per_byte_ema"] = average["bits_per_byte"]
         at = {"epsilon": None if self.plain.epsilon is None else 0.0, "seconds": self._seconds()}
         journal.validation({"step": self.done, **found, **at}, self.data.validation.per_epoch)
+        if self.watch.see(self.done, found["bits_per_byte"], found["windows"]):
+            self._write("best", self.plain)
 
     def _sample(self, journal: Journal) -> None:
         if self.accelerator.is_main_process:
             choice = self.config.logging.samples
-            texts = write_samples(self.plain, self.data.tokenizer, choice, self.config.training.seed)
+            with self.compiling.uncompiled():
+                texts = write_samples(self.plain, self.data.tokenizer, choice, self.config.training.seed)
             for prompt, text in zip(choice.prompts, texts, strict=True):
                 journal.sample(self.done, prompt, text)
 
     def _save(self, journal: Journal) -> Path:
         journal.sync()
         keep = self.config.checkpoint.keep
-        return save_checkpoint(
-            self.folder, self.accelerator, self.model, self.optimizer, self.data.tokenizer, self._state(), keep
-        )
+        contents = self.model, self.optimizer, self.data.tokenizer, self._state()
+        return save_checkpoint(self.folder, self.accelerator, *contents, keep, self.average)
 
     def _finish(self, journal: Journal) -> RunResult:
         if self.plain.epsilon is not None:
             self.plain.set_epsilon(0.0)
-        state = replace(self._state(), epsilon=self.plain.epsilon)
-        if self.accelerator.is_main_process:
-            write_folder(
-                self.folder / "final", lambda folder: save_model(folder, self.plain, self.data.tokenizer, state)
+        if self.average is not None:
+            self._write("final-ema", self.average.model)
+        final = self._write("final", self.plain)  # last: where it stands, the run is finished
+        if self.done < self.total:
+            seen = self.watch.seen
+            journal.log(
+                f"Stopped early: {seen.waited} validations in a row brought no improvement. The best model, of step "
+                f"{seen.best_step:,} with {seen.best:.4f} bits per byte: {self.folder / 'best'}"
             )
-        self.accelerator.wait_for_everyone()
-        journal.log(f"Finished {self.total:,} steps in {clock(state.seconds)}. Model: {self.folder / 'final'}")
+        steps = f"{self.done:,} steps" if self.done == self.total else f"{self.done:,} of {self.total:,} steps"
+        journal.log(f"Finished {steps} in {clock(self._seconds())}. Model: {final}")
         return _result(self.folder)
+
+    def _write(self, name: str, model: Any) -> Path:
+        """A `from_pretrained` folder of the run, for use at epsilon = 0. Called by every process; the main one
+        writes."""
+        ended_early = name != "best" and self.done < self.total
+        state = replace(self._state(), epsilon=None if self.plain.epsilon is None else 0.0, stopped_early=ended_early)
+        target = self.folder / name
+        if self.accelerator.is_main_process:
+            write_folder(target, lambda folder: save_model(folder, model, self.data.tokenizer, state))
+        self.accelerator.wait_for_everyone()
+        return target
 
     def _state(self) -> TrainingState:
         annealed = self.plain.epsilon is not None
@@ -230,6 +284,7 @@ class _Run:
             data_fingerprint=self.data.train.fingerprint,
             settings=frozen_settings(self.config),
             processes=self.accelerator.num_processes,
+            early_stopping=self.watch.state() if self.data.validation is not None else None,
         )
 
     def _agree(self, number: int) -> int:

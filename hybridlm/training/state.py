@@ -20,6 +20,7 @@ from transformers.utils import logging
 from hybridlm.errors import UserError
 from hybridlm.files import write_folder
 from hybridlm.training.checkpoints import STATE, checkpoint_path, prune
+from hybridlm.training.ema import WeightAverage
 
 
 @dataclass
@@ -42,6 +43,10 @@ class TrainingState:
     """The settings that must not change on resume, by dotted name."""
     processes: int
     """Processes that wrote the checkpoint."""
+    early_stopping: dict[str, Any] | None = None
+    """What the validations so far said (`early_stopping.Seen`)."""
+    stopped_early: bool = False
+    """Of a final model: whether it ended before `total_steps`, since validation had stopped getting better."""
 
 
 @contextmanager
@@ -67,7 +72,14 @@ def save_model(folder: Path, model: Any, tokenizer: Any, state: TrainingState) -
 
 
 def save_checkpoint(
-    run: Path, accelerator: Accelerator, model: Any, optimizer: Any, tokenizer: Any, state: TrainingState, keep: int
+    run: Path,
+    accelerator: Accelerator,
+    model: Any,
+    optimizer: Any,
+    tokenizer: Any,
+    state: TrainingState,
+    keep: int,
+    average: WeightAverage | None = None,
 ) -> Path:
     """Called by every process; the main one writes. Returns the folder. Older checkpoints go once this one is whole."""
     target = checkpoint_path(run, state.step)
@@ -78,6 +90,8 @@ def save_checkpoint(
         scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
         torch.save({"optimizer": optimizer.state_dict(), "scaler": scaler}, folder / STATE / "optimizer.pt")
         torch.save(random_states, folder / STATE / "rng.pt")
+        if average is not None:
+            torch.save(average.state_dict(), folder / STATE / "ema.pt")
 
     if accelerator.is_main_process:
         write_folder(target, fill)
@@ -101,6 +115,11 @@ def load_optimizer(folder: Path, accelerator: Accelerator, optimizer: Any) -> No
     optimizer.load_state_dict(saved["optimizer"])
     if accelerator.scaler is not None and saved["scaler"] is not None:
         accelerator.scaler.load_state_dict(saved["scaler"])
+
+
+def load_average(folder: Path, average: WeightAverage) -> None:
+    """Restores the averaged weights. Raises UserError if the file is damaged."""
+    average.load_state_dict(_load(folder / STATE / "ema.pt"))
 
 
 def load_random_state(folder: Path, accelerator: Accelerator) -> bool:
