@@ -127,13 +127,15 @@ def pretrain(options: argparse.Namespace) -> None:
     examples:
       hybridlm pretrain --config configs/debug/austen_rglru_bmru.yaml
       hybridlm pretrain --config configs/debug/austen_rglru_bmru.yaml training.steps=20 model.hidden_size=64
+      hybridlm pretrain --config more.yaml --init-from runs/austen/final
       accelerate launch scripts/pretrain.py --config configs/debug/austen_rglru_bmru.yaml
       torchrun --nproc_per_node 2 scripts/pretrain.py --config configs/debug/austen_rglru_bmru.yaml
     """
     from hybridlm.training.config import load_config
     from hybridlm.training.loop import pretrain as run_training
 
-    result = run_training(load_config(options.config, options.overrides))
+    start = [] if options.init_from is None else [f"training.init_from={json.dumps(options.init_from)}"]
+    result = run_training(load_config(options.config, [*options.overrides, *start]))
     if not other_process():
         print(f"Metrics:    {result.metrics}")
         print(f"Checkpoint: {result.checkpoint}")
@@ -142,6 +144,9 @@ def pretrain(options: argparse.Namespace) -> None:
 
 def pretrain_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--config", metavar="RECIPE", help="YAML file; without it every field has its default")
+    command.add_argument(
+        "--init-from", metavar="CHECKPOINT", help="begin with these weights: a folder, or OWNER/NAME on the Hub"
+    )
     add_overrides(command)
     command.more_help = _pretrain_fields  # pyright: ignore[reportAttributeAccessIssue]
 

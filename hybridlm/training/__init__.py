@@ -3,7 +3,8 @@
     what                    where
     recipe                  sections.py (its fields), config.py (YAML, overrides, every problem at once)
     run                     loop.py, on setup.py (data, model, length) inside session.py (Accelerate, threads)
-    one step                step.py, optimizer.py, schedules.py
+    one step                step.py, optimizer.py, muon.py, schedules.py, compiling.py
+    beside the steps        ema.py (averaged weights), early_stopping.py, initial.py (weights to begin with)
     looking at the model    validation.py, samples.py
     stopping and going on   checkpoints.py (folders), state.py (their contents), resume.py, signals.py
     telling                 journal.py, on metrics.py and progress.py; report.py

@@ -2,12 +2,15 @@
 
 RUN/checkpoints/step-00000100/           what `from_pretrained` reads: model, tokenizer, generation_config
 RUN/checkpoints/step-00000100/training_state/
-    optimizer.pt                         AdamW's state (and the loss scaler's, in fp16)
+    optimizer.pt                         the optimizer's state (and the loss scaler's, in fp16)
+    ema.pt                               the averaged weights, with training.ema_decay
     rng.pt                               torch's random state of each process
     state.json                           step, tokens, seconds, epsilon, data fingerprint, the settings that must not
                                          change
     checksums.json                       sha256 of every other file; written last
 RUN/final/                               the model at the end, epsilon = 0, with state.json and checksums.json only
+RUN/final-ema/                           the averaged weights at the end, in the same form
+RUN/best/                                the model with the fewest bits per byte so far, in the same form
 
 A rename is all or nothing, so what lies under a final name was whole once. The checksums find what happened to it
 since: a disk that lost a block, a copy that was cut short, an edit.

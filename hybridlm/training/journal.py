@@ -54,9 +54,10 @@ class Journal:
             self._metrics.write(row)
         self._track(row, "validation")
         part = "" if row["windows"] == all_windows else f" on the first {row['windows']:,} of {all_windows:,} sequences"
+        average = f", averaged weights {row['bits_per_byte_ema']:.4f}" if "bits_per_byte_ema" in row else ""
         self.log(
-            f"validation after step {row['step']}: {row['bits_per_byte']:.4f} bits per byte, {row['loss']:.4f} nats "
-            f"per token{part}"
+            f"validation after step {row['step']}: {row['bits_per_byte']:.4f} bits per byte{average}, "
+            f"{row['loss']:.4f} nats per token{part}"
         )
 
     def sample(self, step: int, prompt: str, text: str) -> None:

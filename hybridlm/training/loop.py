@@ -9,6 +9,8 @@ stopped.
     RUN/samples.jsonl     texts, if asked for
     RUN/checkpoints/      to resume from
     RUN/final/            the result, for `from_pretrained`
+    RUN/final-ema/        the averaged weights, with training.ema_decay
+    RUN/best/             the model of the best validation so far
 """
 
 import signal
@@ -25,7 +27,10 @@ from accelerate import Accelerator
 from hybridlm.data.loader import batches
 from hybridlm.files import replace_file
 from hybridlm.training.checkpoints import checkpoints, write_sealed
+from hybridlm.training.compiling import Compiling
 from hybridlm.training.config import config_yaml
+from hybridlm.training.early_stopping import early_stopping
+from hybridlm.training.ema import WeightAverage
 from hybridlm.training.journal import Journal
 from hybridlm.training.lock import run_lock
 from hybridlm.training.metrics import read_rows
@@ -42,6 +47,7 @@ from hybridlm.training.signals import RunInterrupted, StopFlag
 from hybridlm.training.state import (
     SaveError,
     TrainingState,
+    load_average,
     load_optimizer,
     load_random_state,
     save_checkpoint,
@@ -67,8 +73,7 @@ class RunResult:
     metrics: Path
     """metrics.jsonl."""
     validation: dict[str, Any]
-    """The last validation row: bits_per_byte, loss (nats per text token), n_bytes, n_tokens, windows. Empty
-    without a validation split."""
+    """The last validation row (metrics.py): bits_per_byte, loss, ... Empty without a validation split."""
 
 
 def pretrain(config: PretrainConfig) -> RunResult:
@@ -85,7 +90,7 @@ def pretrain(config: PretrainConfig) -> RunResult:
         with _held(config.run.path, accelerator):
             plan = on_main(accelerator, lambda: plan_run(config, data.train.fingerprint, accelerator.print))
             if plan.kind == "finished":
-                accelerator.print(f"This run is finished; nothing to do. Its model is in {plan.folder}")
+                accelerator.print(f"This run is finished; nothing to do.{_early(plan)} Its model is in {plan.folder}")
                 return _result(config.run.path)
             run = _Run(config, accelerator, data, plan)
             with (
@@ -110,6 +115,13 @@ def _held(folder: Path, accelerator: Accelerator) -> Iterator[None]:
         yield
 
 
+def _early(plan: Plan) -> str:
+    state = plan.state
+    if state is None or not state.stopped_early:
+        return ""
+    return f" It stopped early, after step {state.step:,} of {state.total_steps:,}."
+
+
 def _result(run: Path) -> RunResult:
     metrics = run / "metrics.jsonl"
     rows = read_rows(metrics) if metrics.exists() else []
@@ -128,7 +140,11 @@ class _Run:
         self.done, self.seconds_before = (plan.state.step, plan.state.seconds) if plan.state is not None else (0, 0.0)
         self.began, self.overflows = time.perf_counter(), 0
         self.plain = build_model(config, data, plan.folder)
+        decay, device = config.training.ema_decay, accelerator.device
+        self.average = WeightAverage(self.plain, decay, device) if decay is not None else None
+        self.watch = early_stopping(config, data, plan.state.early_stopping if plan.state is not None else None)
         self.model, self.optimizer = accelerator.prepare(self.plain, build_optimizer(self.plain, config.optimizer))
+        self.compiling = Compiling(config.training.compile, self.plain, accelerator)
         on_main(accelerator, self._begin_folder)
         accelerator.print(config_yaml(config))
         groups = self.optimizer.param_groups
@@ -139,10 +155,14 @@ class _Run:
         if plan.folder is not None:
             accelerator.print(f"{'resumed:':12}from {plan.folder}, after step {self.done:,}")
             load_optimizer(plan.folder, accelerator, self.optimizer)
+            if self.average is not None:
+                load_average(plan.folder, self.average)
             if not load_random_state(plan.folder, accelerator):
                 accelerator.print(
                     "The number of processes changed: dropout draws new random numbers; the data goes on where it was."
                 )
+        elif config.training.init_from is not None:
+            accelerator.print(f"{'weights:':12}from {config.training.init_from}")
 
     def _begin_folder(self) -> None:
         try:
@@ -157,7 +177,7 @@ class _Run:
         if self.done == 0 and every.validation.at_start:
             self._validate(journal)
         stream = self._stream()
-        while self.done < self.total:
+        while self.done < self.total and not self.watch.stopped:
             began = time.perf_counter()
             row = self._step(next(stream))
             seconds = time.perf_counter() - began
@@ -169,6 +189,7 @@ class _Run:
             last = self.done == self.total
             if last or self._due(every.validation.every):
                 self._validate(journal)
+            last = last or self._agree(int(self.watch.stopped)) > 0
             if every.logging.samples.every and (last or self._due(every.logging.samples.every)):
                 self._sample(journal)
             number = self._agree(stop.signal)
@@ -188,10 +209,13 @@ class _Run:
         lr = learning_rate(self.done, self.total, self.config.optimizer, self.config.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        annealing = False
         if self.plain.epsilon is not None:
             self.plain.set_epsilon(epsilon(self.done, self.total, self.config.epsilon))
+            annealing = self.plain.epsilon not in (0.0, self.config.epsilon.start)
         valid = valid_targets(self.accelerator, micro_batches)
-        loss = backward(self.accelerator, self.model, micro_batches, valid, self.config.write_penalty)
+        with self.compiling.uncompiled(annealing):
+            loss = backward(self.accelerator, self.model, micro_batches, valid, self.config.write_penalty)
         try:
             result = optimizer_step(self.accelerator, self.model, self.optimizer, loss, self.config.optimizer.clip_norm)
         except DivergedError as error:
@@ -204,6 +228,8 @@ class _Run:
                 "steps in "
                 "a row, so nothing was learned. Use training.mixed_precision=bf16, or lower optimizer.lr."
             )
+        if self.average is not None and not result.skipped:
+            self.average.update(self.plain)
         self.done += 1
         return {
             "step": self.done,
@@ -218,24 +244,30 @@ class _Run:
         if self.data.validation is None:
             return
         choice = self.config.validation
-        found = validate(self.accelerator, self.plain, self.data.validation, choice.batch_size, choice.max_windows)
+        measured = self.data.validation, choice.batch_size, choice.max_windows
+        with self.compiling.uncompiled():
+            found = validate(self.accelerator, self.plain, *measured)
+        if self.average is not None:
+            average = validate(self.accelerator, self.average.model, *measured)
+            found["bits_per_byte_ema"] = average["bits_per_byte"]
         at = {"epsilon": None if self.plain.epsilon is None else 0.0, "seconds": self._seconds()}
         journal.validation({"step": self.done, **found, **at}, self.data.validation.per_epoch)
+        if self.watch.see(self.done, found["bits_per_byte"], found["windows"]):
+            self._write("best", self.plain)
 
     def _sample(self, journal: Journal) -> None:
         if self.accelerator.is_main_process:
             choice = self.config.logging.samples
-            texts = write_samples(self.plain, self.data.tokenizer, choice, self.config.training.seed)
+            with self.compiling.uncompiled():
+                texts = write_samples(self.plain, self.data.tokenizer, choice, self.config.training.seed)
             for prompt, text in zip(choice.prompts, texts, strict=True):
                 journal.sample(self.done, prompt, text)
 
     def _save(self, journal: Journal, must: bool) -> Path | None:
         """A checkpoint; None where it could not be written and the training can go on (`must` is false)."""
+        contents = self.model, self.optimizer, self.data.tokenizer, self._state(), self.average
         try:
-            return save_checkpoint(
-                self.folder, self.accelerator, self.model, self.optimizer, self.data.tokenizer, self._state(),
-                self.config.checkpoint, journal.sync,
-            )  # fmt: skip
+            return save_checkpoint(self.folder, self.accelerator, *contents, self.config.checkpoint, journal.sync)
         except SaveError as error:
             newest = f"The newest checkpoint is {found[-1]}" if (found := checkpoints(self.folder)) else "There is none"
             if must:
@@ -249,15 +281,32 @@ class _Run:
     def _finish(self, journal: Journal) -> RunResult:
         if self.plain.epsilon is not None:
             self.plain.set_epsilon(0.0)
-        state, final = replace(self._state(), epsilon=self.plain.epsilon), self.folder / "final"
+        if self.average is not None:
+            self._write("final-ema", self.average.model)
+        final = self._write("final", self.plain)  # last: where it stands, the run is finished
+        if self.done < self.total:
+            seen = self.watch.seen
+            journal.log(
+                f"Stopped early: {seen.waited} validations in a row brought no improvement. The best model, of step "
+                f"{seen.best_step:,} with {seen.best:.4f} bits per byte: {self.folder / 'best'}"
+            )
+        steps = f"{self.done:,} steps" if self.done == self.total else f"{self.done:,} of {self.total:,} steps"
+        journal.log(f"Finished {steps} in {clock(self._seconds())}. Model: {final}")
+        return _result(self.folder)
+
+    def _write(self, name: str, model: Any) -> Path:
+        """A `from_pretrained` folder of the run, for use at epsilon = 0. Called by every process; the main one
+        writes."""
+        ended_early = name != "best" and self.done < self.total
+        state = replace(self._state(), epsilon=None if self.plain.epsilon is None else 0.0, stopped_early=ended_early)
+        target = self.folder / name
 
         def write() -> None:
-            with saving(final):
-                write_sealed(final, lambda folder: save_model(folder, self.plain, self.data.tokenizer, state))
+            with saving(target):
+                write_sealed(target, lambda folder: save_model(folder, model, self.data.tokenizer, state))
 
         on_main(self.accelerator, write)
-        journal.log(f"Finished {self.total:,} steps in {clock(state.seconds)}. Model: {final}")
-        return _result(self.folder)
+        return target
 
     def _state(self) -> TrainingState:
         annealed = self.plain.epsilon is not None
@@ -270,6 +319,7 @@ class _Run:
             data_fingerprint=self.data.train.fingerprint,
             settings=frozen_settings(self.config),
             processes=self.accelerator.num_processes,
+            early_stopping=self.watch.state() if self.data.validation is not None else None,
         )
 
     def _agree(self, number: int) -> int:

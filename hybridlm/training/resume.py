@@ -12,7 +12,7 @@ from typing import Any, Literal
 from hybridlm.errors import OtherSettingsError, UserError
 from hybridlm.files import try_folder
 from hybridlm.training.checkpoints import damage, newest_valid, remove_leftovers, set_aside
-from hybridlm.training.config import settings
+from hybridlm.training.config import load_config, settings
 from hybridlm.training.lock import is_used
 from hybridlm.training.sections import PretrainConfig
 from hybridlm.training.state import TrainingState, read_state
@@ -26,6 +26,8 @@ FROZEN = (
     "training.batch_size",
     "training.mixed_precision",
     "training.seed",
+    "training.ema_decay",
+    "training.init_from",
     "optimizer",
     "schedule",
     "epsilon",
@@ -117,8 +119,13 @@ def plan_run(config: PretrainConfig, data_fingerprint: str, log: Callable[[str],
     return Plan("fresh")
 
 
+def _unset_settings() -> dict[str, Any]:
+    """What a checkpoint of a version that had fewer settings was made with: the defaults of those it did not know."""
+    return frozen_settings(load_config(None, ["data.folder=unknown", "training.steps=1"]))
+
+
 def _refuse_changes(config: PretrainConfig, state: TrainingState, data_fingerprint: str, what: str) -> None:
-    now, before = frozen_settings(config), state.settings
+    now, before = frozen_settings(config), _unset_settings() | state.settings
     changes = [
         f"{name}: was {before.get(name, 'not set')}, is now {now.get(name, 'not set')}"
         for name in dict.fromkeys([*now, *before])

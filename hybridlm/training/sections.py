@@ -55,9 +55,26 @@ class DataConfig:
 
 
 @dataclass(config=_SECTION, kw_only=True)
-class OptimizerConfig:
-    """AdamW. Vectors, recurrence parameters and embeddings are not decayed."""
+class MuonConfig:
+    """What Muon has of its own. Learning rate and its schedule are the optimizer's: updates are scaled to AdamW's
+    size."""
 
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.95
+    """Decay of the running average of the gradient (Nesterov), in [0, 1)."""
+    ns_steps: Annotated[int, BeforeValidator(_whole), Field(ge=1, le=99)] = 5
+    """Newton-Schulz iterations that make an update nearly orthogonal."""
+    weight_decay: Annotated[float, Field(ge=0.0)] | None = None
+    """Decoupled weight decay of the matrices that Muon trains. null: `optimizer.weight_decay`."""
+
+
+@dataclass(config=_SECTION, kw_only=True)
+class OptimizerConfig:
+    """AdamW, or Muon and AdamW. Vectors, recurrence parameters and embeddings are not decayed."""
+
+    kind: Literal["adamw", "muon"] = "adamw"
+    """adamw: for all parameters. muon: Muon for the hidden matrices, AdamW for everything else; not under FSDP."""
+    muon: MuonConfig | None = None
+    """Settings of Muon, with kind: muon only."""
     lr: Annotated[float, Field(gt=0.0)] = 2e-3
     """Peak learning rate."""
     min_lr_ratio: Share = 0.1
@@ -72,13 +89,22 @@ class OptimizerConfig:
     """Largest global gradient norm; larger gradients are scaled down to it. null: no clipping (the norm is still
     logged)."""
 
+    @model_validator(mode="after")
+    def _muon_where_it_is_used(self) -> "OptimizerConfig":
+        if self.kind == "muon":
+            self.muon = self.muon or MuonConfig()
+        elif self.muon is not None:
+            raise ValueError(f"'muon' is given, but kind={self.kind}; set kind to muon, or muon to null")
+        return self
+
 
 @dataclass(config=_SECTION, kw_only=True)
 class ScheduleConfig:
     """The learning rate over the run."""
 
-    kind: Literal["cosine", "wsd"] = "cosine"
-    """cosine: half a cosine from the peak to the end. wsd: warm-up, stable at the peak, then a linear decay."""
+    kind: Literal["cosine", "wsd", "linear"] = "cosine"
+    """cosine: half a cosine from the peak to the end. wsd: warm-up, stable at the peak, then a linear decay. linear: a
+    straight line from the peak to the end."""
     warmup_steps: CountOrNever | None = None
     """Steps of linear warm-up. Give this or `warmup_share`."""
     warmup_share: Share | None = None
@@ -104,8 +130,9 @@ class ScheduleConfig:
 class EpsilonConfig:
     """The annealing of `bmru` layers from cumulative (1) to bistable (0). Stacks without `bmru` ignore it."""
 
-    start: Share = 1.0
-    """Epsilon at the start of the run; 0 trains bistable units from the first step."""
+    start: Share | None = None
+    """Epsilon at the start of the run; 0 trains bistable units from the first step. null: 1, or 0 with
+    `training.init_from`, since trained units have learned to work at epsilon = 0."""
     hold: Share = 0.02
     """Share of the run during which epsilon stays at `start`."""
     zero: Share = 0.17
@@ -143,6 +170,16 @@ class TrainingConfig:
     deterministic: bool = False
     """Refuse operations that are not deterministic on the device; the same run then gives the same bits on a GPU
     too."""
+    compile: bool = False
+    """Compile the training steps with torch.compile, which takes a while at first; equal to eager up to rounding.
+    Validation and samples, and steps in which epsilon changes, run uncompiled."""
+    ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Keep an exponential moving average of the weights over about the last 1 / (1 - ema_decay) steps, in fp32. It is
+    validated too, and saved at the end as `final-ema`. null: off."""
+    init_from: str | None = None
+    """Begin with the weights of this checkpoint (a folder, or OWNER/NAME on the Hub) instead of random ones: weights
+    alone, so step 0 and a fresh optimizer. The model and the tokenizer must be the checkpoint's. A run that goes on
+    reads its own checkpoint and not this one."""
 
     @model_validator(mode="after")
     def _one_length(self) -> "TrainingConfig":
@@ -194,6 +231,20 @@ class ValidationConfig:
     """Validate on the first so many sequences of the split only. null: on all of it."""
     batch_size: Count = 16
     """Sequences in one validation forward of one process."""
+    patience: Count | None = None
+    """End the run after so many validations in a row without an improvement. null: never. The best model so far is in
+    `best` in any case."""
+    min_improvement: Annotated[float, Field(ge=0.0)] = 0.0
+    """Bits per byte by which a validation must beat the last one that counted as an improvement, for `patience`; 0: by
+    anything."""
+
+    @model_validator(mode="after")
+    def _patience_sees_something(self) -> "ValidationConfig":
+        if self.patience is not None and self.every == 0:
+            raise ValueError("patience counts validations, and every=0 has none on the way; set every above 0")
+        if self.patience is None and self.min_improvement:
+            raise ValueError("min_improvement is for patience, which is null; give patience, or leave it out")
+        return self
 
 
 @dataclass(config=_SECTION, kw_only=True)
@@ -251,7 +302,7 @@ class PretrainConfig:
     """Keywords of HybridLMConfig (pattern, hidden_size, ...). vocab_size and special tokens come from the data's
     tokenizer."""
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
-    """AdamW."""
+    """AdamW, or Muon and AdamW."""
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
     """The learning rate over the run."""
     epsilon: EpsilonConfig = Field(default_factory=EpsilonConfig)
@@ -267,6 +318,12 @@ class PretrainConfig:
     """What is printed."""
     run: RunConfig = Field(default_factory=RunConfig)
     """Where the run lives."""
+
+    @model_validator(mode="after")
+    def _trained_units_are_bistable(self) -> "PretrainConfig":
+        if self.epsilon.start is None:
+            self.epsilon.start = 1.0 if self.training.init_from is None else 0.0
+        return self
 
     @field_validator("model")
     @classmethod

@@ -21,6 +21,7 @@ from transformers.utils import logging
 
 from hybridlm.errors import UserError
 from hybridlm.training.checkpoints import STATE, checkpoint_path, prune, write_sealed
+from hybridlm.training.ema import WeightAverage
 from hybridlm.training.sections import CheckpointConfig
 from hybridlm.training.session import on_main
 
@@ -45,6 +46,10 @@ class TrainingState:
     """The settings that must not change on resume, by dotted name."""
     processes: int
     """Processes that wrote the checkpoint."""
+    early_stopping: dict[str, Any] | None = None
+    """What the validations so far said (`early_stopping.Seen`)."""
+    stopped_early: bool = False
+    """Of a final model: whether it ended before `total_steps`, since validation had stopped getting better."""
 
 
 @contextmanager
@@ -105,6 +110,7 @@ def save_checkpoint(
     optimizer: Any,
     tokenizer: Any,
     state: TrainingState,
+    average: WeightAverage | None,
     choice: CheckpointConfig,
     sync: Callable[[], None],
 ) -> Path:
@@ -120,6 +126,8 @@ def save_checkpoint(
         scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
         _store({"optimizer": optimizer.state_dict(), "scaler": scaler}, folder / STATE / "optimizer.pt")
         _store(random_states, folder / STATE / "rng.pt")
+        if average is not None:
+            _store(average.state_dict(), folder / STATE / "ema.pt")
 
     def write() -> None:
         with saving(target):
@@ -146,6 +154,11 @@ def load_optimizer(folder: Path, accelerator: Accelerator, optimizer: Any) -> No
     optimizer.load_state_dict(saved["optimizer"])
     if accelerator.scaler is not None and saved["scaler"] is not None:
         accelerator.scaler.load_state_dict(saved["scaler"])
+
+
+def load_average(folder: Path, average: WeightAverage) -> None:
+    """Restores the averaged weights. Raises UserError if the file is damaged."""
+    average.load_state_dict(_load(folder / STATE / "ema.pt"))
 
 
 def load_random_state(folder: Path, accelerator: Accelerator) -> bool:

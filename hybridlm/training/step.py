@@ -1,4 +1,4 @@
-"""One optimizer step: forward and backward over this process's micro-batches, checks, clipping, AdamW.
+"""One optimizer step: forward and backward over this process's micro-batches, checks, clipping, the optimizer.
 
 The loss of the step is (sum of nats over all processes and micro-batches) / (their number of valid targets). Each
 backward therefore divides by the global count and multiplies by the number of processes, as DistributedDataParallel
@@ -83,7 +83,8 @@ def optimizer_step(
     if clip_norm is not None:
         torch.nn.utils.clip_grads_with_norm_([p for _, p in named], clip_norm, norm)
     optimizer.step()
-    skipped = bool(getattr(optimizer, "step_was_skipped", False))
+    # Not Accelerate's `step_was_skipped`: fused AdamW is called on an overflow too, and leaves the weights by itself.
+    skipped = accelerator.scaler is not None and not bool(torch.isfinite(norm))
     optimizer.zero_grad(set_to_none=True)
     return StepResult(value, norm.item(), skipped)
 
