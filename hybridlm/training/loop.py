@@ -253,7 +253,10 @@ class _Run:
         at = {"epsilon": None if self.plain.epsilon is None else 0.0, "seconds": self._seconds()}
         journal.validation({"step": self.done, **found, **at}, self.data.validation.per_epoch)
         if self.watch.see(self.done, found["bits_per_byte"], found["windows"]):
-            self._write("best", self.plain)
+            try:
+                self._write("best", self.plain)
+            except SaveError as error:
+                journal.log(f"{error} The model that was best before, if there was one, is there still.")
 
     def _sample(self, journal: Journal) -> None:
         if self.accelerator.is_main_process:

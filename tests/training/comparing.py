@@ -23,6 +23,12 @@ def assert_same(run: Path, other: Path) -> None:
     assert rows == rows_2
     assert weights.keys() == weights_2.keys()
     assert all(torch.equal(weights[name], weights_2[name]) for name in weights)
+    for name in ("best", "final-ema"):
+        both = [folder / name / "model.safetensors" for folder in (run, other)]
+        assert both[0].exists() == both[1].exists()
+        if both[0].exists():
+            one, two = map(load_file, both)
+            assert all(torch.equal(one[key], two[key]) for key in one | two)
     assert optimizer.keys() == optimizer_2.keys()
     for key, entries in optimizer.items():
         assert all(torch.equal(entries[name], optimizer_2[key][name]) for name in entries)
