@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[Command, Callable[[argparse.ArgumentParser], None]]] =
     "read": (write.read, write.read_options),
     "evaluate": (measure.evaluate, measure.evaluate_options),
     "info": (measure.info, measure.info_options),
+    "report": (measure.report, measure.report_options),
     "export": (move.export, move.export_options),
     "convert": (move.convert, move.convert_options),
 }
