@@ -23,7 +23,7 @@ from hybridlm.training.signals import RunInterrupted
 from hybridlm.training.step import StepResult
 
 TWENTY = ("training.steps=20", "validation.every=7", "checkpoint.every=5")
-TIMES = ("seconds", "tokens_per_second")
+TIMES = ("seconds", "tokens_per_second", "real_tokens_per_second")
 
 
 def rows_without_times(path: Path) -> list[dict]:
@@ -61,7 +61,7 @@ def test_what_a_run_leaves(recipe):
     assert training[0]["epsilon"] == 1.0
     assert training[-1]["epsilon"] == 0.0
     assert all(row["epsilon"] == 0.0 for row in validation)
-    assert all(row["tokens_per_second"] > 0 for row in training)
+    assert all(row["tokens_per_second"] > 0 and row["real_tokens_per_second"] > 0 for row in training)
     assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
     assert result.validation == validation[-1]
     assert validation[-1]["bits_per_byte"] < validation[0]["bits_per_byte"]
