@@ -1,8 +1,8 @@
 """The `hybridlm` command: its subcommands, which are in `hybridlm.commands`, and how it ends.
 
 The docstring of a command's function is its --help. Exit codes: 0 done; 2 something the user can put right, said in one
-message; 130 after Ctrl-C (143 after SIGTERM, 138 after SIGUSR1, 129 after SIGHUP; a
-run has saved a checkpoint then); 141 where the reader of a pipe has gone.
+message; 130 after Ctrl-C (143 after SIGTERM, 138 after SIGUSR1; a run has saved a
+checkpoint then); 141 where the reader of a pipe has gone.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[Command, Callable[[argparse.ArgumentParser], None]]] =
     "read": (write.read, write.read_options),
     "evaluate": (measure.evaluate, measure.evaluate_options),
     "info": (measure.info, measure.info_options),
+    "report": (measure.report, measure.report_options),
     "export": (move.export, move.export_options),
     "convert": (move.convert, move.convert_options),
 }

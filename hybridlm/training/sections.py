@@ -270,7 +270,9 @@ class LoggingConfig:
     samples: SamplesConfig = Field(default_factory=SamplesConfig)
     """Samples of text."""
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
-    """Trackers that get the metrics too (extra `track`)."""
+    """Trackers that get the metrics too (extra `track`). tensorboard writes below the run's folder."""
+    project: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "hybridlm"
+    """Project that wandb and trackio file the run under."""
 
 
 @dataclass(config=_SECTION, kw_only=True)

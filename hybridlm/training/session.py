@@ -91,7 +91,6 @@ def _accelerator(config: PretrainConfig) -> Accelerator:
             mixed_precision=config.training.mixed_precision,
             # Without it, Accelerate makes of torchrun's processes on a machine without a GPU as many separate runs.
             cpu=asked > 1 and not torch.accelerator.is_available(),
-            log_with=config.logging.trackers or None,  # pyright: ignore[reportArgumentType]  names are documented
             project_dir=config.run.path,
         )
     except ValueError as error:

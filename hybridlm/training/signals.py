@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM, SIGUSR1, SIGHUP: finish the step, save a checkpoint, leave. A second signal leaves at once.
+"""Ctrl-C, SIGTERM, SIGUSR1: finish the step, save a checkpoint, leave. A second signal leaves at once.
 
 The handler only sets a flag; the loop looks at it between steps and all processes agree on it there. Launchers and
 terminals often deliver one signal twice in a moment (Ctrl-C reaches every process of the terminal, and torchrun hands
@@ -12,16 +12,15 @@ import time
 from pathlib import Path
 from types import FrameType
 
-STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
-"""SIGUSR1 is what schedulers send some time before they end a job (`sbatch --signal=USR1@120`); SIGHUP comes when a
-terminal is closed, and is left alone where it is ignored (nohup)."""
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+"""SIGUSR1 is what schedulers send some time before they end a job (`sbatch --signal=USR1@120`)."""
 AGAIN = 1.0
 
 
 class RunInterrupted(SystemExit):
     """The run was stopped by a signal and its checkpoint is on disk.
 
-    Exit code 128 + the signal's number: 130 (Ctrl-C), 143 (SIGTERM), 138 (SIGUSR1), 129 (SIGHUP).
+    Exit code 128 + the signal's number: 130 (Ctrl-C), 143 (SIGTERM), 138 (SIGUSR1).
     """
 
     def __init__(self, code: int, step: int, checkpoint: Path):
@@ -41,8 +40,7 @@ class StopFlag:
     def __enter__(self) -> "StopFlag":
         if threading.current_thread() is threading.main_thread():  # elsewhere Python does not allow handlers
             for number in STOPPING:
-                if number != getattr(signal, "SIGHUP", None) or signal.getsignal(number) is not signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._handle)
+                self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from hybridlm.training.checkpoints import STATE, checkpoints
 from hybridlm.training.metrics import read_rows
 
-TIMES = ("seconds", "tokens_per_second")
+TIMES = ("seconds", "tokens_per_second", "real_tokens_per_second")
 
 
 def results(run: Path) -> tuple[list[dict], dict[str, torch.Tensor], dict]:

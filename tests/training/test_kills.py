@@ -16,7 +16,8 @@ from hybridlm.training.metrics import read_rows
 def test_a_hundred_kills_change_nothing(recipe, tmp_path):
     """SIGKILL at 100 random moments, during saves too: curve, weights and optimizer are those of a run in one go."""
     config = recipe(
-        "training.steps=20", "training.ema_decay=0.9", "checkpoint={every: 2, keep: 2, keep_every: 6}", "validation={every: 8, at_start: true}",
+        "training.steps=20", "training.ema_decay=0.9",
+        "checkpoint={every: 2, keep: 2, keep_every: 6}", "validation={every: 8, at_start: true}",
         "model={pattern: rglru bmru attention, hidden_size: 16, num_attention_heads: 2, attention_dropout: 0.2}",
         "logging.samples={every: 16, max_new_tokens: 4}",
     )  # fmt: skip
