@@ -38,7 +38,8 @@ def check_compiler(accelerator: Accelerator) -> None:
         line = torch.compile(lambda x: torch.sin(x) + 1.0, fullgraph=True)
         line(torch.ones(8, device=accelerator.device))
     except Exception as error:  # whatever a compiler, a driver or torch raises
-        problem = next((text for text in str(error).splitlines() if text.strip()), type(error).__name__)
+        cause = getattr(error, "inner_exception", error)  # of the backend, which torch wraps
+        problem = next((text for text in str(cause).splitlines() if text.strip()), type(cause).__name__)
     found = [text for text in gather_object([problem]) if text]
     if found:
         needs = "a C++ compiler such as g++" if accelerator.device.type == "cpu" else "Triton and a C compiler"

@@ -7,12 +7,15 @@ of surrogate gradients may be others.
 
 import dataclasses
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig
+from transformers.utils import logging
 
 from hybridlm import HybridLMConfig, HybridLMForCausalLM
 from hybridlm.data.tokenizer import load_tokenizer, looks_local
@@ -35,6 +38,13 @@ _RESOLVED = {
 """Fields that can say the same in several ways, and the property that says it in one."""
 
 
+_UNFIT = {
+    "missing_keys": "missing weights",
+    "unexpected_keys": "weights left over",
+    "mismatched_keys": "weights of another shape (name, in the checkpoint, in the recipe)",
+}
+
+
 def load_initial(model: HybridLMForCausalLM, tokenizer: Any, source: str) -> None:
     """Puts the weights of the checkpoint `source` (a folder, or OWNER/NAME on the Hub) into `model`.
 
@@ -48,20 +58,32 @@ def load_initial(model: HybridLMForCausalLM, tokenizer: Any, source: str) -> Non
     if problems:
         raise _refused(source, problems, "Give the recipe what the checkpoint was made with, or another checkpoint.")
     try:
-        with quiet():
-            loaded: Any = HybridLMForCausalLM.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+        with _quiet():
+            # Sizes are ignored to be named below: the error that transformers raises says none.
+            options: Any = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
+            loaded: Any = HybridLMForCausalLM.from_pretrained(source, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"training.init_from={source!r}: its weights cannot be read ({_line(error)}).") from error
     found, notes = loaded
     problems = [
-        f"{name.removesuffix('_keys')} weights: {', '.join(sorted(map(str, notes[name]))[:5])}"
-        for name in ("missing_keys", "unexpected_keys", "mismatched_keys")
-        if notes[name]
+        f"{word}: {', '.join(sorted(map(str, notes[name]))[:5])}" for name, word in _UNFIT.items() if notes[name]
     ]
     if problems:
         raise _refused(source, problems, "Copy the folder again from where it was written.")
     # Copied: `from_pretrained` makes new parameters, without the marks that parameter groups are made by.
     model.load_state_dict(found.state_dict())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Inside, no progress bars and no tables of transformers: what is wrong is said here."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with quiet():
+            yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def _config_of(source: str) -> HybridLMConfig:
@@ -72,7 +94,7 @@ def _config_of(source: str) -> HybridLMConfig:
             "runs/NAME/final, or OWNER/NAME on the Hugging Face Hub."
         )
     try:
-        with quiet():
+        with _quiet():
             values, _ = PreTrainedConfig.get_config_dict(source)
             kind = values.get("model_type")
             if kind != HybridLMConfig.model_type:
@@ -97,11 +119,16 @@ def _other_architecture(theirs: HybridLMConfig, ours: HybridLMConfig) -> list[st
     for field in dataclasses.fields(HybridLMConfig):
         if field.name in _MAY_DIFFER:
             continue
-        name = _RESOLVED.get(field.name, field.name)
-        if getattr(theirs, name) != getattr(ours, name):
-            then, now = (getattr(config, field.name) for config in (theirs, ours))
-            if then is None or now is None:
-                then, now = getattr(theirs, name), getattr(ours, name)
+        then, now = (getattr(config, field.name) for config in (theirs, ours))
+        if field.name in _RESOLVED and then != now:
+            name = _RESOLVED[field.name]
+            same = getattr(theirs, name) == getattr(ours, name)
+            then, now = (
+                getattr(config, name) if value is None else value for config, value in ((theirs, then), (ours, now))
+            )
+            if same:
+                continue
+        if then != now:
             problems.append(f"model.{field.name}: {then} in the checkpoint, {now} in the recipe")
     return problems
 
@@ -116,7 +143,7 @@ def _other_tokenizer(theirs: Any, ours: Any) -> list[str]:
             "checkpoint"
         ]
     rules, symbols = _rules(theirs) != _rules(ours), _symbols(theirs) != _symbols(ours)
-    differs = ["how it cuts text into tokens"] * rules + ["its start, end or padding symbol"] * symbols
+    differs = ["another way of cutting text into them"] * rules + ["another start, end or padding symbol"] * symbols
     return [f"the tokenizer: the same tokens, but {' and '.join(differs)}"] if differs else []
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hybridlm.errors import UserError
 from hybridlm.model.conv_hybridlm import ShortConv
 from hybridlm.training.muon import MuonAdamW
 from hybridlm.training.sections import MuonConfig, OptimizerConfig
@@ -60,6 +61,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     own = config.muon or MuonConfig()
     decay = config.weight_decay if own.weight_decay is None else own.weight_decay
     groups = parameter_groups(model, config.weight_decay, muon=decay)
+    if not any(group["name"] == "muon" for group in groups):
+        raise UserError("optimizer.kind='muon': the model has no hidden matrix to train. Use optimizer.kind=adamw.")
     muon = torch.optim.Muon(
         [group for group in groups if group["name"] == "muon"],
         lr=config.lr,

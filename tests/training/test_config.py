@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 from hybridlm import HybridLMConfig
 from hybridlm.errors import UserError
 from hybridlm.training.config import config_help, config_yaml, load_config
-from hybridlm.training.sections import FROM_TOKENIZER
+from hybridlm.training.sections import FROM_TOKENIZER, MuonConfig
 
 LEAST = ["data.folder=somewhere", "training.steps=3"]
 
@@ -158,3 +158,16 @@ def test_help_names_what_a_model_may_be_given():
     ]  # fmt: skip
     values = {name: json.loads(lines[number].split(" = ", 1)[1]) for name, number in found.items()}
     assert HybridLMConfig(**values).to_diff_dict() == HybridLMConfig().to_diff_dict()
+
+
+def test_epsilon_starts_at_zero_where_the_weights_are_trained():
+    assert load_config(None, LEAST).epsilon.start == 1.0
+    assert load_config(None, [*LEAST, "training.init_from=x/y"]).epsilon.start == 0.0
+    assert load_config(None, [*LEAST, "training.init_from=x/y", "epsilon.start=1"]).epsilon.start == 1.0
+
+
+def test_muon_gets_its_settings():
+    config = load_config(None, [*LEAST, "optimizer={kind: muon, muon: {momentum: 0.9}}"]).optimizer
+    assert config.muon == MuonConfig(momentum=0.9)
+    assert load_config(None, [*LEAST, "optimizer.kind=muon"]).optimizer.muon == MuonConfig()
+    assert load_config(None, LEAST).optimizer.muon is None

@@ -84,6 +84,30 @@ def test_two_processes_train_as_one(one_and_two, recipe):
     assert losses_of(third) == pytest.approx(expected, abs=1e-5)
 
 
+def test_two_processes_agree_on_averages_and_an_early_end(recipe, tmp_path):
+    """With Muon, whose bf16 iterations make rounding visible: each process has the same average and stops at once."""
+    settings = (
+        *SETTINGS, "training.batch_size=4", "optimizer={kind: muon, lr: 1e-3}", "training.ema_decay=0.5",
+        "validation={every: 1, patience: 2, at_start: true, max_windows: null, batch_size: 3}",
+        "validation.min_improvement=10",
+    )  # fmt: skip
+    one, two = recipe(*settings, "run.name=one"), recipe(*settings, "run.name=two")
+    pretrain(one)
+    facts = torchrun(two, tmp_path / "torchrun")
+    assert facts[0]["validation"] == facts[1]["validation"]
+    states = [
+        json.loads((config.run.path / "final" / "training_state" / "state.json").read_text(encoding="utf-8"))
+        for config in (one, two)
+    ]
+    assert [(state["step"], state["stopped_early"], state["processes"]) for state in states] == [
+        (2, True, 1), (2, True, 2),
+    ]  # fmt: skip
+    for name in ("final", "final-ema", "best"):
+        weights, same = (load_file(config.run.path / name / "model.safetensors") for config in (one, two))
+        for key, tensor in weights.items():
+            torch.testing.assert_close(same[key], tensor, rtol=0, atol=5e-5)
+
+
 def test_the_launched_script_joins_two_processes(recipe, tmp_path):
     """The README's line for two processes on CPUs, as it is typed."""
     config = recipe("training.steps=2", "run.name=launched")
