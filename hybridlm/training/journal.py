@@ -8,6 +8,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from hybridlm.training.config import settings
+from hybridlm.training.memory import flat_statistics
 from hybridlm.training.metrics import JsonLines
 from hybridlm.training.progress import RunProgress
 from hybridlm.training.sections import PretrainConfig
@@ -46,7 +47,9 @@ class Journal:
             self._metrics.write(row)
         self._progress.update(row, step_tokens, step_seconds)
         if row["step"] % self.config.logging.every == 0 or row["step"] == self.total:
-            self._track(row, "train")
+            self._track({name: value for name, value in row.items() if name != "memory"}, "train")
+        if "memory" in row:
+            self._track({"step": row["step"]} | flat_statistics(row["memory"]), "train/memory")
 
     def validation(self, row: dict[str, Any], all_windows: int) -> None:
         """A validation row; `all_windows` are in the whole split."""

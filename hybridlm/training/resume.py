@@ -23,12 +23,16 @@ FROZEN = (
     "training.epochs",
     "training.batch_size",
     "training.mixed_precision",
+    "training.z_loss",
     "training.seed",
     "optimizer",
     "schedule",
     "epsilon",
     "write_penalty",
 )
+
+LATER = {"training.z_loss": 0.0}
+"""Frozen settings that older runs do not name, and what those runs did."""
 
 
 @dataclass
@@ -106,7 +110,7 @@ def plan_run(config: PretrainConfig, data_fingerprint: str) -> Plan:
 
 
 def _refuse_changes(config: PretrainConfig, state: TrainingState, data_fingerprint: str, what: str) -> None:
-    now, before = frozen_settings(config), state.settings
+    now, before = frozen_settings(config), LATER | state.settings
     changes = [
         f"{name}: was {before.get(name, 'not set')}, is now {now.get(name, 'not set')}"
         for name in dict.fromkeys([*now, *before])

@@ -8,7 +8,7 @@ import json
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ class TrainingState:
     """The settings that must not change on resume, by dotted name."""
     processes: int
     """Processes that wrote the checkpoint."""
+    losses: list[float] = field(default_factory=list)
+    """The last losses, oldest first, that the spike guard compares the next one with; empty where it is off."""
 
 
 @contextmanager
