@@ -8,6 +8,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from hybridlm.training.config import settings
+from hybridlm.training.memory import flat_statistics
 from hybridlm.training.metrics import JsonLines
 from hybridlm.training.output import Hangup
 from hybridlm.training.pace import Pace
@@ -60,7 +61,9 @@ class Journal:
             self.log("SIGHUP: the terminal has gone; the run goes on without it.")
         self._progress.update(row, self._pace)
         if row["step"] % self.config.logging.every == 0 or row["step"] == self.total or "memory" in row:
-            self._track("train", row)
+            memory = flat_statistics(row.get("memory", []))
+            plain = {name: value for name, value in row.items() if name != "memory"}
+            self._track("train", plain | {f"memory/{name}": value for name, value in memory.items()})
 
     def validation(self, row: dict[str, Any], all_windows: int) -> None:
         """A validation row; `all_windows` are in the whole split."""

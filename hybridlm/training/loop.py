@@ -11,12 +11,13 @@ stopped.
     RUN/final/            the result, for `from_pretrained`
     RUN/final-ema/        the averaged weights, with training.ema_decay
     RUN/best/             the model of the best validation so far
+    RUN/diverged.json     why the last session stopped by itself, if it did
 """
 
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,14 @@ from hybridlm.files import replace_file
 from hybridlm.training.checkpoints import checkpoints, write_sealed
 from hybridlm.training.compiling import Compiling
 from hybridlm.training.config import config_yaml
+from hybridlm.training.diagnosis import FailedStep, RandomState
 from hybridlm.training.early_stopping import early_stopping
 from hybridlm.training.ema import WeightAverage
+from hybridlm.training.guard import DivergedError, SpikeGuard
+from hybridlm.training.halt import forget_halt, halted
 from hybridlm.training.journal import Journal
 from hybridlm.training.lock import run_lock
+from hybridlm.training.memory import MemoryStatistics
 from hybridlm.training.metrics import read_rows
 from hybridlm.training.optimizer import build_optimizer
 from hybridlm.training.progress import clock
@@ -54,7 +59,7 @@ from hybridlm.training.state import (
     save_model,
     saving,
 )
-from hybridlm.training.step import DivergedError, backward, optimizer_step, valid_targets
+from hybridlm.training.step import Terms, backward, optimizer_step, valid_targets
 from hybridlm.training.validation import validate
 
 MAX_OVERFLOWS = 30
@@ -139,6 +144,7 @@ class _Run:
         self.step_tokens = tokens_per_step(config)
         self.done, self.seconds_before = (plan.state.step, plan.state.seconds) if plan.state is not None else (0, 0.0)
         self.began, self.overflows = time.perf_counter(), 0
+        self.guard = SpikeGuard(config.guard, plan.state.losses if plan.state is not None else ())
         self.plain = build_model(config, data, plan.folder)
         decay, device = config.training.ema_decay, accelerator.device
         self.average = WeightAverage(self.plain, decay, device) if decay is not None else None
@@ -167,6 +173,7 @@ class _Run:
     def _begin_folder(self) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            forget_halt(self.folder)
             replace_file(self.folder / "config.yaml", config_yaml(self.config))
         except OSError as error:
             raise unwritable(self.folder, error) from error
@@ -214,13 +221,24 @@ class _Run:
             self.plain.set_epsilon(epsilon(self.done, self.total, self.config.epsilon))
             annealing = self.plain.epsilon not in (0.0, self.config.epsilon.start)
         valid = valid_targets(self.accelerator, micro_batches)
-        with self.compiling.uncompiled(annealing):
-            loss = backward(self.accelerator, self.model, micro_batches, valid, self.config.write_penalty)
+        terms = Terms(self.config.write_penalty, self.config.training.z_loss)
+        failed_if = FailedStep(micro_batches, valid, terms, RandomState(self.accelerator.device))
+        counted = {}
+        with self._memory() as memory, self.compiling.uncompiled(annealing or memory is not None):
+            loss = backward(self.accelerator, self.model, micro_batches, valid, terms, memory)
+        if loss.z_loss is not None:
+            counted["z_loss"] = loss.z_loss.item()
+        if memory is not None and (rows := memory.rows(self.accelerator)):
+            counted["memory"] = rows
         try:
-            result = optimizer_step(self.accelerator, self.model, self.optimizer, loss, self.config.optimizer.clip_norm)
+            self.guard.check(loss.cross_entropy.item())
+            result = optimizer_step(
+                self.accelerator, self.model, self.optimizer, loss.cross_entropy, self.config.optimizer.clip_norm
+            )
         except DivergedError as error:
-            newest = f" ({found[-1]})" if (found := checkpoints(self.folder)) else ""
-            raise DivergedError(f"Stopped at step {self.done + 1} of {self.total}. {error}{newest}") from None
+            where = self.accelerator, self.plain, failed_if, self.config, self.done + 1, self.total
+            raise halted(error, *where) from None
+        self.guard.note(result.loss)
         self.overflows = self.overflows + 1 if result.skipped else 0
         if self.overflows == MAX_OVERFLOWS:
             raise DivergedError(
@@ -238,7 +256,15 @@ class _Run:
             "epsilon": self.plain.epsilon,
             "grad_norm": None if result.skipped else result.grad_norm,
             "tokens": self.done * self.step_tokens,
+            **counted,
         }
+
+    def _memory(self) -> AbstractContextManager[MemoryStatistics | None]:
+        """What counts the writes of the step about to be taken, if that is due."""
+        every, step = self.config.logging.memory_every, self.done + 1
+        if every and (step % every == 0 or step == self.total):
+            return MemoryStatistics(self.plain, recording=self.config.write_penalty > 0)
+        return nullcontext()
 
     def _validate(self, journal: Journal) -> None:
         if self.data.validation is None:
@@ -323,6 +349,7 @@ class _Run:
             settings=frozen_settings(self.config),
             processes=self.accelerator.num_processes,
             early_stopping=self.watch.state() if self.data.validation is not None else None,
+            losses=self.guard.losses,
         )
 
     def _agree(self, number: int) -> int:

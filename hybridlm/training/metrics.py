@@ -4,7 +4,9 @@ A training row: step (steps done, from 1), loss (nats per token of this step), l
 layers), grad_norm (before clipping; null where fp16 overflowed and the update was left out), tokens (read so far),
 tokens_per_second (this step's tokens by its wall time, data waiting included; validation, samples and checkpoints are
 outside), real_tokens_per_second (over the last ten minutes of real time, or since the session's first step, everything
-included), seconds (wall time of the run so far, everything included).
+included), seconds (wall time of the run so far, everything included). With `training.z_loss` also z_loss (mean of
+(log Z)^2 over this step's targets, not weighted, not in loss), and every `logging.memory_every` steps memory (a list,
+one entry for each memory cell: `memory.py`; no such key in a stack without them).
 A validation row: step, bits_per_byte, with training.ema_decay bits_per_byte_ema (of the averaged weights), loss (nats
 per text token), n_bytes, n_tokens, windows, epsilon = 0, seconds. Not-a-number is never written: a run stops before it
 gets here.

@@ -25,6 +25,7 @@ FROZEN = (
     "training.epochs",
     "training.batch_size",
     "training.mixed_precision",
+    "training.z_loss",
     "training.seed",
     "training.ema_decay",
     "training.init_from",
@@ -33,7 +34,6 @@ FROZEN = (
     "epsilon",
     "write_penalty",
 )
-
 
 @dataclass
 class Plan:

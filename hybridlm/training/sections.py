@@ -165,6 +165,9 @@ class TrainingConfig:
     """Type of the matrix products. Weights, optimizer and recurrences stay in fp32. fp16 needs a GPU."""
     gradient_checkpointing: bool = False
     """Recompute each layer in the backward pass: less memory, about a third more time."""
+    z_loss: Annotated[float, Field(ge=0.0)] = 0.0
+    """Weight of the mean of (log Z)^2 over the targets, Z the softmax's normaliser: it keeps the logits small. 1e-4 is
+    a start, 0 switches it off. The logged `loss` stays the cross-entropy alone."""
     seed: Annotated[int, BeforeValidator(_whole), Field(ge=0, lt=2**32)] = 0
     """Seed of initialisation, data order, dropout and samples."""
     deterministic: bool = False
@@ -196,6 +199,18 @@ class TrainingConfig:
                 "processes)"
             )
         return self
+
+
+@dataclass(config=_SECTION, kw_only=True)
+class GuardConfig:
+    """When a run stops by itself, before the weights are changed. A loss or gradient that is not finite always stops
+    it."""
+
+    spike: Annotated[float, Field(gt=0.0)] | None = None
+    """Stop where a step's loss is above the median of the last `window` losses by more than so many times their spread
+    (1.4826 x median absolute deviation, at least 0.01 nats). 10 is a start; null: never."""
+    window: Annotated[int, BeforeValidator(_whole), Field(ge=8)] = 100
+    """Losses that a new one is compared with, at least 8; the first so many steps are not judged."""
 
 
 @dataclass(config=_SECTION, kw_only=True)
@@ -267,6 +282,9 @@ class LoggingConfig:
 
     every: Count = 10
     """Steps between log lines (where the output is no terminal) and between rows sent to trackers."""
+    memory_every: CountOrNever = 10
+    """Steps between countings of what the memory units do (how often they write, how long they hold); the last step is
+    counted too. 0: never."""
     samples: SamplesConfig = Field(default_factory=SamplesConfig)
     """Samples of text."""
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
@@ -312,6 +330,8 @@ class PretrainConfig:
     write_penalty: Annotated[float, Field(ge=0.0)] = 0.0
     """Weight of (mean z)^2, the penalty against memory units that write all the time; 1e-4 is a start, 0 switches
     it off."""
+    guard: GuardConfig = Field(default_factory=GuardConfig)
+    """When a run stops by itself."""
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     """Checkpoints to resume from."""
     validation: ValidationConfig = Field(default_factory=ValidationConfig)

@@ -10,7 +10,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,8 @@ class TrainingState:
     """What the validations so far said (`early_stopping.Seen`)."""
     stopped_early: bool = False
     """Of a final model: whether it ended before `total_steps`, since validation had stopped getting better."""
+    losses: list[float] = field(default_factory=list)
+    """The last losses, oldest first, that the spike guard compares the next one with; empty where it is off."""
 
 
 @contextmanager

@@ -8,8 +8,9 @@ import torch
 from accelerate import Accelerator
 
 from hybridlm import HybridLMConfig, HybridLMForCausalLM
+from hybridlm.training.guard import DivergedError
 from hybridlm.training.session import accelerator_session
-from hybridlm.training.step import DivergedError, backward, optimizer_step, valid_targets
+from hybridlm.training.step import Terms, backward, optimizer_step, valid_targets
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def batch_of(rows: int, ignored: list[int]) -> dict[str, torch.Tensor]:
 def gradients_of(accelerator, model, batches, **keywords) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     model.zero_grad()
     loss = backward(accelerator, model, batches, valid_targets(accelerator, batches), **keywords)
-    return loss, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return loss.cross_entropy, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("ignored", [[0, 0, 0, 0], [7, 0, 3, 8]])
@@ -74,7 +75,7 @@ def test_write_penalty_adds_its_gradient_and_not_its_value(accelerator, model):
     batch = batch_of(2, [0, 0])
     model.record_writes()
     loss, plain = gradients_of(accelerator, model, [batch])
-    same_loss, penalised = gradients_of(accelerator, model, [batch], write_penalty=10.0)
+    same_loss, penalised = gradients_of(accelerator, model, [batch], terms=Terms(write_penalty=10.0))
     assert same_loss == loss
     changed = [name for name in plain if not torch.equal(plain[name], penalised[name])]
     assert changed
