@@ -11,9 +11,13 @@ from hybridlm.training.metrics import read_rows
 TIMES = ("seconds", "tokens_per_second", "real_tokens_per_second")
 
 
+def rows_without_times(metrics: Path) -> list[dict]:
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in read_rows(metrics)]
+
+
 def results(run: Path) -> tuple[list[dict], dict[str, torch.Tensor], dict]:
     """All that two equal runs have in common: rows, weights, the newest optimizer state."""
-    rows = [{key: x for key, x in row.items() if key not in TIMES} for row in read_rows(run / "metrics.jsonl")]
+    rows = rows_without_times(run / "metrics.jsonl")
     optimizer = torch.load(checkpoints(run)[-1] / STATE / "optimizer.pt", weights_only=True)["optimizer"]["state"]
     return rows, load_file(run / "final" / "model.safetensors"), optimizer
 

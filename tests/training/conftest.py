@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from comparing import rows_without_times
 from safetensors.torch import load_file
 
 from hybridlm.data.prepare import PrepareConfig, prepare
 from hybridlm.training.config import load_config
 from hybridlm.training.journal import Journal
 from hybridlm.training.loop import RunResult, pretrain
-from hybridlm.training.metrics import read_rows
 from hybridlm.training.sections import PretrainConfig
 from hybridlm.training.signals import RunInterrupted
 
@@ -96,12 +96,9 @@ def same_weights() -> Callable[[Path, Path], bool]:
 def same_run(same_weights) -> Callable[..., bool]:
     """Whether two runs wrote the same rows, but for their times, and the same weights in `final` and other folders."""
 
-    def rows(result: RunResult) -> list[dict]:
-        times = ("seconds", "tokens_per_second")
-        return [{key: value for key, value in row.items() if key not in times} for row in read_rows(result.metrics)]
-
     def compare(one: RunResult, two: RunResult, *folders: str) -> bool:
         pairs = [(one.run_folder / name, two.run_folder / name) for name in ("final", *folders)]
-        return rows(one) == rows(two) and all(same_weights(*pair) for pair in pairs)
+        rows = [rows_without_times(result.metrics) for result in (one, two)]
+        return rows[0] == rows[1] and all(same_weights(*pair) for pair in pairs)
 
     return compare

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from comparing import TIMES
+from comparing import rows_without_times
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -24,10 +24,6 @@ from hybridlm.training.signals import RunInterrupted
 from hybridlm.training.step import StepResult
 
 TWENTY = ("training.steps=20", "validation.every=7", "checkpoint.every=5")
-
-
-def rows_without_times(path: Path) -> list[dict]:
-    return [{name: value for name, value in row.items() if name not in TIMES} for row in read_rows(path)]
 
 
 def interrupt_at(monkeypatch, step: int, number: int = signal.SIGINT, times: int = 1) -> None:
