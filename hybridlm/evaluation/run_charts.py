@@ -304,9 +304,8 @@ def _log_scale(axis: Any) -> None:
     axis.set_yscale("log")
     low, high = axis.get_ylim()
     wide = high / low
-    subs = np.array([1.0]) if wide > 1e3 else np.array([1.0, 2.0, 5.0]) if wide > 10 else np.arange(1.0, 10.0)
-    if wide < 2.5:
-        subs = np.arange(1.0, 10.0, 0.25)
+    fine = [1 + part / 4 for part in range(36)] if wide < 2.5 else [float(digit) for digit in range(1, 10)]
+    subs = [1.0] if wide > 1e3 else [1.0, 2.0, 5.0] if wide > 10 else fine
     axis.yaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.4g}" if value >= 1e-3 else f"{value:.0e}")
     axis.yaxis.set_minor_formatter(NullFormatter())

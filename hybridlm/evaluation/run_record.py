@@ -86,11 +86,11 @@ def _metrics_file(path: Path) -> Path:
 def _names(files: list[Path]) -> list[str]:
     """The folders' names, with as many folders above them as it takes to tell them apart."""
     folders = [file.parent if file.name == "metrics.jsonl" else file for file in files]
-    for depth in range(1, max(len(folder.parts) for folder in folders) + 1):
+    for depth in range(1, max(len(folder.parts) for folder in folders)):
         names = ["/".join(folder.parts[-depth:]) for folder in folders]
         if len(set(names)) == len(names):
-            break
-    return names
+            return names
+    return [str(file) for file in files]
 
 
 def _read(file: Path, name: str) -> RunRecord:

@@ -93,13 +93,13 @@ class Pace:
         return sum(self._pause(frozenset({kind})) for kind in kinds) if len(kinds) > 1 else 0.0
 
     def _to_come(self) -> dict[_Kinds, int]:
-        """How many of the steps behind this one and before the last will be followed by just these kinds."""
-        first, last = self.done + 1, self.total - 1
+        """How many steps, from the one that just ended to the last but one, will be followed by just these kinds."""
+        last = self.total - 1
         sets = [frozenset(names) for names in _subsets(list(self._periods))]
         at_least = {}
         for kinds in sets:
             every = math.lcm(*(self._periods[kind] for kind in kinds))
-            at_least[kinds] = max(0, last // every - (first - 1) // every)
+            at_least[kinds] = max(0, last // every - (self.done - 1) // every)
         return {
             kinds: sum((-1) ** (len(more) - len(kinds)) * at_least[more] for more in sets if kinds <= more)
             for kinds in sets

@@ -70,7 +70,8 @@ def _console() -> Console:
     have rich draw a bar into a file."""
     output = LastingOutput(sys.stdout)
     terminal = None if output.isatty() else False
-    return Console(file=output, force_terminal=terminal, highlight=False, soft_wrap=True)  # pyright: ignore[reportArgumentType]
+    file: Any = output
+    return Console(file=file, force_terminal=terminal, force_interactive=terminal, highlight=False, soft_wrap=True)
 
 
 def clock(seconds: float) -> str:

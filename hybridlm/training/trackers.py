@@ -95,9 +95,9 @@ class Trackers:
             action()
         except Exception as error:
             self._active.pop(name, None)
-            reason = str(error).strip().splitlines() or [""]
+            reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")
             self.log_line(
-                f"tracker {name}: {type(error).__name__}: {reason[0]}. It gets no more of this session; "
+                f"tracker {name}: {type(error).__name__}: {reason}. It gets no more of this session; "
                 "training goes on, and metrics.jsonl has every row."
             )
 
