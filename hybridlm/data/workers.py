@@ -1,8 +1,9 @@
 """Texts to tokens, in this process or in several; the results come in the order of the texts either way.
 
 The reader stays one process and hands out batches, a few for each worker at a time, so that memory does not grow with
-the corpus. Workers are started anew rather than forked (a tokenizer has threads), never see Ctrl-C, which is the
-reader's to handle, and end by themselves when the reader is killed.
+the corpus. Workers are forked from a server of their own rather than from the reader (a tokenizer has threads), which
+imports the libraries once for all of them. They never see Ctrl-C, which is the reader's to handle, and end by
+themselves when the reader is killed.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ def tokenized(batches: Iterable[B], folder: Path, dtype: np.dtype, workers: int)
         for batch in batches:
             yield batch, tokenize(tokenizer, batch.texts, dtype)
         return
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(str(folder), dtype.str))
     pending: deque[tuple[B, Future[Tokens]]] = deque()
     try:
@@ -81,7 +83,7 @@ def tokenized(batches: Iterable[B], folder: Path, dtype: np.dtype, workers: int)
 
 
 def _submit(pool: ProcessPoolExecutor, texts: list[str]) -> Future[Tokens]:
-    """A worker that is started here takes over the signal mask, and Ctrl-C reaches this process alone."""
+    """The server, or a worker, that is started here takes over the signal mask: Ctrl-C does not end it on its way."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         return pool.submit(_work, texts)
@@ -96,6 +98,7 @@ _DTYPE: np.dtype
 def _begin(folder: str, dtype: str) -> None:
     """What a worker does first."""
     global _TOKENIZER, _DTYPE
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     reader = multiprocessing.parent_process()
     assert reader is not None, "only a worker begins"
     threading.Thread(target=_end_with, args=(reader.sentinel,), daemon=True).start()
