@@ -9,9 +9,11 @@ pieces are joined again, so that below the limit the texts are what they were.
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
 import numpy as np
@@ -28,27 +30,22 @@ class Sample:
     def __init__(self, limit: int):
         self.limit, self.n_bytes = limit, 0
         self._below = 2**64
-        self._file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115
+        with _room():
+            self._file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115
 
     def add(self, number: int, digest: bytes, text: str) -> None:
         """Document `number`, whose text has this hash. Raises UserError where the temporary folder is full."""
-        for piece, at in enumerate(range(0, len(text), _PIECE)):
-            drawn = hashlib.blake2b(digest + piece.to_bytes(8, "little"), digest_size=8).digest()
-            self._keep(number, piece, int.from_bytes(drawn, "little"), text[at : at + _PIECE].encode())
-        while self.n_bytes > self.limit:
-            self._halve()
+        with _room():
+            for piece, at in enumerate(range(0, len(text), _PIECE)):
+                drawn = hashlib.blake2b(digest + piece.to_bytes(8, "little"), digest_size=8).digest()
+                self._keep(number, piece, int.from_bytes(drawn, "little"), text[at : at + _PIECE].encode())
+            while self.n_bytes > self.limit:
+                self._halve()
 
     def _keep(self, number: int, piece: int, drawn: int, data: bytes) -> None:
-        if drawn >= self._below:
-            return
-        try:
+        if drawn < self._below:
             self._file.write(_HEADER.pack(number, piece, drawn, len(data)) + data)
-        except OSError as error:
-            raise UserError(
-                f"the temporary folder {tempfile.gettempdir()} cannot hold the text that the tokenizer is trained on "
-                f"({error.strerror}). Make room, set TMPDIR to another folder, or lower tokenizer_bytes."
-            ) from error
-        self.n_bytes += len(data)
+            self.n_bytes += len(data)
 
     def _halve(self) -> None:
         before, self._file = self._file, tempfile.TemporaryFile()  # noqa: SIM115
@@ -60,6 +57,8 @@ class Sample:
 
     def texts(self, dropped: np.ndarray) -> Iterator[str]:
         """The texts, without the documents whose entry in `dropped` (documents,) is true."""
+        with _room():
+            self._file.flush()
         joined: list[bytes] = []
         last = (-1, -1)
         for number, piece, _, data in _records(self._file):
@@ -74,7 +73,19 @@ class Sample:
             yield b"".join(joined).decode()
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # no room for what was not written yet, and is not needed
+            self._file.close()
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"the temporary folder ({os.environ.get('TMPDIR', '/tmp')}) cannot hold the text that the tokenizer is "
+            f"trained on ({error.strerror}). Make room, set TMPDIR to another folder, or lower tokenizer_bytes."
+        ) from error
 
 
 def _records(file: BinaryIO) -> Iterator[tuple[int, int, int, bytes]]:

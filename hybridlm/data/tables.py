@@ -18,14 +18,12 @@ _BUFFER = 2**20  # bytes read at a time, instead of a whole column chunk
 
 def parquet(path: Path, field: str) -> Iterator[str]:
     """The text column `field` of a Parquet file."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    damaged = (pa.ArrowException, OSError, ValueError, MemoryError)
     try:
         file = pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False)
         schema = file.schema_arrow
-    except damaged as error:
+    except Exception as error:
         raise UserError(f"{path}: it cannot be read as Parquet ({_short(error)}). Get the file again.") from None
     with file:
         if field not in schema.names:
@@ -39,7 +37,7 @@ def parquet(path: Path, field: str) -> Iterator[str]:
             try:
                 batch = next(batches, None)
                 rows = None if batch is None else batch.column(0).to_pylist()
-            except damaged as error:
+            except Exception as error:
                 raise UserError(
                     f"{path}: behind row {number} it cannot be read ({_short(error)}). Get the file again."
                 ) from None

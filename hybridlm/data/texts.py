@@ -50,7 +50,21 @@ def json_lines(path: Path, field: str) -> Iterator[str]:
                 f"{path}:{number}: no text in field {field!r}; the line has {_found(row)}. Set `field` to the one that "
                 f"holds it."
             )
-        yield row[field]
+        text = row[field]
+        if not text.isascii() and not is_text(text):
+            raise UserError(
+                f"{path}:{number}: field {field!r} holds half a surrogate pair, which is no character. Remove it first."
+            )
+        yield text
+
+
+def is_text(text: str) -> bool:
+    """Whether a string can be written in UTF-8: JSON's escapes can spell half a surrogate pair, which cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _json_reason(error: Exception) -> str:
