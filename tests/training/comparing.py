@@ -1,11 +1,12 @@
-"""What two equal runs have in common."""
+"""What two equal runs have in common; checkpoints that a test changed."""
 
+import shutil
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
-from hybridlm.training.checkpoints import STATE, checkpoints
+from hybridlm.training.checkpoints import CHECKSUMS, STATE, checkpoints, write_sealed
 from hybridlm.training.metrics import read_rows
 
 TIMES = ("seconds", "tokens_per_second", "real_tokens_per_second")
@@ -36,3 +37,10 @@ def assert_same(run: Path, other: Path) -> None:
     assert optimizer.keys() == optimizer_2.keys()
     for key, entries in optimizer.items():
         assert all(torch.equal(entries[name], optimizer_2[key][name]) for name in entries)
+
+
+def seal(folder: Path) -> None:
+    """New checksums over what a test changed."""
+    copy = shutil.copytree(folder, folder.with_name("copy"), ignore=shutil.ignore_patterns(CHECKSUMS))
+    write_sealed(folder, lambda target: shutil.copytree(copy, target, dirs_exist_ok=True))
+    shutil.rmtree(copy)

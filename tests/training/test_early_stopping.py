@@ -8,6 +8,7 @@ from hybridlm.errors import UserError
 from hybridlm.training import loop
 from hybridlm.training.checkpoints import STATE, checkpoints
 from hybridlm.training.early_stopping import EarlyStopping
+from hybridlm.training.lock import LOCK
 from hybridlm.training.loop import pretrain
 from hybridlm.training.metrics import read_rows
 
@@ -141,7 +142,7 @@ def test_the_best_model_is_kept_without_stopping_too(recipe, bits, same_weights)
     result = pretrain(config)
     assert state_of(result.checkpoint)["stopped_early"] is False
     assert same_weights(config.run.path / "best", checkpoints(config.run.path)[1])
-    assert not list(config.run.path.glob(".*"))
+    assert [path.name for path in config.run.path.glob(".*")] == [LOCK]
 
 
 def test_patience_without_a_validation_split_is_refused(recipe, tmp_path):

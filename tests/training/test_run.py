@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from comparing import rows_without_times
+from comparing import rows_without_times, seal
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hybridlm.errors import UserError
 from hybridlm.training import loop, signals
-from hybridlm.training.checkpoints import CHECKSUMS, STATE, checkpoints, write_sealed
+from hybridlm.training.checkpoints import STATE, checkpoints
 from hybridlm.training.config import load_config
 from hybridlm.training.journal import Journal
 from hybridlm.training.loop import pretrain
@@ -37,13 +37,6 @@ def interrupt_at(monkeypatch, step: int, number: int = signal.SIGINT, times: int
                 os.kill(os.getpid(), number)
 
     monkeypatch.setattr(Journal, "step", step_and_signal)
-
-
-def seal(folder: Path) -> None:
-    """New checksums over what a test changed."""
-    copy = shutil.copytree(folder, folder.with_name("copy"), ignore=shutil.ignore_patterns(CHECKSUMS))
-    write_sealed(folder, lambda target: shutil.copytree(copy, target, dirs_exist_ok=True))
-    shutil.rmtree(copy)
 
 
 def halve(path: Path) -> None:
