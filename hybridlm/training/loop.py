@@ -28,6 +28,7 @@ from hybridlm.training.config import config_yaml
 from hybridlm.training.journal import Journal
 from hybridlm.training.metrics import read_rows
 from hybridlm.training.optimizer import build_optimizer
+from hybridlm.training.peaks import Utilisation
 from hybridlm.training.progress import clock
 from hybridlm.training.report import startup_report
 from hybridlm.training.resume import Plan, check_run_folder, frozen_settings, plan_run, unwritable
@@ -100,6 +101,7 @@ class _Run:
         self.began, self.overflows = time.perf_counter(), 0
         self.plain = build_model(config, data, plan.folder)
         self.model, self.optimizer = accelerator.prepare(self.plain, build_optimizer(self.plain, config.optimizer))
+        self.utilisation = Utilisation(self.plain, config, accelerator.device, accelerator.num_processes)
         on_main(accelerator, self._begin_folder)
         accelerator.print(config_yaml(config))
         groups = self.optimizer.param_groups
@@ -133,7 +135,9 @@ class _Run:
             row = self._step(next(stream))
             seconds = time.perf_counter() - began
             journal.step(
-                row | {"tokens_per_second": self.step_tokens / seconds, "seconds": self._seconds()},
+                row
+                | {"tokens_per_second": self.step_tokens / seconds, "seconds": self._seconds()}
+                | self.utilisation.row(seconds),
                 self.step_tokens,
                 seconds,
             )

@@ -1,11 +1,11 @@
 """Memory of training, before anything is allocated: the model's own code, run on shapes alone.
 
-A validation and two optimizer steps run on torch's fake tensors, and every tensor is counted while it lives
-(`memory_trace`). So a new mixer, another precision and gradient checkpointing are estimated by what they do. On a CPU the
-same allocations are replayed on a model of the C library's heap, whose holes belong to the process too (`heap`).
+A training step and a validation run on torch's fake tensors, and every tensor is counted while it lives
+(`memory_trace`). So a new mixer, another precision and gradient checkpointing are estimated by what they do.
 
-Documents are taken to be packed, as they mostly are. What the estimate leaves out: the Python process itself, what a
-library takes for itself during a call (workspaces of matrix products), and on a GPU the CUDA context and holes.
+The estimate is of what is in use. Documents are taken to be packed, as they mostly are. Left out: the Python process
+itself, what a library takes for itself during a call (workspaces of matrix products), the CUDA context, and the holes
+between blocks: on a CPU, glibc's heap keeps many (`HELD`).
 """
 
 import math
@@ -21,7 +21,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from hybridlm import HybridLMConfig, HybridLMForCausalLM
 from hybridlm.model.fused_hybridlm import RMSNorm, kernels_for
 from hybridlm.model.shapes_hybridlm import shapes_alone
-from hybridlm.training.heap import Heap
 from hybridlm.training.memory_trace import MemoryTrace
 from hybridlm.training.optimizer import parameter_groups
 from hybridlm.training.sections import PretrainConfig
@@ -31,6 +30,8 @@ LOOPED = frozenset({"gru", "lstm"})
 """Cells that loop over packed tokens in Python, which takes long to trace: as many tokens in SHORT sequences, of which
 there are more, stand for theirs."""
 SHORT = 64
+HELD = (1.1, 2.4)
+"""What a process on a CPU held, over what was in use in it: the least and the most of `scripts/bench_memory.py`."""
 LOSS_ALONE = {"use_cache": False, "keep_logits": False, "num_items_in_batch": 1}
 """Keywords of the forward, as training and validation call it."""
 
@@ -42,8 +43,7 @@ class MemoryEstimate:
     parts: dict[str, int]
     """weights, optimizer (its state), average (EMA of the weights), buckets (in which processes exchange gradients),
     gradients, activations (kept for the backward, with the copies of weights in mixed precision), loss (a chunk of
-    logits and what stays of it), temporary, as many as are in use at `moment`; holes: on a CPU, what the process holds
-    beside."""
+    logits and what stays of it), temporary; as many as are in use at `moment`."""
     moment: str
     """training step, or validation: which needs more."""
     activations: int
@@ -68,28 +68,17 @@ def estimate_memory(
         trace = stack.enter_context(MemoryTrace(device_type))
         run = _Run(config, model, trace, micro_batch, config.training.batch_size > micro_batch * processes)
         trace.assign([*model.parameters(), *model.buffers()], "weights")
-        if config.validation.at_start:
-            run.validate()
-        run.backward()
         beside = _beside(config, model, trace, processes)
-        model.zero_grad(set_to_none=True)
-        second = len(trace.events)
         trace.forget()
         kept = run.backward()
         model.zero_grad(set_to_none=True)
         moments = {"training step": trace.most}
-        again = trace.events[second:]
         trace.forget()
         run.validate()
         moments["validation"] = trace.most
         del beside
     moment = max(moments, key=lambda name: moments[name].total())
     parts = {part: size for part, size in moments[moment].items() if size}
-    if device_type == "cpu":
-        heap = Heap()
-        for events in (trace.events, again):
-            heap.replay(events)
-        parts["holes"] = max(0, heap.top - sum(parts.values()))
     return MemoryEstimate(parts, moment, kept["activations"])
 
 

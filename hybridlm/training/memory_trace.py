@@ -21,7 +21,7 @@ class MemoryTrace(TorchDispatchMode):
     """`with FakeTensorMode(), MemoryTrace(device_type) as trace`: counts the tensors that are made inside.
 
     Set `purpose` to what the next ones are made for. `now` and `most` are bytes by purpose: at present, and when their
-    sum was largest since `forget`. `events` is what `heap` replays.
+    sum was largest since `forget`.
     """
 
     def __init__(self, device_type: str):
@@ -32,8 +32,7 @@ class MemoryTrace(TorchDispatchMode):
         self.most: Counter[str] = Counter()
         self.peak = 0
         self._total = 0
-        self.events: list[tuple[int, int]] = []
-        self._held: dict[int, tuple[str, int, int]] = {}
+        self._held: dict[int, tuple[str, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -47,8 +46,8 @@ class MemoryTrace(TorchDispatchMode):
         for tensor in tensors:
             self._count(tensor)
             place = tensor.untyped_storage()._cdata
-            before, size, block = self._held[place]
-            self._held[place] = purpose, size, block
+            before, size = self._held[place]
+            self._held[place] = purpose, size
             self.now[before] -= size
             self.now[purpose] += size
 
@@ -62,9 +61,7 @@ class MemoryTrace(TorchDispatchMode):
         if place in self._held:
             return
         size = -(-storage.nbytes() // self.granule) * self.granule
-        block = len(self.events)
-        self._held[place] = self.purpose, size, block
-        self.events.append((block, size))
+        self._held[place] = self.purpose, size
         self.now[self.purpose] += size
         self._total += size
         weakref.finalize(storage, self._release, place)
@@ -72,8 +69,7 @@ class MemoryTrace(TorchDispatchMode):
             self.forget()
 
     def _release(self, place: int) -> None:
-        purpose, size, block = self._held.pop(place)
-        self.events.append((block, 0))
+        purpose, size = self._held.pop(place)
         self.now[purpose] -= size
         self._total -= size
 

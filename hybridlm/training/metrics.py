@@ -3,7 +3,8 @@
 A training row: step (steps done, from 1), loss (nats per token of this step), lr, epsilon (null without annealed
 layers), grad_norm (before clipping; null where fp16 overflowed and the update was left out), tokens (read so far),
 tokens_per_second (this step's tokens by its wall time, data waiting included; validation, samples and checkpoints are
-outside), seconds (wall time of the run so far, everything included).
+outside), seconds (wall time of the run so far, everything included); mfu (model FLOPs by what the GPUs can do at best)
+where the peak of the device is known.
 A validation row: step, bits_per_byte, loss (nats
 per text token), n_bytes, n_tokens, windows, epsilon = 0, seconds. Not-a-number is never written: a run stops before it
 gets here.

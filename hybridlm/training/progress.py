@@ -47,6 +47,8 @@ class RunProgress:
         tokens, seconds = (sum(column) for column in zip(*self._recent, strict=True))
         remaining = seconds / len(self._recent) * (self.total - row["step"])
         text = f"loss {row['loss']:.3f}  {tokens / max(seconds, 1e-9):,.0f} tokens/s  ETA {clock(remaining)}"
+        if "mfu" in row:
+            text += f"  MFU {row['mfu']:.0%}"
         if self._bar is not None:
             self._bar.update(self._task, completed=row["step"], text=text)
         elif row["step"] % self.print_every == 0 or row["step"] == self.total:
