@@ -152,6 +152,7 @@ def pretrain(options: argparse.Namespace) -> None:
       hybridlm pretrain --config configs/debug/austen_rglru_bmru.yaml
       hybridlm pretrain --config configs/debug/austen_rglru_bmru.yaml training.steps=20 model.hidden_size=64
       hybridlm pretrain --config more.yaml --init-from runs/austen/final
+      hybridlm pretrain --config configs/gpu8_350m.yaml --dry-run --device cuda --processes 8
       accelerate launch scripts/pretrain.py --config configs/debug/austen_rglru_bmru.yaml
       torchrun --nproc_per_node 2 scripts/pretrain.py --config configs/debug/austen_rglru_bmru.yaml
     """
@@ -159,7 +160,14 @@ def pretrain(options: argparse.Namespace) -> None:
     from hybridlm.training.loop import pretrain as run_training
 
     start = [] if options.init_from is None else [f"training.init_from={json.dumps(options.init_from)}"]
-    result = run_training(load_config(options.config, [*options.overrides, *start]))
+    config = load_config(options.config, [*options.overrides, *start])
+    if options.dry_run:
+        _dry_run(options, config)
+        return
+    for option in ("device", "processes"):
+        if getattr(options, option) is not None:
+            raise UserError(f"--{option}: only a dry run can be told; add --dry-run, or leave it out.")
+    result = run_training(config)
     if not other_process():
         print(f"Metrics:    {result.metrics}")
         print(f"Checkpoint: {result.checkpoint}")
@@ -171,8 +179,23 @@ def pretrain_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--init-from", metavar="CHECKPOINT", help="begin with these weights: a folder, or OWNER/NAME on the Hub"
     )
+    meaning = "say what would be done (sizes, memory, time, disk, paths), and stop; nothing is read, written or trained"
+    command.add_argument("--dry-run", action="store_true", help=meaning)
+    command.add_argument("--device", choices=("cpu", "cuda"), help="of a dry run: where it would train (default: here)")
+    meaning = "of a dry run: how many processes would train (default: those of the launcher, or 1)"
+    command.add_argument("--processes", type=int, metavar="N", help=meaning)
     add_overrides(command)
     command.more_help = _pretrain_fields  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _dry_run(options: argparse.Namespace, config: Any) -> None:
+    from hybridlm.training.dryrun import dry_run
+    from hybridlm.training.dryrun_text import dry_run_text
+
+    if options.processes is not None and options.processes < 1:
+        raise UserError(f"--processes {options.processes}: must be at least 1.")
+    if not other_process():
+        print(dry_run_text(dry_run(config, device=options.device, processes=options.processes)))
 
 
 def _pretrain_fields() -> str:

@@ -24,6 +24,7 @@ from transformers.masking_utils import LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING
 
 from .cell_hybridlm import RECURRENT_LAYER, SLIDING_ATTENTION, State
 from .conv_hybridlm import Window
+from .shapes_hybridlm import without_values
 from .stepwise_hybridlm import exporting
 
 Replay = Callable[[State, int], State]
@@ -264,8 +265,8 @@ def _writable(tensor: Tensor) -> bool:
 
 
 def may_look() -> bool:
-    """Whether values may decide what is computed: not while a graph is being traced."""
-    return not torch.compiler.is_compiling()
+    """Whether values may decide what is computed: not while a graph is being traced, nor where there are none."""
+    return not torch.compiler.is_compiling() and not without_values()
 
 
 def stop_recording(cache: Cache) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hybridlm.model.shapes_hybridlm import without_kernels, without_values
 from hybridlm.ops.cpu import fused as c
 from hybridlm.ops.dispatch import choose, has_memory
 from hybridlm.ops.selfcheck import checking, fused_disagreement
@@ -18,8 +19,13 @@ _logger = logging.getLogger("hybridlm.ops")
 
 
 def serves(x: Tensor) -> bool:
-    """Whether the kernels take a tensor like x (B, T, N), of any size: a decode step rounds as a prefill does."""
-    if x.device.type != "cpu" or x.ndim != 3 or not has_memory(x) or checking():
+    """Whether the kernels take a tensor like x (B, T, N), of any size: a decode step rounds as a prefill does.
+
+    Inside `shapes_alone`, also one without values, of which they make their outputs and no more.
+    """
+    if x.device.type != "cpu" or x.ndim != 3 or checking():
+        return False
+    if without_kernels() or not (has_memory(x) or without_values()):
         return False
     return choose(x.device, x.dtype).path == "cpu" and _right(x.dtype)
 

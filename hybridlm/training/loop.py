@@ -40,6 +40,7 @@ from hybridlm.training.lock import run_lock
 from hybridlm.training.memory import MemoryStatistics
 from hybridlm.training.metrics import read_rows
 from hybridlm.training.optimizer import build_optimizer
+from hybridlm.training.peaks import Utilisation
 from hybridlm.training.progress import clock
 from hybridlm.training.report import startup_report
 from hybridlm.training.resume import Plan, check_run_folder, frozen_settings, plan_run, unwritable
@@ -151,6 +152,7 @@ class _Run:
         self.watch = early_stopping(config, data, plan.state.early_stopping if plan.state is not None else None)
         self.model, self.optimizer = accelerator.prepare(self.plain, build_optimizer(self.plain, config.optimizer))
         self.compiling = Compiling(config.training.compile, self.plain, accelerator)
+        self.utilisation = Utilisation(self.plain, config, accelerator.device, accelerator.num_processes)
         on_main(accelerator, self._begin_folder)
         accelerator.print(config_yaml(config))
         groups = self.optimizer.param_groups
@@ -189,7 +191,9 @@ class _Run:
             row = self._step(next(stream))
             seconds = time.perf_counter() - began
             journal.step(
-                row | {"tokens_per_second": self.step_tokens / seconds, "seconds": self._seconds()},
+                row
+                | {"tokens_per_second": self.step_tokens / seconds, "seconds": self._seconds()}
+                | self.utilisation.row(seconds),
                 self.step_tokens,
                 seconds,
             )

@@ -6,7 +6,8 @@ tokens_per_second (this step's tokens by its wall time, data waiting included; v
 outside), real_tokens_per_second (over the last ten minutes of real time, or since the session's first step, everything
 included), seconds (wall time of the run so far, everything included). With `training.z_loss` also z_loss (mean of
 (log Z)^2 over this step's targets, not weighted, not in loss), and every `logging.memory_every` steps memory (a list,
-one entry for each memory cell: `memory.py`; no such key in a stack without them).
+one entry for each memory cell: `memory.py`; no such key in a stack without them), and mfu (model FLOPs by
+what the GPUs can do at best) where the peak of the device is known.
 A validation row: step, bits_per_byte, with training.ema_decay bits_per_byte_ema (of the averaged weights), loss (nats
 per text token), n_bytes, n_tokens, windows, epsilon = 0, seconds. Not-a-number is never written: a run stops before it
 gets here.

@@ -47,6 +47,8 @@ class RunProgress:
         remaining = pace.remaining()
         loss, left = f"loss {row['loss']:.3f}", f"ETA {'?' if remaining is None else clock(remaining)}"
         rate = f"{pace.real_rate:,.0f} tokens/s"
+        if "mfu" in row:
+            rate += f"  MFU {row['mfu']:.0%}"
         if self._bar is not None:
             width = self.console.width
             text = f"{loss}  {rate}  {left}" if width >= 70 else f"{loss}  {left}" if width >= 45 else left

@@ -31,7 +31,7 @@ _SUPPORTED = {
 @contextmanager
 def accelerator_session(config: PretrainConfig) -> Iterator[Accelerator]:
     """An Accelerator for `config`, one a process. Raises UserError for what this machine cannot do."""
-    _check_trackers(config.logging.trackers)
+    check_trackers(config.logging.trackers)
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     found_state = bool(AcceleratorState._shared_state)
     accelerator, memory = None, ExitStack()
@@ -120,7 +120,8 @@ def _precision(config: PretrainConfig, reason: str) -> str:
     )
 
 
-def _check_trackers(trackers: list[Any]) -> None:
+def check_trackers(trackers: list[Any]) -> None:
+    """Raises UserError for trackers that are not installed."""
     available = {str(getattr(name, "value", name)) for name in get_available_trackers()} if trackers else set()
     missing = [name for name in trackers if name not in available]
     if missing:

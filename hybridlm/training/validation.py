@@ -49,7 +49,7 @@ def validate(
             inputs = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
             valid = (inputs["shift_labels"] != -100).sum()
             if valid:
-                sums[0] += plain(**inputs, use_cache=False, num_items_in_batch=1).loss
+                sums[0] += plain(**inputs, use_cache=False, keep_logits=False, num_items_in_batch=1).loss
                 sums[1] += valid
     nats, tokens = accelerator.reduce(sums, reduction="sum").tolist()  # pyright: ignore[reportAttributeAccessIssue]
     n_bytes = windows.n_bytes(count)

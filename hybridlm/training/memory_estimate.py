@@ -1,0 +1,192 @@
+"""Memory of training, before anything is allocated: the model's own code, run on shapes alone.
+
+A training step and a validation run on torch's fake tensors, and every tensor is counted while it lives
+(`memory_trace`). So a new mixer, another precision and gradient checkpointing are estimated by what they do.
+
+The estimate is of what is in use. Documents are taken to be packed, as they mostly are. Left out: the Python process
+itself, what a library takes for itself during a call (workspaces of matrix products), the CUDA context, and the holes
+between blocks: on a CPU, glibc's heap keeps many (`HELD`).
+"""
+
+import math
+from collections import Counter
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from hybridlm import HybridLMConfig, HybridLMForCausalLM
+from hybridlm.model.fused_hybridlm import RMSNorm, kernels_for
+from hybridlm.model.shapes_hybridlm import shapes_alone
+from hybridlm.training.memory_trace import MemoryTrace
+from hybridlm.training.optimizer import parameter_groups
+from hybridlm.training.sections import PretrainConfig
+
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+LOOPED = frozenset({"gru", "lstm"})
+"""Cells that loop over packed tokens in Python, which takes long to trace: as many tokens in SHORT sequences, of which
+there are more, stand for theirs."""
+SHORT = 64
+HELD = (1.1, 2.4)
+"""What a process on a CPU held, over what was in use in it: the least and the most of `scripts/bench_memory.py`."""
+LOSS_ALONE = {"use_cache": False, "keep_logits": False, "num_items_in_batch": 1}
+"""Keywords of the forward, as training and validation call it."""
+
+
+@dataclass
+class MemoryEstimate:
+    """Bytes on one device of one process, where the most are in use."""
+
+    parts: dict[str, int]
+    """weights, optimizer (its state), average (EMA of the weights), buckets (in which processes exchange gradients),
+    gradients, activations (kept for the backward, with the copies of weights in mixed precision), loss (a chunk of
+    logits and what stays of it), temporary; as many as are in use at `moment`."""
+    moment: str
+    """training step, or validation: which needs more."""
+    activations: int
+    """What a forward keeps for its backward, at its end."""
+
+    @property
+    def total(self) -> int:
+        """Their sum."""
+        return sum(self.parts.values())
+
+
+def estimate_memory(
+    config: PretrainConfig, model_config: HybridLMConfig, micro_batch: int, *, device_type: str, processes: int
+) -> MemoryEstimate:
+    """The most that training and validation as in `config` have in use; micro_batch: sequences in one forward."""
+    for dtype in {torch.float32, DTYPES[config.training.mixed_precision]}:
+        kernels_for(torch.empty(1, 1, 1, dtype=dtype))  # which check themselves on first use, with values
+    with ExitStack() as stack:
+        stack.enter_context(shapes_alone(kernels=device_type == "cpu"))
+        stack.enter_context(FakeTensorMode())
+        model = _model(config, model_config, device_type)
+        trace = stack.enter_context(MemoryTrace(device_type))
+        run = _Run(config, model, trace, micro_batch, config.training.batch_size > micro_batch * processes)
+        trace.assign([*model.parameters(), *model.buffers()], "weights")
+        beside = _beside(config, model, trace, processes)
+        trace.forget()
+        kept = run.backward()
+        model.zero_grad(set_to_none=True)
+        moments = {"training step": trace.most}
+        trace.forget()
+        run.validate()
+        moments["validation"] = trace.most
+        del beside
+    moment = max(moments, key=lambda name: moments[name].total())
+    parts = {part: size for part, size in moments[moment].items() if size}
+    return MemoryEstimate(parts, moment, kept["activations"])
+
+
+def optimizer_state(config: PretrainConfig, model: Any) -> list[Tensor]:
+    """Tensors like those that the optimizer keeps: two averages of each parameter for AdamW, one of each matrix that
+    Muon takes."""
+    muon = getattr(config.optimizer, "kind", "adamw") == "muon"
+    apart = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
+    state = []
+    for group in parameter_groups(model, 0.0):
+        for parameter in group["params"]:
+            one = muon and parameter.ndim == 2 and id(parameter) not in apart
+            state += [torch.zeros_like(parameter, requires_grad=False) for _ in range(1 if one else 2)]
+    return state
+
+
+def _beside(config: PretrainConfig, model: Any, trace: MemoryTrace, processes: int) -> list[Tensor]:
+    """What exists for the rest of the run from the first optimizer step on."""
+    copies = {"average": bool(getattr(config.training, "ema_decay", None)), "buckets": processes > 1}
+    found = optimizer_state(config, model)
+    trace.assign(found, "optimizer")
+    for purpose, there in copies.items():
+        if there:
+            more = [torch.zeros_like(parameter, requires_grad=False) for parameter in model.parameters()]
+            trace.assign(more, purpose)
+            found += more
+    return found
+
+
+def _model(config: PretrainConfig, model_config: HybridLMConfig, device_type: str) -> Any:
+    model = HybridLMForCausalLM(model_config).train()
+    if config.training.gradient_checkpointing:
+        model.activation_checkpointing_enable()
+    model.record_writes(config.write_penalty > 0)
+    if device_type == "cuda":
+        # Fake tensors are on the CPU, since torch without CUDA knows no others with gradients. CUDA has an RMS norm of
+        # its own, which keeps less than the CPU's chain of operations.
+        for module in model.modules():
+            if isinstance(module, RMSNorm):
+                module.forward = lambda x, weight=module.weight: _FusedNorm.apply(x, weight)
+    return model
+
+
+class _Run:
+    """What a run does with its model, on shapes; the trace is told what each part is for."""
+
+    def __init__(self, config: PretrainConfig, model: Any, trace: MemoryTrace, micro_batch: int, several: bool):
+        self.config, self.model, self.trace = config, model, trace
+        self.rows, self.several = micro_batch, several
+        self.kept: Counter[str] = Counter()
+        model.model.register_forward_hook(self._loss_begins)
+        for parameter in model.parameters():
+            parameter.register_post_accumulate_grad_hook(self._gathered)
+
+    def backward(self) -> Counter[str]:
+        """The gradients of a step; what was in use between the layers and the loss."""
+        for _ in range(2 if self.several else 1):  # the gradients of one micro-batch are there while the next runs
+            self.trace.purpose = "activations"
+            with self._precision():
+                loss = self.model(**self._batch(self.rows), **LOSS_ALONE).loss
+            if self.config.write_penalty and (penalty := self.model.write_penalty()) is not None:
+                loss = loss + self.config.write_penalty * penalty
+            self.trace.purpose = "temporary"
+            loss.backward()
+        return self.kept
+
+    def validate(self) -> None:
+        """A validation batch."""
+        self.model.eval()
+        self.trace.purpose = "temporary"
+        with torch.no_grad(), self._precision():
+            self.model(**self._batch(self.config.validation.batch_size), **LOSS_ALONE)
+        self.model.train()
+
+    def _batch(self, rows: int) -> dict[str, Tensor]:
+        """A micro-batch as the loader makes it; of cells in LOOPED the same tokens in shorter rows."""
+        length = self.config.data.sequence_length
+        looped = LOOPED & {name for block in self.model.config.block_types for name in block.split("+")}
+        if looped and length > SHORT:
+            rows, length = math.ceil(rows * length / SHORT), SHORT
+        names = "input_ids", "position_ids", "shift_labels"
+        return {name: torch.zeros(rows, length, dtype=torch.long) for name in names}
+
+    def _precision(self) -> Any:
+        # fp16 stands as bf16, which a CPU has too; the sizes are the same.
+        if self.config.training.mixed_precision == "no":
+            return nullcontext()
+        return torch.autocast("cpu", torch.bfloat16)
+
+    def _loss_begins(self, *_: Any) -> None:
+        if torch.is_grad_enabled():
+            self.kept = Counter(self.trace.now)
+        self.trace.purpose = "loss"
+
+    def _gathered(self, parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            self.trace.assign([parameter.grad], "gradients")
+
+
+class _FusedNorm(torch.autograd.Function):
+    """CUDA's RMS norm: keeps its input and one number for each token."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, x.new_empty(x.shape[:-1], dtype=torch.float32))
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight, _ = ctx.saved_tensors
+        return torch.empty_like(x), torch.empty_like(weight)
