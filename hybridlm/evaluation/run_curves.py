@@ -52,8 +52,8 @@ def trailing_mean(y: np.ndarray, window: int) -> np.ndarray:
 
 
 def smoothing_window(steps: int) -> int:
-    """Steps that a smoothed curve looks back over: a fiftieth of the run, at least 10 (of a short run: a quarter), at most
-    1,000."""
+    """Steps that a smoothed curve looks back over: a fiftieth of the run, at least 10, at most 1,000; of a short run a
+    quarter."""
     return max(1, min(1000, max(10, steps // 50), steps // 4))
 
 
