@@ -52,8 +52,9 @@ def trailing_mean(y: np.ndarray, window: int) -> np.ndarray:
 
 
 def smoothing_window(steps: int) -> int:
-    """Steps that a smoothed curve looks back over: a fiftieth of the run, at least 10, at most 1,000."""
-    return max(10, min(1000, steps // 50))
+    """Steps that a smoothed curve looks back over: a fiftieth of the run, at least 10, at most 1,000; of a short run a
+    quarter."""
+    return max(1, min(1000, max(10, steps // 50), steps // 4))
 
 
 def real_rate(tokens: np.ndarray, seconds: np.ndarray, window: int) -> np.ndarray:

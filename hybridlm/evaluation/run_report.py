@@ -60,7 +60,7 @@ def _how_drawn(runs: list[RunRecord]) -> str:
     most = max(len(run.training) for run in runs)
     text = f"Running means are over the last {smoothing_window(most):,} steps"
     if len({smoothing_window(len(run.training)) for run in runs}) > 1:
-        text = "Running means are over the last fiftieth of each run's steps (10 to 1,000)"
+        text = "Running means are over a fiftieth of each run's steps (at least 10, at most 1,000)"
     if most > MOST:
         text += (
             f". Runs of more than {MOST:,} steps are drawn in {MOST:,} pieces of equally many: the faint curves show "

@@ -215,7 +215,7 @@ def test_the_figures_of_the_table(tmp_path):
     rows += [validation_row(5, 4.0), validation_row(10, 2.0), validation_row(15, 2.5)]
     (run,) = read_runs([save(tmp_path / "run", rows)])
     table = figures(run)
-    assert table["training loss, mean of the last 10 steps"] == "3.0000 nats per token"
+    assert table["training loss, mean of the last 3 steps"] == "3.0000 nats per token"
     assert table["validation, last"] == "2.5000 bits per byte, step 15"
     assert table["validation, best"] == "2.0000 bits per byte, step 10"
     assert table["largest gradient norm"] == "15"
