@@ -92,13 +92,14 @@ def remove_dead_writes(target: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
         else:
             left.unlink(missing_ok=True)
+    _remove_dead_lock(_lock_path(target))
 
 
 @contextmanager
 def locked(target: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """One process at a time makes `target`; `waiting` is called once where another one does. The lock is a file beside
     it and ends with its process, also a killed one. A file system without locks gives none."""
-    path = target.with_name(f".{target.name}.lock")
+    path = _lock_path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle = _lock(path, waiting)
     try:
@@ -106,6 +107,21 @@ def locked(target: Path, waiting: Callable[[], None]) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         os.close(handle)
+
+
+def _lock_path(target: Path) -> Path:
+    return target.with_name(f".{target.name}.lock")
+
+
+def _remove_dead_lock(path: Path) -> None:
+    import fcntl
+
+    if not path.exists():
+        return
+    with suppress(OSError), path.open("r+b") as file:  # held by a living process; not ours; or no locks here
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            path.unlink()
 
 
 def _lock(path: Path, waiting: Callable[[], None]) -> int:

@@ -41,68 +41,81 @@ def content(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def _die_at(call: int) -> None:
-    """This process kills itself at the so-manieth of the calls by which files come to be, before or behind it."""
-    left = call
+CALLS = ("fsync", "replace", "rename", "mkdir", "unlink", "rmdir")
 
-    def counted(name, function):
+
+def _die_at(moment: int, calls: tuple[str, ...]) -> None:
+    """This process kills itself at the so-manieth moment: there is one before and one behind each of these calls."""
+    left = moment
+
+    def step() -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def counted(function):
         def replacement(*args, **keywords):
-            nonlocal left
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+            step()
             result = function(*args, **keywords)
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+            step()
             return result
 
         return replacement
 
-    for name in ("fsync", "replace", "rename", "mkdir", "unlink", "rmdir"):
-        setattr(os, name, counted(name, getattr(os, name)))
-    Path.open = counted("open", Path.open)
+    for name in calls:
+        setattr(os, name, counted(getattr(os, name)))
 
 
-def _child(call: int | None) -> int:
-    """Forks a preparation that dies at a call, or (None) lives until it is killed."""
+def _child(moment: int | None, calls: tuple[str, ...], **options) -> int:
+    """Forks a preparation that dies at a moment, or (None) lives until it is killed."""
     child = os.fork()
     if child == 0:
-        if call is not None:
-            _die_at(call)
-        prepare(config(overwrite=True), lambda _: None)
+        if moment is not None:
+            _die_at(moment, calls)
+        prepare(config(overwrite=True, **options), lambda _: None)
         os._exit(0)
     return child
 
 
-def _kill_again_and_again(kills: int, seed: int) -> int:
+def _ended(child: int) -> bool:
+    """Whether a child came to its end; False: it was killed, and what has the final name is whole all the same."""
+    _, status = os.waitpid(child, 0)
+    if status == 0:
+        return True
+    assert os.WIFSIGNALED(status), "a preparation failed by itself"
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    if Path("out").exists():
+        names = {path.name for path in Path("out").iterdir()}
+        assert "manifest.json" in names
+        assert not names & {"progress", "made_of.json"}
+    return False
+
+
+def _kill_at_random(kills: int, seed: int) -> int:
     """Starts a preparation until one ends, killing the first `kills`; how many were killed."""
     rng = random.Random(seed)
     killed = 0
     while True:
-        by_call = killed % 2 == 0
-        doomed = killed < kills
-        child = _child(rng.randint(1, 150) if by_call and doomed else None)
-        if not by_call and doomed:
+        by_time, doomed = killed % 2 == 1, killed < kills
+        child = _child(None if by_time or not doomed else rng.randint(1, 150), CALLS)
+        if by_time and doomed:
             time.sleep(rng.uniform(0.0, 0.25))
             os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        if status == 0:
+        if _ended(child):
             return killed
-        assert os.WIFSIGNALED(status), "a preparation failed by itself"
-        assert os.WTERMSIG(status) == signal.SIGKILL
         killed += 1
-        _look(Path("out"))
 
 
-def _look(out: Path) -> None:
-    """What has the final name is whole, or the older folder, or not there for a moment (between two renames)."""
-    if out.exists():
-        assert (out / "manifest.json").exists()
-        assert not (out / "progress").exists()
+def _kill_at_renames(**options) -> int:
+    """The same, killing at the first, the second, ... moment around a rename; how many were killed."""
+    killed = 0
+    while not _ended(_child(killed + 1, ("rename",), **options)):
+        killed += 1
+    return killed
 
 
 if __name__ == "__main__":
     for seed, folder in enumerate(sys.argv[2:]):
         os.chdir(folder)
-        print(_kill_again_and_again(int(sys.argv[1]), seed))
+        print(_kill_at_random(int(sys.argv[1]), seed), _kill_at_renames(vocab_size=280), _kill_at_renames())

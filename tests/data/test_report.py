@@ -3,7 +3,6 @@
 import io
 import json
 from contextlib import closing
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -125,7 +124,7 @@ def test_a_sample_leaves_out_what_was_dropped():
 
 
 def test_a_temporary_folder_without_room(monkeypatch):
-    monkeypatch.setattr("tempfile.TemporaryFile", lambda: Path("/dev/full").open("r+b"))  # noqa: SIM115
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda: open("/dev/full", "r+b"))  # noqa: SIM115
     message = r"temporary folder .* \(No space left on device\)\. Make room, set TMPDIR"
     with closing(Sample(10**6)) as sample, pytest.raises(UserError, match=message):
         sample.add(0, bytes(16), "x" * 10**5)
