@@ -116,7 +116,7 @@ def _as_before(accelerator: Accelerator, step: FailedStep) -> Iterator[None]:
 def _forward(accelerator: Accelerator, model: Any, batch: dict[str, Tensor], step: FailedStep) -> Finding | None:
     probe = ForwardProbe(model)
     with torch.no_grad(), probe.watching():
-        loss, cross_entropy, _ = _loss(accelerator, model, batch, step)
+        loss, cross_entropy, squares = _loss(accelerator, model, batch, step)
     if probe.blame is not None:
         what = f"the output of {_place(model, probe.blame)} ({_words(probe.blame.bad)}), whose inputs are finite"
         return _finding("forward", probe.blame, what + _between(probe.blame.given))
@@ -124,8 +124,11 @@ def _forward(accelerator: Accelerator, model: Any, batch: dict[str, Tensor], ste
         return None
     assert probe.last is not None
     blame = Blame(LOSS, numbers([loss]), probe.last)
-    if cross_entropy.isfinite() and step.terms.write_penalty:
-        return _finding("loss", blame, "the write penalty, where the cross-entropy is finite", "write_penalty")
+    if cross_entropy.isfinite() and (squares is None or squares.isfinite()):
+        return _finding("loss", blame, "the write penalty, where the rest of the loss is finite", "write_penalty")
+    if cross_entropy.isfinite():
+        what = f"the z-loss, computed from logits of the head {_head(model)}, where the cross-entropy is finite"
+        return _finding("loss", blame, what, "z_loss")
     what = f"the loss, computed by the head {_head(model)} from hidden states that are finite"
     return _finding("loss", blame, what + _between(probe.last), "loss")
 

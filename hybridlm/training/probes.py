@@ -69,11 +69,20 @@ class Blame:
     given: Numbers
     """What it had: its inputs, or the gradient of its output."""
     parameter: str | None = None
-    """Backward: the parameter whose gradient it is, where it is one."""
+    """Backward: the parameter whose gradient it is, where what the module hands back is finite."""
 
 
 def _tensors(values: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def _own(value: Any, hook: Any) -> Any:
+    """The same tensor as a node of its own in the graph, with a hook for its gradient."""
+    if not isinstance(value, Tensor) or not value.requires_grad or not torch.is_grad_enabled():
+        return value
+    value = value.view_as(value)
+    value.register_hook(hook)
+    return value
 
 
 def _unmasked(keywords: dict[str, Any]) -> dict[str, Any]:
@@ -128,6 +137,8 @@ class BackwardProbe:
         self._first: tuple[str, str | None, Numbers] | None = None
         """Module, parameter and gradient where a gradient was not finite for the first time."""
         self._outgoing = False
+        self._handed: set[str] = set()
+        """Modules that handed back a gradient that is not finite."""
 
     @contextmanager
     def watching(self) -> Iterator["BackwardProbe"]:
@@ -148,21 +159,12 @@ class BackwardProbe:
                 handle.remove()
 
     def _before(self, name: str, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Each module gets inputs of its own, so that the gradient it hands back is not mixed with its neighbours'."""
+        """A module gets inputs of its own: the gradient it hands back is not mixed with that of its neighbours."""
+        return tree_map(partial(_own, hook=partial(self._back, name, None)), (args, kwargs))
 
-        def own(value: Any) -> Any:
-            if not isinstance(value, Tensor) or not value.requires_grad or not torch.is_grad_enabled():
-                return value
-            value = value.view_as(value)
-            value.register_hook(partial(self._back, name, None))
-            return value
-
-        return tree_map(own, (args, kwargs))
-
-    def _after(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
-        for tensor in _tensors(output):
-            if tensor.requires_grad:
-                tensor.register_hook(partial(self._reach, name))
+    def _after(self, name: str, module: nn.Module, args: Any, output: Any) -> Any:
+        """Nor is the gradient of an output with that of the same tensor inside the module."""
+        return tree_map(partial(_own, hook=partial(self._reach, name)), output)
 
     def _reach(self, name: str, grad: Tensor) -> None:
         """The gradient of a module's output is known."""
@@ -174,10 +176,13 @@ class BackwardProbe:
 
     def _back(self, name: str, parameter: str | None, grad: Tensor) -> None:
         """A module has handed a gradient back, to an input or a parameter."""
-        if self._first is None:
-            now = numbers([grad])
-            if not now.finite:
-                self._first = (name, parameter, now)
+        if self._first is not None and (parameter is not None or name in self._handed):
+            return
+        now = numbers([grad])
+        if not now.finite:
+            self._first = self._first or (name, parameter, now)
+            if parameter is None:
+                self._handed.add(name)
 
     def blame(self) -> Blame | None:
         if self._first is None:
@@ -188,7 +193,8 @@ class BackwardProbe:
             while name and not self._good(name):
                 name = name.rpartition(".")[0]
         nothing = Numbers("", 0, 0, 0, None, None)
-        return Blame(name, bad, self._arrived.get(name, nothing), parameter)
+        alone = parameter if name not in self._handed else None
+        return Blame(name, bad, self._arrived.get(name, nothing), alone)
 
     def _good(self, name: str) -> bool:
         """Whether the module ran, and the gradient of its output is finite."""
