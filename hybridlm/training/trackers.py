@@ -134,14 +134,11 @@ def _last_steps(run: Path) -> dict[str, int]:
 
 
 def _plain(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Numbers and texts under dotted names; a list of layers by their numbers."""
+    """Numbers and texts under dotted names."""
     plain: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict):
             plain |= _plain(value, f"{prefix}{name}.")
-        elif isinstance(value, list):
-            entries = {str(entry.get("layer", at)): entry for at, entry in enumerate(value) if isinstance(entry, dict)}
-            plain |= _plain(entries, f"{prefix}{name}.")
-        elif value is not None and name not in ("step", "layer"):
+        elif value is not None and name != "step":
             plain[f"{prefix}{name}"] = value
     return plain

@@ -113,7 +113,7 @@ def test_micro_batches_add_up(recipe, model, checkpointing):
 @pytest.mark.parametrize("penalty", [0.0, 1e-3])
 def test_rows_of_a_run(recipe, monkeypatch, penalty):
     tracked = []
-    monkeypatch.setattr(Journal, "_track", lambda self, row, split: tracked.append((split, row)))
+    monkeypatch.setattr(Journal, "_track", lambda self, kind, row: tracked.append((kind, row)))
     config = recipe(CELLS, "training.steps=7", "logging={every: 3, memory_every: 2}", f"write_penalty={penalty}")
     result = pretrain(config)
     rows = read_rows(result.metrics)
@@ -130,10 +130,11 @@ def test_rows_of_a_run(recipe, monkeypatch, penalty):
             assert 0 < entry["write_share"] < 1
             assert 1 <= entry["mean_hold"] <= 64
             assert 0 <= entry["dead_units"] + entry["always_writing_units"] <= 16
-    memory = [row for split, row in tracked if split == "train/memory"]
+    memory = [row for kind, row in tracked if kind == "train" and any(name.startswith("memory/") for name in row)]
     assert [row["step"] for row in memory] == [2, 4, 6, 7]
-    assert memory[0]["0.cmru/write_share"] == counted[0]["memory"][1]["write_share"]
-    assert {"4.bmru/mean_hold", "4.bmru.1/mean_hold"} <= memory[0].keys()
+    assert memory[0]["memory/0.cmru/write_share"] == counted[0]["memory"][1]["write_share"]
+    assert {"memory/4.bmru/mean_hold", "memory/4.bmru.1/mean_hold"} <= memory[0].keys()
+    assert not any("memory" in row for _, row in tracked)
     assert all("memory" not in row for split, row in tracked if split == "train")
 
     never = recipe(CELLS, "training.steps=7", "logging.memory_every=0", f"write_penalty={penalty}", "run.name=never")

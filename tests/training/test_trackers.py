@@ -52,7 +52,7 @@ def made(monkeypatch):
         return found[-1]
 
     monkeypatch.setattr(trackers, "_make", make)
-    monkeypatch.setattr("hybridlm.training.session._check_trackers", lambda _: None)
+    monkeypatch.setattr("hybridlm.training.session.check_trackers", lambda _: None)
     return found
 
 
@@ -143,8 +143,8 @@ def test_a_tracker_that_hangs_at_the_end_is_left_behind(recipe, made, capsys, mo
 
 
 def test_statistics_of_layers_get_names():
-    row = {"loss": 1.0, "grad_norm": None, "memory": [{"layer": 3, "write_share": 0.5, "mean_hold": None}]}
-    assert trackers._plain(row) == {"loss": 1.0, "memory.3.write_share": 0.5}
+    row = {"loss": 1.0, "grad_norm": None, "memory/3.bmru/write_share": 0.5}
+    assert trackers._plain(row) == {"loss": 1.0, "memory/3.bmru/write_share": 0.5}
 
 
 def test_tensorboard_reads_every_step_once_after_a_resume(recipe, monkeypatch):
