@@ -4,7 +4,8 @@
     recipe                  sections.py (its fields), config.py (YAML, overrides, every problem at once)
     run                     loop.py, on setup.py (data, model, length) inside session.py (Accelerate, threads)
     one step                step.py, optimizer.py, schedules.py
-    looking at the model    validation.py, samples.py
+    looking at the model    validation.py, samples.py, memory.py (what memory units do)
+    stopping by itself      guard.py (loss spikes), diagnosis.py and probes.py (the first bad tensor), halt.py
     stopping and going on   checkpoints.py (folders), state.py (their contents), resume.py, signals.py
     telling                 journal.py, on metrics.py and progress.py; report.py
     other trainers          callbacks.py (epsilon for transformers.Trainer), lora.py (adapters with peft)
