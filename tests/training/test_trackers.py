@@ -7,6 +7,7 @@ import pytest
 from hybridlm.training import trackers
 from hybridlm.training.journal import Journal
 from hybridlm.training.loop import pretrain
+from hybridlm.training.memory import flat_statistics
 from hybridlm.training.metrics import read_rows
 
 TWELVE = ("training.steps=12", "checkpoint.every=4", "validation={every: 3, at_start: true}", "logging.every=1")
@@ -80,7 +81,10 @@ def test_rows_are_those_of_the_record(recipe, made):
     assert steps(tracker, "train") == [5, 10, 12]
     assert steps(tracker, "validation") == [0, 3, 6, 9, 12]
     logged = dict(row for row in tracker.rows if "train/loss" in row[1])
-    assert logged[10] == {f"train/{name}": value for name, value in training[10].items() if name != "step"}
+    plain = {name: value for name, value in training[10].items() if name not in ("step", "memory")}
+    memory = {f"memory/{name}": value for name, value in flat_statistics(training[10]["memory"]).items()}
+    assert logged[10] == {f"train/{name}": value for name, value in (plain | memory).items()}
+    assert "train/memory/1.bmru/write_share" in logged[10]
     written = [values for _, values in tracker.rows if any(name.startswith("sample/") for name in values)]
     assert [next(iter(values)) for values in written] == ["sample/The sea", "sample/(start of a document)"] * 2
     assert tracker.settings["training.steps"] == 12
