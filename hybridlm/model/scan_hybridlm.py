@@ -4,14 +4,14 @@
     lru_scan      s_t = lambda * s_{t-1} + b_t           lambda constant over time, complex (planar re, im)
     memory_scan   the memory recurrent unit, from its candidate c and threshold beta
 
-All three share one contract. Layout (B, T, N) with T >= 1, dense, all on one device, in float64, float32,
-float16 or bfloat16 (of several dtypes too): anything else is a ValueError. `initial_state` (B, N), zeros if None. `mask` (B, T) bool,
-False where a token is padding: the state holds and the output there is the held state. `reset` (B, T) bool, True at
-the first token of a document: the state before it is the reset state again. A masked position never resets. The
-recurrence runs in fp32 (fp64 for fp64 inputs); the states come back in the input's dtype, the final state (B, N) in
-the dtype of the recurrence, so that carrying it on loses nothing. Gradients arrive on both and leave for every float
-input, once (no double backward). A NaN stays in its own row and channel, from there to the end of the row; pure PyTorch
-carries it behind a reset too (0 times NaN).
+All three share one contract. Layout (B, T, N) with T >= 1, dense, all on one device, in float64, float32, float16 or
+bfloat16, also mixed: anything else is a ValueError. `initial_state` (B, N), zeros if None. `mask` (B, T) bool, False
+where a token is padding: the state holds and the output there is the held state. `reset` (B, T) bool, True at the first
+token of a document: the state before it is the reset state again. A masked position never resets. The recurrence
+runs in fp32 (fp64 for fp64 inputs); the states come back in the input's dtype, the final state (B, N) in the dtype of
+the recurrence, so that carrying it on loses nothing. Gradients arrive on both and leave for every input, once (no
+double backward). A NaN stays in its own row and channel, from there to the end of the row; pure PyTorch carries it
+behind a reset too (0 times NaN).
 
 `path` says which implementation runs: "torch" (pure PyTorch, always there), and where the hybridlm package is installed
 "cpu", "triton" and "reference". None, as the model has it, leaves the choice to `hybridlm.ops`. A checkpoint that runs

@@ -56,9 +56,10 @@ def check_path(path: str | None) -> None:
         raise UserError(f"{_asking(path)}={path!r}: there is no such path; choose one of {', '.join(PATHS)}.")
 
 
-def check_environment() -> None:
-    """Raises UserError where HYBRIDLM_SCAN names no path: for what would find it out late."""
+def check_environment() -> str | None:
+    """The path that HYBRIDLM_SCAN names. Raises UserError where there is none such: for what would find it out late."""
     check_path(_from_environment)
+    return _from_environment
 
 
 def _asking(path: str) -> str:
