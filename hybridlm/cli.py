@@ -17,6 +17,7 @@ from typing import Any
 from hybridlm.commands import measure, move, train, write
 from hybridlm.commands.shared import other_process
 from hybridlm.errors import UserError, did_you_mean
+from hybridlm.ops.dispatch import check_environment
 
 Command = Callable[[argparse.Namespace], None]
 COMMANDS: dict[str, tuple[Command, Callable[[argparse.ArgumentParser], None]]] = {
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options = build_parser().parse_args(argv)
         prog = options.command.prog
+        check_environment()
         options.run(options)
         sys.stdout.flush()
     except UserError as error:
