@@ -133,7 +133,9 @@ def dry_run(config: PretrainConfig, *, device: str | None = None, processes: int
     return DryRun(
         config=config,
         model_config=model_config,
-        layers=[_layer(block, layer) for block, layer in zip(model_config.block_types, model.model.layers, strict=True)],
+        layers=[
+            _layer(block, layer) for block, layer in zip(model_config.block_types, model.model.layers, strict=True)
+        ],
         embedding=sum({id(w): w.numel() for w in (model.model.embed_tokens.weight, model.lm_head.weight)}.values()),
         parameters=sum(p.numel() for p in model.parameters()),
         data=data,

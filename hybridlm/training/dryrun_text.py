@@ -107,7 +107,9 @@ def _warnings(run: DryRun) -> list[str]:
 def _bytes(size: float) -> str:
     """4000000000 -> "3.73 GiB"."""
     unit = next((unit for unit in ("TiB", "GiB", "MiB", "KiB") if size >= _UNITS[unit]), "bytes")
-    return f"{size / _UNITS[unit]:,.0f} {unit}" if unit in ("bytes", "MiB", "KiB") else f"{size / _UNITS[unit]:.2f} {unit}"
+    return (
+        f"{size / _UNITS[unit]:,.0f} {unit}" if unit in ("bytes", "MiB", "KiB") else f"{size / _UNITS[unit]:.2f} {unit}"
+    )
 
 
 _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}

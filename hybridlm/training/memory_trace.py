@@ -77,4 +77,3 @@ class MemoryTrace(TorchDispatchMode):
 def bytes_of(tensors: Iterable[Tensor]) -> int:
     """Bytes of the tensors' values; tensors without values have sizes too."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
