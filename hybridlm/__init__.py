@@ -3,6 +3,9 @@
 Importing hybridlm registers its classes with transformers' Auto classes.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -20,6 +23,9 @@ from hybridlm.model.heads_hybridlm import (
 )
 from hybridlm.model.modeling_hybridlm import HybridLMForCausalLM, HybridLMModel, HybridLMPreTrainedModel
 
+if TYPE_CHECKING:
+    from hybridlm import allocator
+
 __version__ = "0.1.0"
 __all__ = [
     "HybridLMConfig",
@@ -30,6 +36,7 @@ __all__ = [
     "HybridLMModel",
     "HybridLMPreTrainedModel",
     "__version__",
+    "allocator",
 ]
 
 AutoConfig.register("hybridlm", HybridLMConfig)
@@ -38,3 +45,13 @@ AutoModelForCausalLM.register(HybridLMConfig, HybridLMForCausalLM)
 AutoModelForSequenceClassification.register(HybridLMConfig, HybridLMForSequenceClassification)
 AutoModelForTokenClassification.register(HybridLMConfig, HybridLMForTokenClassification)
 AutoModelForQuestionAnswering.register(HybridLMConfig, HybridLMForQuestionAnswering)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def __getattr__(name: str) -> Any:
+    if name == "allocator":  # a module that nothing above imports
+        return import_module("hybridlm.allocator")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,8 @@
 """The `hybridlm` command: its subcommands, which are in `hybridlm.commands`, and how it ends.
 
 The docstring of a command's function is its --help. Exit codes: 0 done; 2 something the user can put right, said in one
-message; 130 after Ctrl-C (143 after SIGTERM); 141 where the reader of a pipe has gone.
+message; 130 after Ctrl-C (143 after SIGTERM, 138 after SIGUSR1; a run has saved a
+checkpoint then); 141 where the reader of a pipe has gone.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from hybridlm.commands import measure, move, train, write
 from hybridlm.commands.shared import other_process
 from hybridlm.errors import UserError, did_you_mean
+from hybridlm.ops.dispatch import check_environment
 
 Command = Callable[[argparse.Namespace], None]
 COMMANDS: dict[str, tuple[Command, Callable[[argparse.ArgumentParser], None]]] = {
@@ -26,6 +28,7 @@ COMMANDS: dict[str, tuple[Command, Callable[[argparse.ArgumentParser], None]]] =
     "read": (write.read, write.read_options),
     "evaluate": (measure.evaluate, measure.evaluate_options),
     "info": (measure.info, measure.info_options),
+    "report": (measure.report, measure.report_options),
     "export": (move.export, move.export_options),
     "convert": (move.convert, move.convert_options),
 }
@@ -41,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options = build_parser().parse_args(argv)
         prog = options.command.prog
+        check_environment()
         options.run(options)
         sys.stdout.flush()
     except UserError as error:

@@ -1,11 +1,14 @@
 """Files and folders that are whole under their final name, or not there: written aside, put on the disk, renamed."""
 
+import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems, some networks' among them
 
 
 def replace_file(path: Path, text: str) -> None:
@@ -31,17 +34,26 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    old = target.with_name(f".{target.name}.old-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir()
         fill(aside)
-        _fsync_tree(aside)
+        put_in_place(aside, target)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def put_in_place(aside: Path, target: Path) -> None:
+    """Gives the whole folder `aside` its final name `target`, beside it; an older `target` is replaced. If that fails,
+    both are as they were."""
+    old = target.with_name(f".{target.name}.old-{os.getpid()}")
+    _fsync_tree(aside)
+    try:
         if target.exists():
             os.rename(target, old)
         os.rename(aside, target)
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
         if old.exists() and not target.exists():
             os.rename(old, target)
         raise
@@ -68,14 +80,73 @@ def try_folder(path: Path) -> None:
 
 
 def remove_dead_writes(target: Path) -> None:
-    """Removes what killed processes left of `target` half-written or half-removed; living ones keep theirs."""
+    """Removes what killed processes left of `target` half-written or half-removed; living ones keep theirs. An older
+    `target` that was moved aside for one that never came is put back."""
     for left in [*target.parent.glob(f".{target.name}.partial-*"), *target.parent.glob(f".{target.name}.old-*")]:
         if _alive(left.name.rpartition("-")[2]):
+            continue
+        if left.name.startswith(f".{target.name}.old-") and not target.exists():
+            os.rename(left, target)
             continue
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         else:
             left.unlink(missing_ok=True)
+    _remove_dead_lock(_lock_path(target))
+
+
+@contextmanager
+def locked(target: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """One process at a time makes `target`; `waiting` is called once where another one does. The lock is a file beside
+    it and ends with its process, also a killed one. A file system without locks gives none."""
+    path = _lock_path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle = _lock(path, waiting)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _lock_path(target: Path) -> Path:
+    return target.with_name(f".{target.name}.lock")
+
+
+def _remove_dead_lock(path: Path) -> None:
+    import fcntl
+
+    if not path.exists():
+        return
+    with suppress(OSError), path.open("r+b") as file:  # held by a living process; not ours; or no locks here
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            path.unlink()
+
+
+def _lock(path: Path, waiting: Callable[[], None]) -> int:
+    import fcntl
+
+    told = False
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not told:
+                    waiting()
+                told = True
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+            if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # whoever held it has removed it meanwhile
 
 
 def _alive(pid: str) -> bool:

@@ -6,7 +6,7 @@ import sys
 import torch
 
 from hybridlm.bench import generation, results
-from hybridlm.bench.peers import FAMILIES, QUICK, check_names
+from hybridlm.bench.peers import FAMILIES, QUICK, check_names, check_parameters
 from hybridlm.bench.timing import check_counts, check_device
 from hybridlm.errors import UserError
 
@@ -20,7 +20,7 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", default=list(FAMILIES), help=", ".join(FAMILIES))
     parser.add_argument("--positions", nargs="+", type=int, metavar="P", help="(default: 16 512 2048 8192 32768)")
     parser.add_argument("--tokens", type=int, help="written each time (default: 32)")
-    parser.add_argument("--parameters", type=lambda text: int(float(text)), default=6_000_000, help="(default: 6e6)")
+    parser.add_argument("--parameters", metavar="N", help="(default: 6e6)")
     parser.add_argument("--threads", type=int, default=1, help="on a CPU (default: 1)")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds, of which the median counts (default: 5)")
     parser.add_argument("--limit", type=float, default=generation.LIMIT, help="seconds for a model's start, and rounds")
@@ -31,11 +31,14 @@ def main() -> int:
         device, names = check_device(options.device), check_names(options.models)
         check_counts(threads=options.threads)
         torch.set_num_threads(options.threads)
-        out = results.check_out(options.out or results.default_out("generation", options.device, "fp32", options.quick))
-        sizes = {**QUICK} if options.quick else {"parameters": options.parameters}
+        out = results.check_out(
+            options.out or results.default_out(__file__, "generation", options.device, "fp32", options.quick)
+        )
+        sizes = {**QUICK} if options.quick else {"parameters": 6_000_000}
+        sizes |= {} if options.parameters is None else {"parameters": check_parameters(options.parameters)}
         sizes |= {"positions": options.positions or ((16, 64) if options.quick else generation.POSITIONS)}
-        sizes |= {"tokens": options.tokens or (4 if options.quick else 32), "rounds": options.rounds}
-        sizes |= {"limit": options.limit}
+        tokens = (4 if options.quick else 32) if options.tokens is None else options.tokens
+        sizes |= {"tokens": tokens, "rounds": options.rounds, "limit": options.limit}
         measured = generation.measure(
             names, device, **sizes, apart=not options.quick, progress=lambda line: print(line, file=sys.stderr)
         )

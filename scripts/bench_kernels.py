@@ -47,7 +47,9 @@ def main() -> int:
         check_counts(threads=options.threads)
         torch.set_num_threads(options.threads)
         dtype = options.dtype or ("bfloat16" if options.device == "cuda" else "float32")
-        out = results.check_out(options.out or results.default_out("kernels", options.device, dtype, options.quick))
+        out = results.check_out(
+            options.out or results.default_out(__file__, "kernels", options.device, dtype, options.quick)
+        )
         settings = {"command": results.command(__file__, sys.argv[1:]), "quick": options.quick, "dtype": dtype}
         settings |= {"rounds": options.rounds, "limit": options.limit, "allocator": options.allocator}
         measured = kernels.measure(

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from hybridlm.bench import page
-from hybridlm.bench.results import FOLDER
+from hybridlm.bench.results import folder_of
 from hybridlm.errors import UserError
 
 
@@ -13,7 +13,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description="Prints Markdown from all results in a folder, and draws their pictures."
     )
-    parser.add_argument("--results", default=FOLDER, type=Path, metavar="FOLDER", help="default: %(default)s")
+    parser.add_argument(
+        "--results", default=folder_of(__file__), type=Path, metavar="FOLDER", help="default: %(default)s"
+    )
     parser.add_argument("--write", metavar="PAGE", help="put it between the two markers of this page instead")
     options = parser.parse_args()
     try:

@@ -6,7 +6,7 @@ import sys
 import torch
 
 from hybridlm.bench import results, training
-from hybridlm.bench.peers import FAMILIES, QUICK, check_names
+from hybridlm.bench.peers import FAMILIES, QUICK, check_names, check_parameters
 from hybridlm.bench.timing import ALLOCATORS, check_counts, check_device
 from hybridlm.errors import UserError
 
@@ -21,7 +21,7 @@ def main() -> int:
     parser.add_argument("--precision", nargs="+", choices=tuple(training.PRECISIONS), default=["fp32"])
     parser.add_argument("--lengths", nargs="+", type=int, metavar="T", help="(default: 512 2048 8192 32768)")
     parser.add_argument("--tokens", type=int, help="of a step, at least (default: 8192)")
-    parser.add_argument("--parameters", type=lambda text: int(float(text)), default=6_000_000, help="(default: 6e6)")
+    parser.add_argument("--parameters", metavar="N", help="(default: 6e6)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="on a CPU (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds, of which the median counts (default: 5)")
     parser.add_argument("--limit", type=float, default=training.LIMIT, help="seconds for a model's start, and rounds")
@@ -37,10 +37,14 @@ def main() -> int:
         check_counts(threads=options.threads)
         torch.set_num_threads(options.threads)
         variant = "_".join(options.precision)
-        out = results.check_out(options.out or results.default_out("training", options.device, variant, options.quick))
-        sizes = {**QUICK} if options.quick else {"parameters": options.parameters}
+        out = results.check_out(
+            options.out or results.default_out(__file__, "training", options.device, variant, options.quick)
+        )
+        sizes = {**QUICK} if options.quick else {"parameters": 6_000_000}
+        sizes |= {} if options.parameters is None else {"parameters": check_parameters(options.parameters)}
         sizes |= {"lengths": options.lengths or ((32, 128) if options.quick else training.LENGTHS)}
-        sizes |= {"tokens": options.tokens or (128 if options.quick else 8192), "precisions": options.precision}
+        tokens = (128 if options.quick else 8192) if options.tokens is None else options.tokens
+        sizes |= {"tokens": tokens, "precisions": options.precision}
         sizes |= {"rounds": options.rounds, "limit": options.limit, "allocator": options.allocator}
         extra = {"apart": not options.quick, "side": 256 if options.quick else None}
         measured = training.measure(names, device, **sizes, **extra, progress=lambda line: print(line, file=sys.stderr))

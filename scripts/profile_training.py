@@ -6,8 +6,10 @@ import sys
 import torch
 
 from hybridlm.bench import profiles
-from hybridlm.bench.peers import OURS, QUICK, check_names, fit
+from hybridlm.bench.paths import check_free
+from hybridlm.bench.peers import OURS, QUICK, check_ours, fit
 from hybridlm.bench.timing import check_counts
+from hybridlm.bench.training import check_lengths
 from hybridlm.errors import UserError
 
 WAYS = {
@@ -29,18 +31,24 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a tiny model: whether it runs, not how fast")
     options = parser.parse_args()
     try:
-        (name,) = check_names([options.model])
-        check_counts(threads=options.threads, length=options.length, rows=options.rows)
+        check_free()
+        name = check_ours(options.model)
+        check_counts(threads=options.threads, rows=options.rows)
+        check_lengths([options.length])
         torch.set_num_threads(options.threads)
         sizes = QUICK if options.quick else {"parameters": 6_000_000}
         size = fit(name, **{"width": 256, "vocabulary": 4096, **sizes})
-        columns = {
-            way: profiles.by_kind(size, options.length, options.rows, **settings) for way, settings in WAYS.items()
-        }
+        columns = {}
+        for number, (way, settings) in enumerate(WAYS.items(), 1):
+            print(f"{number} of {len(WAYS)}: {way}", file=sys.stderr)
+            columns[way] = profiles.by_kind(size, options.length, options.rows, **settings)
         print(profiles.table(columns))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -14,7 +14,6 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -133,7 +132,8 @@ def main() -> int:
         return 2
     bandwidth, rows = sweep(time.time() + options.seconds, options.processes)
     entry = {"machine": machine(device), "dtype": "bfloat16", "copy_gb_s": bandwidth / 1e9, "rows": rows}
-    replace_file(Path(out), json.dumps(entry).replace('{"operation"', '\n{"operation"') + "\n")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(out, json.dumps(entry).replace('{"operation"', '\n{"operation"') + "\n")
     return 0
 
 

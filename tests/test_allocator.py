@@ -1,6 +1,8 @@
 """Memory that is kept: what the process holds then, and that it gives it back."""
 
 import multiprocessing
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,12 @@ if _glibc() is None or not Path("/proc/self/statm").exists():
 def resident():
     """Bytes of memory that the process holds."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def test_it_is_there_by_the_name_of_the_package():
+    code = "import hybridlm\nwith hybridlm.allocator.kept_memory() as kept: print(kept)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.strip() == "True"
 
 
 def _allocate_and_free(connection):

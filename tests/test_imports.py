@@ -23,7 +23,7 @@ ALLOWED = {
     "files": set(),
     "allocator": set(),
     "model": set(),
-    "ops": {"model"},
+    "ops": {"errors", "model"},
     "recipes": set(),
     "data": {"errors", "files"},
     "training": {"errors", "files", "allocator", "data", "model", ""},
@@ -33,7 +33,7 @@ ALLOWED = {
     "convert": {"errors", "files", "evaluation", ""},
     "demo": {"errors", "data", "training", "evaluation", ""},
     "commands": {"errors", "data", "training", "evaluation", "release", "convert", "demo", ""},
-    "cli": {"errors", "commands", ""},
+    "cli": {"errors", "ops", "commands", ""},
 }
 """Room -> rooms it may import from; "" is the package itself."""
 

@@ -26,9 +26,10 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from hybridlm.bench import paths
 from hybridlm.bench.cells import Cell, Outcome, take_turns
 from hybridlm.bench.peers import FAMILIES, Size, check_names, fit
-from hybridlm.bench.timing import Memory, check_counts, seconds_of, synchronize
+from hybridlm.bench.timing import Memory, check_counts, check_each, seconds_of, synchronize, unknown_memory
 from hybridlm.bench.training import sizes_table
 from hybridlm.errors import UserError
 from hybridlm.evaluation.loading import quiet_transformers
@@ -136,7 +137,7 @@ class GenerationCell:
                 memory[position] = in_use.peak() - sum(cache.values())
                 cache[position] = cache_bytes(text.cache, model)
                 self.counts[position] = max(2, min(self.tokens, int(SECONDS / step)))
-        return {"cache_bytes": cache, "memory_bytes": memory}
+        return {"cache_bytes": cache, "memory_bytes": memory, **paths.facts(model)}
 
     @torch.inference_mode()
     def measure(self) -> dict[str, float]:
@@ -223,9 +224,11 @@ def measure(
     told. Raises UserError for what is out of range.
     """
     names = check_names(list(names))
-    check_counts(tokens=tokens, rounds=rounds, limit=math.ceil(limit), **{f"position={n}": n for n in positions})
+    positions = check_each("position", positions)
+    check_counts(tokens=tokens, rounds=rounds, limit=math.ceil(limit))
     if tokens < 2:
         raise UserError(f"tokens={tokens}: must be at least 2, since `generate` is timed between two tokens.")
+    paths.check(names, device)
     sizes = {name: fit(name, parameters, width=width, vocabulary=vocabulary) for name in names}
     cells: dict[str, Cell] = {
         name: GenerationCell(size, positions, tokens, device.type) for name, size in sizes.items()
@@ -255,6 +258,7 @@ def _figures(outcome: Outcome, position: int, size: Size, apart: bool = True) ->
         "memory_bytes": outcome.facts["memory_bytes"][position] if apart else None,
         "cache_bytes": outcome.facts["cache_bytes"][position],
         "rounds": len(bare),
+        **paths.figures(outcome.facts),
     }
 
 
@@ -276,4 +280,4 @@ def table(result: dict[str, Any]) -> str:
             f"{row['overhead_microseconds_per_layer']:>9.0f} {memory:>7} {row['cache_bytes'] / 1024:>10.0f} "
             f"{row['rounds']:>6}"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *unknown_memory(result["rows"]), *paths.lines(result["rows"])])

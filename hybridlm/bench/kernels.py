@@ -155,7 +155,11 @@ def measure(
     limit: seconds that one call may take. copy_bytes: of each tensor of the copy. allocator: of ALLOCATORS. so_far gets
     the result after every shape. What is wrong is never timed. Raises UserError for counts below 1.
     """
-    check_counts(rounds=rounds, **{f"shape={shape}": min(shape) for shape in shapes})
+    check_counts(rounds=rounds)
+    shapes = list(dict.fromkeys(shapes))
+    for shape in shapes:
+        if min(shape) < 1:
+            raise UserError(f"shape={_words(shape)}: B, T and N must be at least 1.")
     if not limit > 0:
         raise UserError(f"limit={limit}: must be above 0 seconds.")
     paths, absent, wrong = paths_on(device, dtype)

@@ -9,28 +9,33 @@ from typing import Any
 
 from hybridlm.bench.kernels import place
 from hybridlm.bench.operations import DIRECTIONS, OPERATIONS
+from hybridlm.bench.paths import forced_in
 from hybridlm.bench.peers import FAMILIES, OURS
 from hybridlm.bench.plots import draw
-from hybridlm.bench.results import FOLDER, KINDS, load
+from hybridlm.bench.results import KINDS, load
 from hybridlm.errors import UserError
+from hybridlm.evaluation.modes_table import check as check_between
 from hybridlm.evaluation.modes_table import write as write_between
 
 BEGIN, END = "<!-- performance -->", "<!-- /performance -->"
 _WORDS = {"kernels": "the scans by themselves", "training": "training", "generation": "generation"}
 
 
-def write(page: str | Path, folder: str | Path = FOLDER) -> None:
+def write(page: str | Path, folder: str | Path) -> None:
     """Draws the pictures anew and puts the section between the markers of a page. Raises UserError where there are no
-    results, or not one of each marker."""
+    results, or not one of each marker; nothing is drawn then."""
+    check_between(page, BEGIN, END)
     entries = read(folder)
     for path, entry in entries.items():
         draw(entry, path.with_suffix(".png"))
     write_between(page, section(entries, Path(page).parent), BEGIN, END)
 
 
-def read(folder: str | Path = FOLDER) -> dict[Path, dict[str, Any]]:
+def read(folder: str | Path) -> dict[Path, dict[str, Any]]:
     """The records of a folder, those of a kind together. Raises UserError where there are none, or one is of a quick
     run."""
+    if Path(folder).exists() and not Path(folder).is_dir():
+        raise UserError(f"results {folder}: is a file. Give the folder that the results lie in.")
     entries = {path: load(path) for path in sorted(Path(folder).glob("*.json"))}
     if not entries:
         raise UserError(f"results {folder}: there are none. Run scripts/bench_kernels.py, and the other two, first.")
@@ -97,9 +102,10 @@ def _models(entry: dict[str, Any]) -> list[str]:
 
 def _training(entry: dict[str, Any]) -> list[str]:
     lengths = list(dict.fromkeys(row["length"] for row in entry["rows"]))
+    conditions = f"{_allocator(entry)}{forced_in(entry)}"
     lines = [
         "Training, tokens per second (in brackets: the share of the ceiling, where matrix products alone would take "
-        f"time). {_sizes(entry)}, at least {entry['settings']['tokens']:,} tokens a step{_allocator(entry)}:"
+        f"time). {_sizes(entry)}, at least {entry['settings']['tokens']:,} tokens a step{conditions}:"
     ]
     notes: list[str] = []
     for precision in dict.fromkeys(row["precision"] for row in entry["rows"]):
@@ -137,7 +143,7 @@ def _generation(entry: dict[str, Any]) -> list[str]:
     lines = [
         f"Greedy generation on {where}: tokens per second in a bare loop / in `generate` / MiB of memory beyond Python "
         "and its libraries; last, what a layer adds to its matrix products at the first position. "
-        f"{_sizes(entry)}, fp32:",
+        f"{_sizes(entry)}, fp32{forced_in(entry)}:",
         "",
     ]
     head = ["tokens behind", *(f"{position:,}" for position in positions), "a layer"]

@@ -129,10 +129,28 @@ def check_names(names: list[str] | tuple[str, ...]) -> list[str]:
     for name in names:
         if name not in FAMILIES:
             raise UserError(
-                f"models={name!r}: there is no such model{did_you_mean(name, FAMILIES)}. Choose from "
+                f"models={name!r}: there is no such model{did_you_mean(name, FAMILIES) or '.'} Choose from "
                 f"{', '.join(map(repr, FAMILIES))}."
             )
     return list(dict.fromkeys(names))
+
+
+def check_ours(name: str) -> str:
+    """The name of a model of this package. Raises UserError for any other."""
+    if name not in OURS:
+        raise UserError(
+            f"model={name!r}: must be one of this package{did_you_mean(name, OURS) or '.'} Choose from "
+            f"{', '.join(map(repr, OURS))}."
+        )
+    return name
+
+
+def check_parameters(text: str) -> int:
+    """A number of parameters such as 6e6. Raises UserError."""
+    try:
+        return int(float(text))
+    except (ValueError, OverflowError):
+        raise UserError(f"parameters={text!r}: must be a number such as 6000000 or 6e6.") from None
 
 
 def fit(name: str, parameters: int, *, width: int = 256, vocabulary: int = 4096) -> Size:

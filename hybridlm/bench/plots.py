@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridlm.bench.operations import DIRECTIONS, OPERATIONS
+from hybridlm.bench.paths import forced_in
 from hybridlm.bench.peers import FAMILIES, OURS
 from hybridlm.evaluation.plots import _pyplot, _save
 
@@ -148,4 +149,4 @@ def _where(entry: dict[str, Any]) -> str:
     machine = entry["machine"]
     count = machine["threads"]
     threads = f", {count} thread{'s' * (count > 1)}" if machine["kind"] == "cpu" else ""
-    return f"{machine['device']}{threads}, torch {machine['torch']}"
+    return f"{machine['device']}{threads}, torch {machine['torch']}{forced_in(entry).replace('*', '').replace('`', '')}"

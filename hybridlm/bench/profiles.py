@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from contextlib import nullcontext
 
 from torch.profiler import ProfilerActivity, profile
 
 from hybridlm import ops
 from hybridlm.bench.peers import Size
-from hybridlm.bench.timing import ALLOCATORS
-from hybridlm.bench.training import TrainingCell
+from hybridlm.bench.timing import ALLOCATORS, check_counts
+from hybridlm.bench.training import TrainingCell, check_lengths
 
 KINDS = {
     "matrix products": r"aten::(mm|addmm|bmm|baddbmm|linear|_?addmm_.*|mkldnn_.*)",
@@ -40,9 +41,12 @@ def by_kind(
     path: str | None = None,
     steps: int = 3,
 ) -> dict[str, float]:
-    """Milliseconds of a step on the CPU by kind: the mean of `steps` behind two others. path: of the scans."""
+    """Milliseconds of a step on the CPU by kind: the mean of `steps` behind two others. path: of the scans, None: as it
+    is."""
+    check_lengths([length])
+    check_counts(rows=rows, steps=steps)
     cell = TrainingCell(size, length, rows, precision, "cpu")
-    with ALLOCATORS[allocator](), ops.using(path):
+    with ALLOCATORS[allocator](), nullcontext() if path is None else ops.using(path):
         cell.prepare()
         cell.measure()
         with profile(activities=[ProfilerActivity.CPU]) as seen:

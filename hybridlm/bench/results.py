@@ -18,29 +18,38 @@ import torch
 import hybridlm
 from hybridlm.bench.plots import draw
 from hybridlm.errors import UserError
-from hybridlm.files import replace_file
+from hybridlm.files import replace_file, try_folder
+from hybridlm.ops.dispatch import VARIABLE, check_environment, forced
 
 KINDS = ("kernels", "training", "generation")
-FOLDER = Path("scripts/results")
-"""Where results lie that a page is made from; those of a quick run go elsewhere."""
 QUICK_FOLDER = Path("runs/bench")
 
 
-def default_out(kind: str, device: str, variant: str, quick: bool) -> Path:
-    return (QUICK_FOLDER if quick else FOLDER) / f"{kind}_{device}_{variant}.json"
+def folder_of(script: str) -> Path:
+    """Where results lie that a page is made from, beside the script, whichever folder it is started in; as it is
+    reached from there."""
+    return Path(os.path.relpath(Path(script).resolve().parent / "results"))
+
+
+def default_out(script: str, kind: str, device: str, variant: str, quick: bool) -> Path:
+    """Those of a quick run go elsewhere. Figures of a path that is forced stand in no other figures' place."""
+    path = forced() if kind in ("training", "generation") else None
+    name = f"{kind}_{device}_{variant}" + (f"_{path}" if path else "")
+    return (QUICK_FOLDER if quick else folder_of(script)) / f"{name}.json"
 
 
 def check_out(out: str | Path) -> Path:
-    """A path that a result can be written to, made sure of before anything is measured. Raises UserError."""
+    """A path that a result can be written to, made sure of before anything is measured; nothing is left of the trial.
+    Raises UserError."""
     path = Path(out).expanduser()
     if path.suffix != ".json":
         raise UserError(f"out={str(out)!r}: must end in .json; a picture of the same name goes beside it.")
+    if path.is_dir():
+        raise UserError(f"out={str(out)!r}: is a folder. Give the path of a file in it.")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try_folder(path.parent)
     except OSError as error:
-        raise UserError(f"out={str(out)!r}: its folder cannot be made ({error.strerror}).") from None
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UserError(f"out={str(out)!r}: cannot be written. Give the path of a file in a folder that can.")
+        raise UserError(f"out={str(out)!r}: cannot be written ({error.strerror}). Give another place.") from None
     return path
 
 
@@ -51,7 +60,9 @@ def command(script: str, words: Sequence[str]) -> str:
         if not skip and not word.startswith("--out="):
             kept += [] if word == "--out" else [word]
         skip = word == "--out"
-    return shlex.join(["python", f"scripts/{Path(script).name}", *kept])
+    path = check_environment()
+    before = f"{VARIABLE}={shlex.quote(path)} " if path else ""
+    return before + shlex.join(["python", f"scripts/{Path(script).name}", *kept])
 
 
 def record(kind: str, device: torch.device, settings: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
@@ -62,7 +73,7 @@ def record(kind: str, device: torch.device, settings: dict[str, Any], result: di
 def keep(entry: dict[str, Any], out: Path) -> list[str]:
     """Writes the record and its picture, each whole or not at all; what was written, a line each. Without matplotlib
     there is no picture, and a line says so."""
-    replace_file(out, json.dumps(entry, indent=1) + "\n")
+    write(entry, out)
     lines = [f"Results: {out}"]
     try:
         lines.append(f"Picture: {draw(entry, out.with_suffix('.png'))}")
@@ -74,8 +85,17 @@ def keep(entry: dict[str, Any], out: Path) -> list[str]:
 def keep_unfinished(entry: dict[str, Any], out: Path) -> str:
     """Writes the record of a benchmark that goes on, and says so: what ends it before its time does not take the
     figures along. No page is made of such a record."""
-    replace_file(out, json.dumps(entry | {"unfinished": True}, indent=1) + "\n")
+    write(entry | {"unfinished": True}, out)
     return f"{out} holds what was measured until then"
+
+
+def write(entry: dict[str, Any], out: Path) -> None:
+    """The file, and its folder where it is not there. Raises UserError where it cannot be written any more."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(out, json.dumps(entry, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"out={str(out)!r}: cannot be written any more ({error.strerror}).") from None
 
 
 def load(path: str | Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,21 @@ def check_counts(**values: int) -> None:
     for name, value in values.items():
         if value < 1:
             raise UserError(f"{name}={value}: must be at least 1.")
+
+
+def check_each(name: str, values: Iterable[int]) -> list[int]:
+    """The values, each once. Raises UserError for the first that is below 1."""
+    found = list(dict.fromkeys(values))
+    for value in found:
+        check_counts(**{name: value})
+    return found
+
+
+def unknown_memory(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line that says why the table has question marks, where it has."""
+    if not any(row.get("memory_bytes", 0) is None for row in rows):
+        return []
+    return ["MiB ?: known only where every model has a process of its own; with --quick all share one"]
 
 
 def synchronize(device: torch.device) -> None:

@@ -18,9 +18,10 @@ from typing import Any
 
 import torch
 
+from hybridlm.bench import paths
 from hybridlm.bench.cells import Cell, Outcome, take_turns
 from hybridlm.bench.peers import OURS, Size, check_names, fit
-from hybridlm.bench.timing import Memory, check_counts, ratio, seconds_of, synchronize
+from hybridlm.bench.timing import Memory, check_counts, ratio, seconds_of, synchronize, unknown_memory
 from hybridlm.errors import UserError
 from hybridlm.evaluation.loading import quiet_transformers
 
@@ -50,7 +51,7 @@ class TrainingCell:
         with quiet_transformers():  # models say at their first step which kernels they miss
             self._step()
         synchronize(self.at)
-        return {}
+        return paths.facts(self.model)
 
     def measure(self) -> dict[str, float]:
         synchronize(self.at)
@@ -74,6 +75,14 @@ class TrainingCell:
         if self.precision == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(self.at.type, PRECISIONS[self.precision])
+
+
+def check_lengths(lengths: Sequence[int]) -> list[int]:
+    """The lengths, each once. Raises UserError for one that leaves no token to be predicted."""
+    for length in lengths:
+        if length < 2:
+            raise UserError(f"length={length}: must be at least 2, since a token is predicted from those before it.")
+    return list(dict.fromkeys(lengths))
 
 
 def products(device: torch.device, dtype: torch.dtype, side: int | None = None) -> Callable[[], float]:
@@ -110,11 +119,12 @@ def measure(
     matrices whose product is timed. allocator: of ALLOCATORS, the same for every model. Raises UserError for what is
     out of range.
     """
-    names = check_names(list(names))
-    check_counts(tokens=tokens, rounds=rounds, limit=math.ceil(limit), **{f"length={n}": n for n in lengths})
+    names, lengths, precisions = check_names(list(names)), check_lengths(lengths), list(dict.fromkeys(precisions))
+    check_counts(tokens=tokens, rounds=rounds, limit=math.ceil(limit))
     for precision in precisions:
         if precision not in PRECISIONS:
             raise UserError(f"precision={precision!r}: must be one of {', '.join(PRECISIONS)}.")
+    paths.check(names, device)
     sizes = {name: fit(name, parameters, width=width, vocabulary=vocabulary) for name in names}
     rates = {p: products(device, PRECISIONS[p], side) for p in precisions}
     rows = []
@@ -157,6 +167,7 @@ def _figures(
         "memory_bytes": max(outcome.values("memory")) if apart else None,
         "tokens_per_step": step,
         "rounds": len(speed),
+        **paths.figures(outcome.facts),
     }
 
 
@@ -177,7 +188,7 @@ def table(result: dict[str, Any]) -> str:
             f"{start} {row['tokens_per_second']:>9.0f} {row['share_of_ceiling']:>6.2f} "
             f"{row['ceiling_tokens_per_second']:>8.0f} {memory:>7} {row['rounds']:>6}"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *unknown_memory(result["rows"]), *paths.lines(result["rows"])])
 
 
 def sizes_table(sizes: list[dict[str, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""`evaluate` and `info`: numbers about a checkpoint."""
+"""`evaluate` and `info`: numbers about a checkpoint. `report`: pictures of runs."""
 
 from __future__ import annotations
 
@@ -94,3 +94,27 @@ def info(options: argparse.Namespace) -> None:
 def info_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT)
     command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def report(options: argparse.Namespace) -> None:
+    """draw runs: loss, validation, throughput, and more, in one HTML file
+
+    Reads what a run has written so far, so it can still be going on: metrics.jsonl, and config.yaml and samples.jsonl
+    where they are. Several runs are drawn into the same pictures, with tables of their figures and of the settings that
+    differ. The file holds its pictures and needs no network. Needs the extra `plot`.
+
+    examples:
+      hybridlm report runs/demo/run
+      hybridlm report runs/short runs/longer --out comparison.html
+    """
+    from hybridlm.evaluation.run_report import write_report
+
+    print(f"Written to {write_report(options.runs, options.out)}")
+
+
+def report_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("runs", nargs="+", metavar="RUN", help="the folder of a run, or its metrics.jsonl")
+    command.add_argument(
+        "--out", metavar="HTML", help="where to write (default: RUN/report.html; must be given for several)"
+    )

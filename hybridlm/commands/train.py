@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 from hybridlm.commands.shared import add_overrides, other_process
@@ -35,14 +36,16 @@ def demo_options(command: argparse.ArgumentParser) -> None:
 def prepare(options: argparse.Namespace) -> None:
     """turn texts into a folder of token shards
 
-    Reads text files, folders, JSONL files or a data set of the `datasets` library, trains a tokenizer on the training
-    split (or takes yours), and writes token shards for training and validation. With --config it makes the data
-    folder that a recipe describes, and nothing else.
+    Reads text, JSON lines (both also as .gz or .zst), Parquet, folders of them, or a data set of the `datasets`
+    library, trains a tokenizer on the training split (or takes yours), and writes token shards for training and
+    validation. Memory does not grow with the texts. Duplicates are dropped. A run that was stopped goes on when the
+    same command is given again. With --config it makes the data folder that a recipe describes, and nothing else.
 
     examples:
       hybridlm prepare books --out prepared/books --vocab-size 8192
       hybridlm prepare notes.jsonl --field body --out prepared/notes --tokenizer prepared/books/tokenizer
       hybridlm prepare leads.txt --documents paragraph --out prepared/leads --validation-share 0.05
+      hybridlm prepare crawl books --weights 1,3 --workers 8 --out prepared/mixed --vocab-size 32768
       hybridlm prepare --dataset roneneldan/TinyStories --out prepared/stories --vocab-size 4096
       hybridlm prepare --config configs/debug/austen_rglru_bmru.yaml
     """
@@ -53,11 +56,14 @@ def prepare(options: argparse.Namespace) -> None:
 
 def prepare_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("paths", nargs="*", metavar="PATH", help="text files, .jsonl files, folders or quoted globs")
+    add("paths", nargs="*", metavar="PATH", help="text, JSON lines or Parquet files, folders or quoted globs")
     add("--dataset", action="append", default=[], metavar="NAME", help="a data set of `datasets`; may be repeated")
     add("--builtin", action="append", default=[], metavar="NAME", help="texts that come with the package: austen")
-    add("--field", help="JSONL and data sets: the field that holds the text (default: text)")
+    add("--field", help="JSON lines, Parquet, data sets: the field with the text (default: text)")
     add("--documents", choices=("file", "paragraph", "line"), help="text files: what a document is (default: file)")
+    add("--weights", metavar="W,W", help="how often an epoch reads each source: PATHs, then --dataset, then --builtin")
+    add("--keep-duplicates", action="store_true", help="keep documents whose text came before")
+    add("--workers", type=int, metavar="N", help="processes that tokenise (default: this one); the result is the same")
     add("--out", metavar="FOLDER", help="the data folder to write")
     add("--vocab-size", type=int, metavar="N", help="train a byte-level BPE tokenizer of N tokens (default: 2048)")
     add("--tokenizer", metavar="PATH", help="take this tokenizer instead: a folder, or a name on the Hub")
@@ -73,8 +79,8 @@ def _prepare_config(options: argparse.Namespace) -> Any:
     from hybridlm.training.config import load_config
 
     options_only = ("paths", "dataset", "builtin", "field", "documents", "out", "vocab_size", "tokenizer")
-    options_only += ("validation_by", "validation_share", "seed")
-    given = [name for name in options_only if getattr(options, name) not in (None, [])]
+    options_only += ("validation_by", "validation_share", "seed", "weights", "keep_duplicates")
+    given = [name for name in options_only if getattr(options, name) not in (None, [], False)]
     if options.config is None:
         if options.out is None:
             raise UserError(
@@ -85,7 +91,9 @@ def _prepare_config(options: argparse.Namespace) -> Any:
     if given:
         named = ", ".join("PATH" if name == "paths" else f"--{name.replace('_', '-')}" for name in given)
         raise UserError(f"--config: the recipe says how to prepare; leave out {named}, or leave out --config.")
-    config = load_config(options.config, ["data.prepare.overwrite=true"] if options.overwrite else []).data.prepare
+    overrides = ["data.prepare.overwrite=true"] if options.overwrite else []
+    overrides += [f"data.prepare.workers={options.workers}"] if options.workers is not None else []
+    config = load_config(options.config, overrides).data.prepare
     if config is None:
         raise UserError(f"{options.config}: it has no data.prepare section, so there is nothing to prepare.")
     return config
@@ -96,24 +104,40 @@ def _prepare_section(options: argparse.Namespace) -> dict[str, Any]:
     sources: list[dict[str, Any]] = [_path_source(options, path) for path in options.paths]
     sources += [{"dataset": name, "field": options.field} for name in options.dataset]
     sources += [{"builtin": name, "documents": options.documents} for name in options.builtin]
+    if options.weights is not None:
+        for source, weight in zip(sources, _weights(options.weights, len(sources)), strict=True):
+            source["weight"] = weight
     for option in ("field", "documents"):
         if getattr(options, option) is not None and not any(option in source for source in sources):
             raise UserError(f"--{option}: none of the sources has a use for it; leave it out.")
     validation = {"by": options.validation_by, "share": options.validation_share}
-    names = ("vocab_size", "tokenizer", "seed")
+    names = ("vocab_size", "tokenizer", "seed", "workers")
     section = {name: getattr(options, name) for name in names} | {"output": options.out, "overwrite": options.overwrite}
+    section["deduplicate"] = not options.keep_duplicates
     section["validation"] = {name: value for name, value in validation.items() if value is not None}
     section["sources"] = [{key: value for key, value in source.items() if value is not None} for source in sources]
     return {name: value for name, value in section.items() if value is not None}
 
 
+def _weights(text: str, sources: int) -> list[float]:
+    try:
+        weights = [float(weight) for weight in text.split(",")]
+    except ValueError:
+        raise UserError(f"--weights {text}: give numbers with commas between them, e.g. --weights 1,0.5.") from None
+    if len(weights) != sources:
+        raise UserError(f"--weights {text}: give one for each of the {sources} sources; there are {len(weights)}.")
+    return weights
+
+
 def _path_source(options: argparse.Namespace, path: str) -> dict[str, Any]:
-    """--field is for JSONL files, --documents for text files; a folder or a glob may hold both."""
-    jsonl, file = path.lower().endswith((".jsonl", ".ndjson")), os.path.isfile(path)
+    """--field is for files with fields, --documents for text files; a folder or a glob may hold both."""
+    from hybridlm.data.find import JSON_LINES, PARQUET, kind
+
+    fields, file = kind(Path(path)) in JSON_LINES + PARQUET, os.path.isfile(path)
     source: dict[str, Any] = {"path": path}
-    if jsonl or not file:
+    if fields or not file:
         source["field"] = options.field
-    if not (jsonl and file):
+    if not (fields and file):
         source["documents"] = options.documents
     return source
 
@@ -127,6 +151,7 @@ def pretrain(options: argparse.Namespace) -> None:
     examples:
       hybridlm pretrain --config configs/debug/austen_rglru_bmru.yaml
       hybridlm pretrain --config configs/debug/austen_rglru_bmru.yaml training.steps=20 model.hidden_size=64
+      hybridlm pretrain --config more.yaml --init-from runs/austen/final
       hybridlm pretrain --config configs/gpu8_350m.yaml --dry-run --device cuda --processes 8
       accelerate launch scripts/pretrain.py --config configs/debug/austen_rglru_bmru.yaml
       torchrun --nproc_per_node 2 scripts/pretrain.py --config configs/debug/austen_rglru_bmru.yaml
@@ -134,7 +159,8 @@ def pretrain(options: argparse.Namespace) -> None:
     from hybridlm.training.config import load_config
     from hybridlm.training.loop import pretrain as run_training
 
-    config = load_config(options.config, options.overrides)
+    start = [] if options.init_from is None else [f"training.init_from={json.dumps(options.init_from)}"]
+    config = load_config(options.config, [*options.overrides, *start])
     if options.dry_run:
         _dry_run(options, config)
         return
@@ -150,6 +176,9 @@ def pretrain(options: argparse.Namespace) -> None:
 
 def pretrain_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--config", metavar="RECIPE", help="YAML file; without it every field has its default")
+    command.add_argument(
+        "--init-from", metavar="CHECKPOINT", help="begin with these weights: a folder, or OWNER/NAME on the Hub"
+    )
     meaning = "say what would be done (sizes, memory, time, disk, paths), and stop; nothing is read, written or trained"
     command.add_argument("--dry-run", action="store_true", help=meaning)
     command.add_argument("--device", choices=("cpu", "cuda"), help="of a dry run: where it would train (default: here)")

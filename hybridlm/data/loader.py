@@ -1,8 +1,8 @@
 """Token windows whose order is a pure function of (seed, epoch, step), whatever the number of workers or ranks.
 
 An epoch: documents in a drawn order, one after another; that stream is cut into windows of T tokens, and the windows
-come in a drawn order. Every token is a target exactly once an epoch. A window starts at the reset state; position_ids
-restart at 0 there and at each document.
+come in a drawn order. Every token is a target exactly once an epoch, or as often as its source's weight says
+(`mixture`). A window starts at the reset state; position_ids restart at 0 there and at each document.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from hybridlm.data.mixture import epoch_items, epoch_tokens, order
 from hybridlm.data.shards import TokenShards
 from hybridlm.data.tokenizer import start_and_end, text_bytes
 from hybridlm.errors import UserError
@@ -22,26 +23,24 @@ IGNORED = -100  # the label that no loss counts
 
 
 class _Epoch:
-    """The order of one epoch: documents (D,), where each begins in the stream (D + 1,), windows (W,)."""
+    """The order of one epoch: documents (D,), where each begins in the stream (D + 1,), windows (W,), and cut: the
+    first token of those documents that are not read from their start."""
 
-    def __init__(self, lengths: np.ndarray, windows: int, bits: np.random.Philox | None):
-        self.documents = _order(len(lengths), bits)
-        self.begins = np.concatenate([[0], np.cumsum(lengths[self.documents])])
-        self.windows = _order(windows, bits)
-
-
-def _order(count: int, bits: np.random.Philox | None) -> np.ndarray:
-    """A permutation drawn from raw bits, which numpy keeps the same in every version (its `permutation` is not
-    promised)."""
-    return np.arange(count) if bits is None else np.argsort(bits.random_raw(count), kind="stable")
+    def __init__(
+        self, documents: np.ndarray, lengths: np.ndarray, windows: np.ndarray, firsts: np.ndarray | None = None
+    ):
+        self.documents, self.windows = documents, windows
+        self.begins = np.concatenate([[0], np.cumsum(lengths)])
+        self.cut = {} if firsts is None else {int(i): int(firsts[i]) for i in np.flatnonzero(firsts)}
 
 
 class Windows(Dataset):
     """Windows of `length` tokens (T) over a split.
 
-    shuffle=False: natural order, the same every epoch. text_only: start and end symbols are no targets, as bits per
-    byte want it. per_epoch: windows in an epoch; the last one of the stream is filled up with a document of its own
-    that has no target.
+    shuffle=False: natural order, every document once, the same every epoch. text_only: start and end symbols are no
+    targets, as bits per byte want it. per_epoch: windows in an epoch, the same for all epochs, since a source's share
+    of one is round(weight x its tokens) tokens; the last one of the stream is filled up with a document of its own that
+    has no target.
     """
 
     def __init__(self, shards: TokenShards, length: int, seed: int = 0, shuffle: bool = True, text_only: bool = False):
@@ -53,7 +52,15 @@ class Windows(Dataset):
             )
         self.shards, self.length, self.seed, self.shuffle, self.text_only = shards, length, seed, shuffle, text_only
         self.start, self.end = start_and_end(shards.tokenizer)
-        self.per_epoch = -(-shards.n_tokens // length)
+        self.epoch_tokens = shards.n_tokens
+        if shuffle:
+            self.epoch_tokens = epoch_tokens(shards.lengths, shards.source_edges, shards.weights)
+        if not self.epoch_tokens:
+            raise UserError(
+                f"{shards.folder}: the weights {shards.weights} leave no token of the {shards.split} split. Give "
+                "one of the sources a larger weight."
+            )
+        self.per_epoch = -(-self.epoch_tokens // length)
         self._epochs: dict[int, _Epoch] = {}
 
     def __len__(self) -> int:
@@ -68,9 +75,18 @@ class Windows(Dataset):
         if number not in self._epochs:
             while len(self._epochs) > 1:
                 del self._epochs[next(iter(self._epochs))]
-            bits = np.random.Philox(key=[self.seed, number]) if self.shuffle else None
-            self._epochs[number] = _Epoch(self.shards.lengths, self.per_epoch, bits)
+            self._epochs[number] = self._draw(number)
         return self._epochs[number]
+
+    def _draw(self, number: int) -> _Epoch:
+        shards = self.shards
+        if not self.shuffle:
+            return _Epoch(np.arange(shards.n_documents), shards.lengths, np.arange(self.per_epoch))
+        items = epoch_items(shards.lengths, shards.source_edges, shards.weights, self.seed, number)
+        bits = np.random.Philox(key=[self.seed, number])
+        drawn = order(len(items.documents), bits)
+        windows = order(self.per_epoch, bits)
+        return _Epoch(items.documents[drawn], items.lengths[drawn], windows, items.firsts[drawn])
 
     def sample(self, i: int) -> dict[str, np.ndarray]:
         """Window i, counted through all epochs: input_ids, shift_labels, position_ids, each (T,) int64. A pure
@@ -78,54 +94,39 @@ class Windows(Dataset):
         number, index = divmod(i, self.per_epoch)
         epoch = self._epoch(number)
         first = int(epoch.windows[index]) * self.length
-        filled = min(self.length, self.shards.n_tokens - first)
-        tokens, begins = self._read(epoch, first, first + filled + 1)
-
+        filled = min(self.length, self.epoch_tokens - first)
         inputs = np.full(self.length, self.start, dtype=np.int64)
         labels = np.full(self.length, IGNORED, dtype=np.int64)
-        inputs[:filled] = tokens[:filled]
-        labels[:filled] = tokens[1:]
-        before_start = begins[1:]
-        if self.text_only or self.start != self.end:
-            labels[:filled][before_start] = IGNORED
-        if (
-            self.text_only and self.start != self.end
-        ):  # a document's own end symbol stands right before the next one's start
-            last = np.append(before_start[1:], self._document_ends(epoch, first + filled + 1))
-            labels[:filled][last] = IGNORED
-        positions = np.arange(self.length)
         restarts = np.zeros(self.length, dtype=np.int64)
-        restarts[:filled] = np.where(begins[:filled], positions[:filled], 0)
+        at, item = first, int(np.searchsorted(epoch.begins, first, side="right")) - 1
+        while at < first + filled:
+            begin, end = int(epoch.begins[item]), int(epoch.begins[item + 1])
+            upto = min(first + filled, end)
+            here = slice(at - first, upto - first)
+            skipped = epoch.cut.get(item, 0) - begin
+            document = int(epoch.documents[item])
+            inputs[here], labels[here] = self._read(document, at + skipped, upto + skipped)
+            restarts[here.start] = here.start
+            at, item = upto, item + 1
         if filled < self.length:
             restarts[filled] = filled
         return {
             "input_ids": inputs,
             "shift_labels": labels,
-            "position_ids": positions - np.maximum.accumulate(restarts),
+            "position_ids": np.arange(self.length) - np.maximum.accumulate(restarts),
         }
 
-    def _read(self, epoch: _Epoch, first: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens [first, stop) of the stream, and where documents begin among them. Behind the stream stands one start
-        symbol."""
-        total = int(epoch.begins[-1])
-        parts, begins = [], np.zeros(stop - first, dtype=bool)
-        at, document = first, int(np.searchsorted(epoch.begins, first, side="right")) - 1
-        while at < min(stop, total):
-            begin, end = int(epoch.begins[document]), int(epoch.begins[document + 1])
-            upto = min(stop, end)
-            parts.append(self.shards.read(int(epoch.documents[document]), at - begin, upto - begin).astype(np.int64))
-            if at == begin:
-                begins[at - first] = True
-            at, document = upto, document + 1
-        if stop > total:
-            parts.append(np.array([self.start]))
-            begins[-1] = True
-        return np.concatenate(parts), begins
-
-    def _document_ends(self, epoch: _Epoch, position: int) -> bool:
-        """Whether a document of the stream, or the stream, ends right before `position`."""
-        at = int(np.searchsorted(epoch.begins, position))
-        return position > epoch.begins[-1] or int(epoch.begins[min(at, len(epoch.begins) - 1)]) == position
+    def _read(self, document: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens [start, stop) of a document, and the target of each: the token behind it. Behind the last one comes
+        a start symbol, which says that the text ends where there is no end symbol for that."""
+        size = int(self.shards.lengths[document])
+        tokens = self.shards.read(document, start, min(stop + 1, size)).astype(np.int64)
+        inputs, labels = tokens[: stop - start], tokens[1:]
+        if stop == size:
+            labels = np.append(labels, IGNORED if self.text_only or self.start != self.end else self.start)
+        if self.text_only and self.start != self.end and start <= size - 2 < stop:
+            labels[size - 2 - start] = IGNORED  # the end symbol
+        return inputs, labels
 
     def n_bytes(self, windows: int) -> int:
         """UTF-8 bytes of the text that the targets of the first `windows` windows stand for, in natural order."""

@@ -1,41 +1,41 @@
 """From documents to a data folder: tokenizer, token shards with a document index, and a manifest.
 
     OUT/tokenizer/                    the tokenizer, as `save_pretrained` writes it
-    OUT/train-00000.bin               tokens, uint16 or uint32, documents one after another
+    OUT/train-00000.bin               tokens, uint16 or uint32, documents one after another, sources one after another
     OUT/train-00000.docs.npy          int64 (documents + 1): where each begins, and the end
     OUT/train-00000.bytes.npy         int64 (documents): UTF-8 bytes of each one's text
     OUT/validation-00000.*            the same
-    OUT/manifest.json                 format, fingerprint, checksums
+    OUT/manifest.json                 format, fingerprint, checksums, weights, and what came from each source
 
-The sources are read three times (content hash, tokenizer, tokens), with one document and one shard in memory. The
-folder is written aside and renamed, so that it is whole or not there.
+The sources are read twice: `scan` looks at every document, `folder` tokenises, in several processes if asked to. One
+document, a few batches, and about 20 bytes for each document of the corpus are in memory. The fingerprint is a function
+of the content and the settings; neither workers nor weights are part of it. The folder is written aside under the name
+.OUT.unfinished and renamed, so that it is whole or not there; a run that was stopped goes on from the shards there.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
-from hybridlm.data.shards import FORMAT_VERSION, MANIFEST, SPLITS, TokenShards, read_manifest
+from hybridlm.data import report
+from hybridlm.data.folder import Plan, write_data_folder
+from hybridlm.data.progress import PrepareProgress
+from hybridlm.data.sample import Sample
+from hybridlm.data.scan import Scan, scan
+from hybridlm.data.shards import FORMAT_VERSION, MANIFEST, SPLITS, TokenShards, manifest_text, read_manifest
 from hybridlm.data.sources import Corpus, Source
-from hybridlm.data.split import ValidationConfig, split_document
-from hybridlm.data.tokenizer import (
-    LARGEST_VOCABULARY,
-    SMALLEST_VOCABULARY,
-    document_ids,
-    load_tokenizer,
-    train_tokenizer,
-)
+from hybridlm.data.split import ValidationConfig
+from hybridlm.data.tokenizer import LARGEST_VOCABULARY, SMALLEST_VOCABULARY, load_tokenizer
 from hybridlm.errors import OtherSettingsError, UserError
-from hybridlm.files import remove_dead_writes, write_folder
+from hybridlm.files import locked, remove_dead_writes, replace_file
 
 
 @dataclass(config=ConfigDict(extra="forbid", use_attribute_docstrings=True), kw_only=True)
@@ -51,12 +51,21 @@ class PrepareConfig:
     given."""
     tokenizer: str | None = None
     """Take this tokenizer instead: a folder, or a name on the Hub."""
+    tokenizer_bytes: Annotated[int, Field(ge=1_000_000)] = 500_000_000
+    """Train the tokenizer on at most so many bytes, an even sample of the training split where it is larger (weights
+    do not count). The trainer's memory grows with them."""
+    deduplicate: bool = True
+    """Leave out documents whose text is that of an earlier one, also of another source. What is to be read more often
+    has a `weight` for it."""
     validation: ValidationConfig = Field(default_factory=ValidationConfig)
     """What is held out."""
     seed: int = 0
     """Seed of the choice of validation documents."""
     shard_tokens: Annotated[int, Field(ge=1)] = 50_000_000
-    """Tokens after which a new shard is begun; a document is never cut."""
+    """Tokens after which a new shard is begun; a document is never cut. A run that was stopped goes on from the last
+    finished shard."""
+    workers: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Processes that tokenise; 0 or 1: this one. The data folder does not depend on it."""
     overwrite: bool = False
     """Replace a data folder that was made from something else."""
 
@@ -72,59 +81,111 @@ class PrepareConfig:
 def prepare(config: PrepareConfig, log: Callable[[str], None] = print) -> Path:
     """Makes the data folder and returns its path; one that was made from the same things is kept. Raises UserError."""
     output = Path(config.output).expanduser()
-    remove_dead_writes(output)
+    _put_right(output)
     corpus = Corpus(config.sources)
     given = load_tokenizer(config.tokenizer) if config.tokenizer is not None else None
-    made_of = _ingredients(config, corpus, given)
-    fingerprint = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
-    if _is_finished(output, fingerprint, made_of, config.overwrite):
-        log(f"Data folder {output} is up to date (fingerprint {fingerprint[:12]}).")
-        return output
-
-    def fill(folder: Path) -> None:
-        tokenizer = given or train_tokenizer(_training_texts(config, corpus), config.vocab_size or 0)
-        tokenizer.save_pretrained(folder / "tokenizer")
-        manifest = {
-            "format_version": FORMAT_VERSION,
-            "fingerprint": fingerprint,
-            "made_of": made_of,
-            "vocab_size": len(tokenizer),
-            "dtype": str(_dtype(tokenizer)),
-            "splits": _write_shards(config, corpus, tokenizer, folder),
-        }
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-
+    sample = Sample(config.tokenizer_bytes) if given is None else None
     try:
-        write_folder(output, fill)
-    except OSError as error:
-        raise UserError(
-            f"output={str(output)!r}: it cannot be written ({error.strerror}). Choose a folder that can be. "
-            "What was there before is there still."
-        ) from error
-    _report(output, corpus, log)
+        with PrepareProgress(log) as progress:
+            found = scan(
+                corpus,
+                config.validation,
+                config.seed,
+                deduplicate=config.deduplicate,
+                sample=sample,
+                progress=progress,
+            )
+            progress.pause()
+            made_of = _ingredients(config, found, given)
+            if not _keep(config, output, made_of, log):
+                _check_splits(config, found)
+                plan = Plan(output, made_of, fingerprint(made_of), found, _weights(config))
+                _make(config, plan, corpus, given or sample, progress)
+    finally:
+        if sample is not None:
+            sample.close()
     return output
 
 
-def _ingredients(config: PrepareConfig, corpus: Corpus, given: PreTrainedTokenizerBase | None) -> dict[str, Any]:
+def _put_right(output: Path) -> None:
+    try:
+        remove_dead_writes(output)
+    except OSError as error:
+        raise _unwritable(output, error) from error
+
+
+def _make(
+    config: PrepareConfig,
+    plan: Plan,
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase | Sample | None,
+    progress: PrepareProgress,
+) -> None:
+    """Writes the folder, one process at a time, and reports."""
+    log, output = progress.log, plan.output
+    assert tokenizer is not None, "one is given, or there is text to train one on"
+    try:
+        with locked(output, lambda: log(f"Another process is making {output}; waiting for it.")):
+            if _keep(config, output, plan.made_of, log):
+                return
+            _write_shards(config, plan, corpus, tokenizer, progress)
+    except OSError as error:
+        raise _unwritable(output, error) from error
+    log(f"Data folder {output} written.")
+    for line in report.lines(read_manifest(output)):
+        log(line)
+
+
+def _unwritable(output: Path, error: OSError) -> UserError:
+    return UserError(
+        f"output={str(output)!r}: it cannot be written ({error.strerror}). Choose a folder that can be. "
+        "What was there before is there still."
+    )
+
+
+def _write_shards(
+    config: PrepareConfig,
+    plan: Plan,
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase | Sample,
+    progress: PrepareProgress,
+) -> None:
+    write_data_folder(
+        plan,
+        corpus,
+        tokenizer,
+        progress,
+        vocab_size=config.vocab_size or 0,
+        validation=config.validation,
+        seed=config.seed,
+        shard_tokens=config.shard_tokens,
+        workers=config.workers,
+    )
+
+
+def _ingredients(config: PrepareConfig, found: Scan, given: PreTrainedTokenizerBase | None) -> dict[str, Any]:
     """Everything that decides the folder's content; the fingerprint is its hash."""
-    content, count = hashlib.sha256(), 0
-    for text in corpus:
-        data = text.encode()
-        content.update(len(data).to_bytes(8, "big") + data)
-        count += 1
-    if count == 0:
-        raise UserError(
-            "sources: they hold no document, only empty text. Check the files, and what `documents` is set to."
-        )
-    return {
-        "documents": count,
-        "content": content.hexdigest(),
+    made_of = {
+        "documents": len(found.dropped),
+        "content": found.content,
+        "sources": found.documents,
+        "deduplicate": config.deduplicate,
         "tokenizer": f"bpe-{config.vocab_size}" if given is None else _tokenizer_hash(given),
         "validation": {"by": config.validation.by, "share": config.validation.share},
         "seed": config.seed,
         "shard_tokens": config.shard_tokens,
         "format_version": FORMAT_VERSION,
     }
+    return made_of | ({"tokenizer_bytes": config.tokenizer_bytes} if given is None else {})
+
+
+def fingerprint(made_of: dict[str, Any]) -> str:
+    """Hash of everything that decides a folder's content."""
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+
+
+def _weights(config: PrepareConfig) -> list[float]:
+    return [source.weight for source in config.sources]
 
 
 def _tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -133,7 +194,35 @@ def _tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _is_finished(output: Path, fingerprint: str, made_of: dict[str, Any], overwrite: bool) -> bool:
+def _check_splits(config: PrepareConfig, found: Scan) -> None:
+    for split, documents in zip(SPLITS, found.parts, strict=True):
+        if not documents and (split == "train" or config.validation.share > 0):
+            raise UserError(
+                f"validation: the {split} split got no document with by={config.validation.by!r}, "
+                f"share={config.validation.share}, seed={config.seed}. With few documents set validation.by: position, "
+                "or share: 0 for no validation."
+            )
+
+
+def _keep(config: PrepareConfig, output: Path, made_of: dict[str, Any], log: Callable[[str], None]) -> bool:
+    """Whether `output` is what would be made; it then gets the weights of `config`. Raises UserError where it is
+    something else that must not be replaced."""
+    wanted = fingerprint(made_of)
+    if not _is_finished(output, wanted, made_of, config.overwrite):
+        return False
+    log(f"Data folder {output} is up to date (fingerprint {wanted[:12]}).")
+    manifest = read_manifest(output)
+    if manifest["weights"] != _weights(config):
+        log(f"  Its sources' weights were {manifest['weights']} and are now {_weights(config)}.")
+        manifest["weights"] = _weights(config)
+        try:
+            replace_file(output / MANIFEST, manifest_text(manifest))
+        except OSError as error:
+            raise _unwritable(output, error) from error
+    return True
+
+
+def _is_finished(output: Path, wanted: str, made_of: dict[str, Any], overwrite: bool) -> bool:
     """Whether `output` is what would be made. Raises UserError where it is something else that must not be replaced."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return False
@@ -143,7 +232,7 @@ def _is_finished(output: Path, fingerprint: str, made_of: dict[str, Any], overwr
         )
     try:
         before = read_manifest(output)
-        if before["fingerprint"] == fingerprint:
+        if before["fingerprint"] == wanted:
             for split in SPLITS:
                 TokenShards(output, split)
             return True
@@ -158,87 +247,3 @@ def _is_finished(output: Path, fingerprint: str, made_of: dict[str, Any], overwr
         f"output={str(output)!r}: this data folder was made from something else ({', '.join(differing)} differ). ",
         "Choose another output, or set overwrite: true to replace it.",
     )
-
-
-def _training_texts(config: PrepareConfig, corpus: Corpus) -> Iterator[str]:
-    for text in corpus:
-        train, _ = split_document(text, config.validation, config.seed)
-        if train:
-            yield train
-
-
-def _dtype(tokenizer: PreTrainedTokenizerBase) -> np.dtype:
-    return np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
-
-
-class _Writer:
-    """Collects the documents of one split and writes a shard whenever enough tokens came together."""
-
-    def __init__(self, folder: Path, split: str, dtype: np.dtype, shard_tokens: int):
-        self.folder, self.split, self.dtype, self.limit = folder, split, dtype, shard_tokens
-        self.shards: list[dict[str, Any]] = []
-        self._documents: list[np.ndarray] = []
-        self._bytes: list[int] = []
-        self._tokens = 0
-
-    def add(self, ids: list[int], n_bytes: int) -> None:
-        if self._tokens and self._tokens + len(ids) > self.limit:
-            self.flush()
-        self._documents.append(np.asarray(ids, dtype=self.dtype))
-        self._bytes.append(n_bytes)
-        self._tokens += len(ids)
-
-    def flush(self) -> None:
-        if not self._documents:
-            return
-        name = f"{self.split}-{len(self.shards):05d}"
-        np.concatenate(self._documents).tofile(self.folder / f"{name}.bin")
-        offsets = np.cumsum([0, *(len(ids) for ids in self._documents)], dtype=np.int64)
-        np.save(self.folder / f"{name}.docs.npy", offsets)
-        np.save(self.folder / f"{name}.bytes.npy", np.asarray(self._bytes, dtype=np.int64))
-        files = [f"{name}.bin", f"{name}.docs.npy", f"{name}.bytes.npy"]
-        self.shards.append(
-            {
-                "name": name,
-                "tokens": int(offsets[-1]),
-                "documents": len(self._documents),
-                "bytes": sum(self._bytes),
-                "sha256": {file: _sha256(self.folder / file) for file in files},
-            }
-        )
-        self._documents, self._bytes, self._tokens = [], [], 0
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_shards(
-    config: PrepareConfig, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, folder: Path
-) -> dict[str, list[dict[str, Any]]]:
-    writers = {split: _Writer(folder, split, _dtype(tokenizer), config.shard_tokens) for split in SPLITS}
-    for text in corpus:
-        for split, part in zip(SPLITS, split_document(text, config.validation, config.seed), strict=True):
-            if part:
-                writers[split].add(document_ids(tokenizer, part), len(part.encode()))
-    for split, writer in writers.items():
-        writer.flush()
-        if not writer.shards and (split == "train" or config.validation.share > 0):
-            raise UserError(
-                f"validation: the {split} split got no document with by={config.validation.by!r}, "
-                f"share={config.validation.share}, seed={config.seed}. With few documents set validation.by: position, "
-                "or share: 0 for no validation."
-            )
-    return {split: writer.shards for split, writer in writers.items()}
-
-
-def _report(output: Path, corpus: Corpus, log: Callable[[str], None]) -> None:
-    log(f"Data folder {output} written." + (f" Empty documents left out: {corpus.empty}." if corpus.empty else ""))
-    for split in SPLITS:
-        shards = TokenShards(output, split)
-        if shards.n_documents:
-            log(
-                f"  {split}: {shards.n_documents:,} documents, {shards.n_tokens:,} tokens, {shards.n_bytes:,} bytes, "
-                f"{shards.n_bytes / shards.n_tokens:.2f} bytes per token"
-            )

@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from hybridlm.data.tokenizer import load_tokenizer
 from hybridlm.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2: shards say how much of them comes from each source, and the manifest has the sources' weights."""
 MANIFEST = "manifest.json"
 SPLITS = ("train", "validation")
 
@@ -30,20 +31,36 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         version = manifest["format_version"]
-        _require(manifest, "fingerprint", "vocab_size", "made_of")
-        np.dtype(manifest["dtype"])
-        for split in SPLITS:
-            for shard in manifest["splits"][split]:
-                _require(shard, "name", "tokens", "documents", "bytes", "sha256")
+        if version == FORMAT_VERSION:
+            _require(manifest, "fingerprint", "vocab_size", "made_of", "sources", "weights")
+            np.dtype(manifest["dtype"])
+            for split in SPLITS:
+                for shard in manifest["splits"][split]:
+                    _require(shard, "name", "tokens", "documents", "bytes", "sources", "sha256")
+                    if len(shard["sources"]) != len(manifest["weights"]):
+                        raise ValueError(f"{shard['name']} has {len(shard['sources'])} sources")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: it is damaged ({type(error).__name__}: {error}). Prepare the folder again with overwrite: true."
         ) from None
     if version != FORMAT_VERSION:
         raise UserError(
-            f"{path}: format_version is {version}; this hybridlm reads {FORMAT_VERSION}. Prepare the folder again."
+            f"{path}: format_version is {version}; this hybridlm reads {FORMAT_VERSION}. Prepare the folder again "
+            "with overwrite: true."
         )
     return manifest
+
+
+def manifest_text(manifest: dict[str, Any]) -> str:
+    """A manifest as it stands in its file."""
+    return json.dumps(manifest, indent=2) + "\n"
+
+
+def _with_weights(fingerprint: str, weights: list[float]) -> str:
+    """A run that goes on must have the same mixture: other weights are other data to it."""
+    if all(weight == 1 for weight in weights):
+        return fingerprint
+    return hashlib.sha256(f"{fingerprint} {json.dumps(weights)}".encode()).hexdigest()
 
 
 def _require(entry: dict[str, Any], *keys: str) -> None:
@@ -56,7 +73,9 @@ class TokenShards:
     """One split of a data folder; documents numbered through all shards.
 
     Attributes: n_tokens (start and end symbols included), n_documents, n_bytes (UTF-8 bytes of the text), vocab_size,
-    fingerprint, lengths (n_documents,) int64 tokens of each. Raises UserError for a folder that is missing or damaged.
+    fingerprint (of the content, and of the weights where they are not all 1), lengths (n_documents,) int64 tokens of
+    each, weights: one for each source, source_edges (sources + 1,) int64: where each source's documents begin. Raises
+    UserError for a folder that is missing or damaged.
     """
 
     def __init__(self, folder: str | Path, split: str):
@@ -67,7 +86,8 @@ class TokenShards:
             raise UserError(f"data folder {str(folder)!r}: there is no such folder. Make it with `hybridlm prepare`.")
         manifest = read_manifest(self.folder)
         self.vocab_size: int = manifest["vocab_size"]
-        self.fingerprint: str = manifest["fingerprint"]
+        self.weights: list[float] = [float(weight) for weight in manifest["weights"]]
+        self.fingerprint = _with_weights(manifest["fingerprint"], self.weights)
         self._shards: list[dict[str, Any]] = manifest["splits"][split]
         dtype = np.dtype(manifest["dtype"])
         self._tokens, offsets, n_bytes = [], [], []
@@ -77,6 +97,8 @@ class TokenShards:
             n_bytes.append(self._load(shard, "bytes", shard["documents"]))
         self._offsets = offsets
         self._first = np.cumsum([0, *(shard["documents"] for shard in self._shards)], dtype=np.int64)
+        counts = [sum(shard["sources"][i]["documents"] for shard in self._shards) for i in range(len(self.weights))]
+        self.source_edges = np.cumsum([0, *counts], dtype=np.int64)
         self.lengths = np.concatenate([np.diff(edges) for edges in offsets] or [np.zeros(0, np.int64)])
         self._bytes = np.concatenate(n_bytes or [np.zeros(0, np.int64)])
         self.n_documents, self.n_tokens = len(self.lengths), int(self.lengths.sum())

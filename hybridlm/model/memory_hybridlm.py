@@ -7,14 +7,30 @@
 De Geeter, Lambrechts, Ernst, Drion, *Parallelizable memory recurrent units*, arXiv 2601.09495.
 """
 
+from typing import NamedTuple
+
+import torch
 from torch import Tensor, nn
 
 from .cell_hybridlm import Cell, starting, wide
 from .surrogate_hybridlm import heaviside
 
 
+class WriteCounts(NamedTuple):
+    """How often the units of one cell wrote in one forward."""
+
+    layer: int
+    cell: str
+    """Its name in the pattern."""
+    writes: Tensor
+    """(N,) int64: at how many tokens each unit wrote."""
+    positions: Tensor
+    """Scalar, int64: at how many tokens it could have, padding left out."""
+
+
 class MemoryCell(Cell):
-    """A cell that writes or holds. `record_writes` keeps the mean of z of the last forward, for a penalty or a log."""
+    """A cell that writes or holds. `record_writes` keeps the mean of z of the last forward, for a penalty or a log;
+    `count_writes` beside it each unit's writes."""
 
     epsilon: float
 
@@ -23,10 +39,15 @@ class MemoryCell(Cell):
         self.slope = float(config.surrogate_slope)
         self.record_writes = False
         self.write_share: Tensor | None = None
+        self.count_writes = False
+        self.write_counts: tuple[Tensor, Tensor] | None = None
 
     def note_writes(self, z: Tensor, mask: Tensor | None) -> None:
         """z (B, T, N), 1 where a unit writes; padding does not count."""
         self.write_share = z.mean() if mask is None else z[mask].mean()
+        if self.count_writes:
+            valid = torch.ones_like(z[..., 0], dtype=torch.bool) if mask is None else mask
+            self.write_counts = ((z > 0) & valid.unsqueeze(2)).sum((0, 1)), valid.sum()
 
 
 class ThresholdCell(MemoryCell):

@@ -26,7 +26,7 @@ from transformers.utils.generic import TransformersKwargs, can_return_tuple, mer
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention_hybridlm import Attention, HybridLMRotaryEmbedding
-from .block_hybridlm import HybridLMDecoderLayer
+from .block_hybridlm import HybridLMDecoderLayer, RecurrentMixer
 from .cache_hybridlm import layered, may_look, padding_mask
 from .cell_hybridlm import RECURRENT_LAYER, start_linear_, starting
 from .code_hybridlm import CarriesCode
@@ -34,9 +34,9 @@ from .configuration_hybridlm import HybridLMConfig
 from .conversation_hybridlm import ConversationMixin
 from .fused_hybridlm import RMSNorm
 from .generation_hybridlm import HybridLMGenerationMixin, refuse_empty
-from .loss_hybridlm import can_do_without, without_logits
+from .loss_hybridlm import IGNORED, CausalLMOutputWithZLoss, can_do_without, squared_log_z, without_logits
 from .masks_hybridlm import CAUSAL_MASKS, causal_masks, check_mask, document_starts
-from .memory_hybridlm import MemoryCell
+from .memory_hybridlm import MemoryCell, WriteCounts
 from .scan_hybridlm import scan_path
 
 
@@ -89,17 +89,29 @@ class HybridLMPreTrainedModel(  # pyright: ignore[reportIncompatibleVariableOver
         """Which implementation the recurrences run through, and why; None for a stack of attention alone."""
         return scan_path(self.device, torch.float32) if RECURRENT_LAYER in self.config.layer_types else None
 
-    def record_writes(self, record: bool = True) -> None:
-        """Whether memory cells keep the mean of z, the share of units that write, of their last forward."""
+    def record_writes(self, record: bool = True, *, counts: bool = False) -> None:
+        """Whether memory cells keep the mean of z, the share of units that write, of their last forward; with `counts`
+        also how often each unit wrote, for `write_counts`."""
         for cell in self._memory_cells():
-            cell.record_writes = record
-            cell.write_share = None
+            cell.record_writes, cell.count_writes = record or counts, counts
+            cell.write_share = cell.write_counts = None
 
     def write_penalty(self) -> Tensor | None:
         """(mean z)^2, averaged over the memory cells' last forward: a scalar with a gradient; None where nothing was
         recorded."""
         shares = [cell.write_share for cell in self._memory_cells() if cell.write_share is not None]
         return torch.stack(shares).square().mean() if shares else None
+
+    def write_counts(self) -> list[WriteCounts]:
+        """How often each memory unit wrote in the last forward, cell by cell; empty where nothing was counted."""
+        found = []
+        for module in self.modules():
+            if isinstance(module, HybridLMDecoderLayer) and isinstance(module.mixer, RecurrentMixer):
+                names = self.config.block_types[module.layer_idx].split("+")
+                for name, cell in zip(names, module.mixer.cells, strict=True):
+                    if isinstance(cell, MemoryCell) and cell.write_counts is not None:
+                        found.append(WriteCounts(module.layer_idx, name, *cell.write_counts))
+        return found
 
 
 class HybridLMModel(HybridLMPreTrainedModel):
@@ -218,7 +230,7 @@ def _refuse_typos(keywords: dict) -> None:
 _PASSED_THROUGH = {*TransformersKwargs.__annotations__, "shift_labels", "return_dict"}
 _OURS = (
     "input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds", "labels", "shift_labels",
-    "use_cache", "logits_to_keep", "num_items_in_batch", "output_hidden_states", "output_attentions",
+    "use_cache", "logits_to_keep", "num_items_in_batch", "z_loss", "output_hidden_states", "output_attentions",
 )  # fmt: skip
 _PACKED_CACHE = (
     "position_ids begin a new document in a row that has a cache: attention layers cannot separate it from what the "
@@ -252,6 +264,7 @@ class HybridLMForCausalLM(HybridLMPreTrainedModel, HybridLMGenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         keep_logits: bool = True,
+        z_loss: float = 0.0,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """Inputs as in `HybridLMModel.forward`.
@@ -259,7 +272,8 @@ class HybridLMForCausalLM(HybridLMPreTrainedModel, HybridLMGenerationMixin):
         labels (B, T): shifted inside; or shift_labels (B, T): already shifted. -100 is ignored. num_items_in_batch
         divides the summed loss. logits_to_keep: the last so many positions only, or the positions of an index tensor.
         Logits (B, T or fewer, V). keep_logits=False, in training: the loss alone, and logits None, which saves their
-        memory and most of their time.
+        memory and most of their time. z_loss: weight of the mean of (log Z)^2 in the loss, Z the softmax's normaliser;
+        above 0 the output also has `cross_entropy` and `z_loss`, the two terms.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -270,24 +284,32 @@ class HybridLMForCausalLM(HybridLMPreTrainedModel, HybridLMGenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        hidden, logits, loss = outputs.last_hidden_state, None, None
+        hidden, logits, loss, terms = outputs.last_hidden_state, None, None, {}
         wanted = labels is not None or kwargs.get("shift_labels") is not None
         if not keep_logits and (not wanted or not isinstance(logits_to_keep, int) or logits_to_keep):
             raise ValueError(
                 f"keep_logits=False, logits_to_keep={logits_to_keep}: it leaves the loss over all positions alone. "
                 "Give labels or shift_labels and no logits_to_keep, or leave keep_logits out."
             )
+        if z_loss < 0 or (z_loss and not wanted):
+            raise ValueError(f"z_loss={z_loss}: a weight of at least 0, with labels or shift_labels.")
+        options = kwargs.get("shift_labels"), kwargs.get("num_items_in_batch")
         if not keep_logits and can_do_without(self.lm_head, self.loss_function, kwargs):
-            options = kwargs.get("shift_labels"), kwargs.get("num_items_in_batch")
-            loss = without_logits(hidden, self.lm_head, labels, *options)
+            loss, *parts = without_logits(hidden, self.lm_head, labels, *options, z_loss)
         else:
-            logits = self.lm_head(slice_logits_to_keep(hidden, logits_to_keep))
+            logits, parts = self.lm_head(slice_logits_to_keep(hidden, logits_to_keep)), ()
             if wanted:
                 loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
+            if z_loss and loss is not None:
+                squares = squared_log_z(logits, labels, *options, kwargs.get("ignore_index", IGNORED))
+                loss, parts = loss + z_loss * squares, (loss.detach(), squares.detach())
+        if z_loss:
+            terms = dict(zip(("cross_entropy", "z_loss"), parts, strict=True))
+        return (CausalLMOutputWithZLoss if z_loss else CausalLMOutputWithPast)(
             loss=loss,
             logits=logits if keep_logits else None,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **terms,
         )

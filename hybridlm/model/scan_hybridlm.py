@@ -4,13 +4,14 @@
     lru_scan      s_t = lambda * s_{t-1} + b_t           lambda constant over time, complex (planar re, im)
     memory_scan   the memory recurrent unit, from its candidate c and threshold beta
 
-All three share one contract. Layout (B, T, N) with T >= 1. `initial_state` (B, N), zeros if None. `mask` (B, T) bool,
-False where a token is padding: the state holds and the output there is the held state. `reset` (B, T) bool, True at
-the first token of a document: the state before it is the reset state again. A masked position never resets. The
-recurrence runs in fp32 (fp64 for fp64 inputs); the states come back in the input's dtype, the final state (B, N) in
-the dtype of the recurrence, so that carrying it on loses nothing. Gradients arrive on both and leave for every float
-input, once (no double backward). A NaN stays in its own row and channel, from there to the end of the row; pure PyTorch
-carries it behind a reset too (0 times NaN).
+All three share one contract. Layout (B, T, N) with T >= 1, dense, all on one device, in float64, float32, float16 or
+bfloat16, also mixed: anything else is a ValueError. `initial_state` (B, N), zeros if None. `mask` (B, T) bool, False
+where a token is padding: the state holds and the output there is the held state. `reset` (B, T) bool, True at the first
+token of a document: the state before it is the reset state again. A masked position never resets. The recurrence
+runs in fp32 (fp64 for fp64 inputs); the states come back in the input's dtype, the final state (B, N) in the dtype of
+the recurrence, so that carrying it on loses nothing. Gradients arrive on both and leave for every input, once (no
+double backward). A NaN stays in its own row and channel, from there to the end of the row; pure PyTorch carries it
+behind a reset too (0 times NaN).
 
 `path` says which implementation runs: "torch" (pure PyTorch, always there), and where the hybridlm package is installed
 "cpu", "triton" and "reference". None, as the model has it, leaves the choice to `hybridlm.ops`. A checkpoint that runs
@@ -38,6 +39,8 @@ from .twolevel_hybridlm import (
     start_of,
 )
 
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
 
 def linear_scan(
     a: Tensor,
@@ -53,7 +56,7 @@ def linear_scan(
     a, b: (B, T, N). Returns states (B, T, N) in b's dtype and the final state (B, N).
     """
     _check("b", b, reset, mask, a=a)
-    _check_state("initial_state", initial_state, (b.shape[0], b.shape[2]))
+    _check_state("initial_state", initial_state, b, (b.shape[0], b.shape[2]))
     _check_path(path)
     if exporting():
         decay, drive = linear_steps(a, b, reset, mask)
@@ -81,13 +84,17 @@ def lru_scan(
     decay: (re, im) of lambda, each (N,). b: (re, im), each (B, T, N). Returns the states and the final state, both
     planar.
     """
-    _check("b", b[0], reset, mask, b_im=b[1])
+    _check_planes("b", b)
+    _check_planes("decay", decay)
+    _check("b (real)", b[0], reset, mask, **{"b (imaginary)": b[1]})
     rows, width = b[0].shape[0], b[0].shape[2]
     for name, part in zip(("decay (real)", "decay (imaginary)"), decay, strict=True):
-        _check_state(name, part, (width,))
+        _check_tensor(name, part, b[0], (width,))
+    if initial_state is not None:
+        _check_planes("initial_state", initial_state)
     s_re, s_im = initial_state if initial_state is not None else (None, None)
-    _check_state("initial_state (real)", s_re, (rows, width))
-    _check_state("initial_state (imaginary)", s_im, (rows, width))
+    _check_state("initial_state (real)", s_re, b[0], (rows, width))
+    _check_state("initial_state (imaginary)", s_im, b[0], (rows, width))
     _check_path(path)
     if exporting():
         dtype = recurrence_dtype(b[0])
@@ -125,8 +132,8 @@ def memory_scan(
     there on.
     """
     _check("c", c, reset, mask, beta=beta)
-    _check_state("initial_state", initial_state, (c.shape[0], c.shape[2]))
-    _check_state("reset_state", reset_state, (c.shape[2],))
+    _check_state("initial_state", initial_state, c, (c.shape[0], c.shape[2]))
+    _check_state("reset_state", reset_state, c, (c.shape[2],))
     _check_path(path)
     if exporting():
         decay, drive = memory_steps(c, beta, epsilon, reset, reset_state, mask)
@@ -178,24 +185,61 @@ def _check_path(path: str | None) -> None:
 
 
 def _check(name: str, x: Tensor, reset: Tensor | None, mask: Tensor | None, **same: Tensor) -> None:
+    _check_kind(name, x)
     if x.ndim != 3 or x.shape[1] < 1:
         raise ValueError(f"{name} has shape {tuple(x.shape)}; a scan takes (B, T, N) with T >= 1.")
     for other, tensor in same.items():
+        _check_kind(other, tensor)
         if tensor.shape != x.shape:
             raise ValueError(
                 f"{other} has shape {tuple(tensor.shape)}; it must have the shape of {name}, {tuple(x.shape)}."
             )
+        _check_device(other, tensor, x)
     for other, flags in (("reset", reset), ("mask", mask)):
-        if flags is not None and (flags.shape != x.shape[:2] or flags.dtype != torch.bool):
+        if flags is None:
+            continue
+        if not isinstance(flags, Tensor):
+            raise ValueError(f"{other} is of type {type(flags).__name__}; it must be a tensor, or None.")
+        if flags.shape != x.shape[:2] or flags.dtype != torch.bool:
             raise ValueError(
                 f"{other} is {flags.dtype} of shape {tuple(flags.shape)}; it must be bool of shape "
                 f"{tuple(x.shape[:2])}."
             )
+        _check_device(other, flags, x)
 
 
-def _check_state(name: str, state: Tensor | None, shape: tuple[int, ...]) -> None:
-    if state is not None and tuple(state.shape) != shape:
-        raise ValueError(f"{name} has shape {tuple(state.shape)}; it must be {shape}.")
+def _check_state(name: str, state: Tensor | None, beside: Tensor, shape: tuple[int, ...]) -> None:
+    if state is not None:
+        _check_tensor(name, state, beside, shape)
+
+
+def _check_tensor(name: str, x: Tensor, beside: Tensor, shape: tuple[int, ...]) -> None:
+    _check_kind(name, x)
+    if tuple(x.shape) != shape:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be {shape}.")
+    _check_device(name, x, beside)
+
+
+def _check_kind(name: str, x: Tensor) -> None:
+    """Whether x is of a kind that the recurrence keeps: a complex number would lose a part, an integer its fraction."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{name} is of type {type(x).__name__}; it must be a tensor of floating-point numbers.")
+    if x.dtype not in _DTYPES:
+        allowed = ", ".join(map(str, _DTYPES))
+        planar = "; lru_scan takes complex numbers as their two planes" if x.dtype.is_complex else ""
+        raise ValueError(f"{name} is {x.dtype}; it must be one of {allowed}{planar}.")
+    if x.layout != torch.strided:
+        raise ValueError(f"{name} has the layout {x.layout}; it must be a dense tensor.")
+
+
+def _check_device(name: str, x: Tensor, beside: Tensor) -> None:
+    if x.device != beside.device:
+        raise ValueError(f"{name} is on {x.device}; it must be on the device of the other inputs, {beside.device}.")
+
+
+def _check_planes(name: str, pair: Planar) -> None:
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise ValueError(f"{name} is of type {type(pair).__name__}; it must be two tensors, (real, imaginary).")
 
 
 class _LinearScan(torch.autograd.Function):

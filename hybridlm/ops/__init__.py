@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 __all__ = ["PATHS", "explain", "linear_scan", "lru_scan", "memory_scan", "using"]
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     if name in ("linear_scan", "lru_scan", "memory_scan"):
         return getattr(import_module("hybridlm.model.scan_hybridlm"), name)

@@ -6,8 +6,8 @@
     triton      GPU kernels: tensors on a CUDA device
 
 An argument `path=` forces one for a call, `using(path)` for a block of code, the environment variable HYBRIDLM_SCAN for
-the process. A path that was forced and cannot run is an error; one that would have been chosen and cannot is passed
-over, with one line that says so.
+the process, which is looked at once, when this is imported. A path that was forced and cannot run is an error where it
+would run; one that would have been chosen and cannot is passed over, with one line that says so.
 """
 
 import logging
@@ -21,10 +21,12 @@ from typing import Any
 
 import torch
 
+from hybridlm.errors import UserError
 from hybridlm.ops.errors import Unavailable
 from hybridlm.ops.selfcheck import disagreement
 
 PATHS = ("reference", "torch", "cpu", "triton")
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 VARIABLE = "HYBRIDLM_SCAN"
 _MODULES = {
     "torch": ("hybridlm.model.twolevel_hybridlm", "hybridlm.model.planar_hybridlm"),
@@ -36,7 +38,9 @@ _FASTEST = {"cpu": "cpu", "cuda": "triton"}
 _OF_DEVICE = {path: device for device, path in _FASTEST.items()}
 
 _logger = logging.getLogger("hybridlm.ops")
-_forced: str | None = None
+_from_environment = os.environ.get(VARIABLE) or None
+_forced: str | None = _from_environment
+"""Not checked yet: an error at import would end in the traceback of every import above it."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,20 @@ class Choice:
     why: str
 
 
-def check_path(path: str | None, name: str = "path") -> None:
+def check_path(path: str | None) -> None:
     if path is not None and path not in PATHS:
-        raise ValueError(f"{name}={path!r}: there is no such path; choose one of {', '.join(PATHS)}.")
+        raise UserError(f"{_asking(path)}={path!r}: there is no such path; choose one of {', '.join(PATHS)}.")
+
+
+def check_environment() -> str | None:
+    """The path that HYBRIDLM_SCAN names. Raises UserError where there is none such: for what would find it out late."""
+    check_path(_from_environment)
+    return _from_environment
+
+
+def _asking(path: str) -> str:
+    """What asks for a path, in an error: the environment variable where it could be that."""
+    return VARIABLE if path == _from_environment == _forced else "path"
 
 
 def forced(path: str | None = None) -> str | None:
@@ -72,7 +87,7 @@ def using(path: str | None) -> Iterator[None]:
 def choose(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, path: str | None = None) -> Choice:
     """The path for tensors on `device` in the storage dtype `dtype`.
 
-    ValueError where a path is forced that does not exist or cannot run there.
+    UserError where a path is forced that does not exist or cannot run there.
     """
     check_path(path)
     return _choose(torch.device(device).type, dtype, forced(path))
@@ -81,10 +96,13 @@ def choose(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float3
 @cache
 def _choose(device: str, dtype: torch.dtype, asked: str | None) -> Choice:
     if asked is not None:
+        check_path(asked)
         try:
             return Choice(asked, f"{describe(asked, device, dtype)}; asked for")
         except Unavailable as error:
-            raise ValueError(f"path={asked!r} cannot run here: {error}. Leave it out, or take 'torch'.") from None
+            name = _asking(asked)
+            leave = "Unset it" if name == VARIABLE else "Leave it out"
+            raise UserError(f"{name}={asked!r} cannot run here: {error}. {leave}, or take 'torch'.") from None
     fastest = _FASTEST.get(device)
     if fastest is None:
         return Choice("torch", f"{describe('torch', device, dtype)}; there are no kernels for {device} devices")
@@ -111,6 +129,8 @@ def describe(path: str, device: str, dtype: torch.dtype) -> str:
         return "two-level scan in pure PyTorch"
     if device != _OF_DEVICE[path]:
         raise Unavailable(f"it takes tensors on a {_OF_DEVICE[path]} device, these are on {device}")
+    if dtype not in DTYPES:
+        raise Unavailable(f"the {path} kernels take {dtype_names()}, these are {dtype}")
     if path == "cpu":
         from hybridlm.ops.cpu.library import library
 
@@ -134,15 +154,15 @@ def kernels(path: str) -> dict[str, Any]:
 
 
 def explain(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, path: str | None = None) -> str:
-    """One line: which path tensors on `device` in the storage dtype `dtype` take, and why."""
+    """One line: which path tensors on `device` in the storage dtype `dtype` take, and why.
+
+    UserError as `choose`, and for a dtype that no scan takes.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"dtype={dtype!r}: scans take {dtype_names()}.")
     choice = choose(device, dtype, path)
     return f"{choice.path}: {choice.why}"
 
 
-def _from_environment() -> str | None:
-    path = os.environ.get(VARIABLE) or None
-    check_path(path, VARIABLE)
-    return path
-
-
-_forced = _from_environment()
+def dtype_names() -> str:
+    return ", ".join(map(str, DTYPES[:-1])) + f" or {DTYPES[-1]}"

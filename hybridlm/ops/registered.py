@@ -4,6 +4,7 @@ Each of the three is a pair of operators, hybridlm::<name>_forward and _backward
 `dispatch` chooses when they run. `linear`, `lru` and `memory` are what the model's scans call.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -79,6 +80,18 @@ def _cast(grad: Tensor, like: Tensor | None) -> Tensor | None:
     return None if like is None else grad.to(like.dtype)
 
 
+def _no_second(name: str) -> Callable[..., Any]:
+    """The gradient of a backward operator, which there is none of."""
+
+    def refuse(*_: Any) -> Any:
+        raise RuntimeError(
+            f"{name}_scan: second derivatives pass the reference loop alone. Run what is differentiated twice with "
+            "path='reference', or inside `with hybridlm.ops.using('reference'):`."
+        )
+
+    return refuse
+
+
 # linear_scan
 
 
@@ -111,6 +124,9 @@ def linear_backward(
 @linear_backward.register_fake
 def _(grad_states, grad_final, a, states, initial_state, reset, mask, path):
     return _like(a), _like(a), _state(a)
+
+
+linear_backward.register_autograd(_no_second("linear"))
 
 
 def _keep_linear(ctx, inputs, output):
@@ -173,6 +189,9 @@ def lru_backward(
 @lru_backward.register_fake
 def _(grad_re, grad_im, grad_final_re, grad_final_im, lam_re, lam_im, re, im, s_re, s_im, reset, mask, path):
     return _channels(re), _channels(re), _like(re), _like(re), _state(re), _state(re)
+
+
+lru_backward.register_autograd(_no_second("lru"))
 
 
 def _keep_lru(ctx, inputs, output):
@@ -238,6 +257,9 @@ def memory_backward(
 @memory_backward.register_fake
 def _(grad_states, grad_final, c, beta, states, initial_state, epsilon, slope, reset, reset_state, mask, path):
     return _like(c), _like(c), _state(c), _channels(c)
+
+
+memory_backward.register_autograd(_no_second("memory"))
 
 
 def _keep_memory(ctx, inputs, output):

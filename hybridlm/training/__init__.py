@@ -3,10 +3,13 @@
     what                    where
     recipe                  sections.py (its fields), config.py (YAML, overrides, every problem at once)
     run                     loop.py, on setup.py (data, model, length) inside session.py (Accelerate, threads)
-    one step                step.py, optimizer.py, schedules.py
-    looking at the model    validation.py, samples.py
-    stopping and going on   checkpoints.py (folders), state.py (their contents), resume.py, signals.py
-    telling                 journal.py, on metrics.py and progress.py; report.py
+    one step                step.py, optimizer.py, muon.py, schedules.py, compiling.py
+    beside the steps        ema.py (averaged weights), early_stopping.py, initial.py (weights to begin with)
+    looking at the model    validation.py, samples.py, memory.py (what memory units do)
+    stopping by itself      guard.py (loss spikes), diagnosis.py and probes.py (the first bad tensor), halt.py
+    stopping and going on   checkpoints.py (folders), state.py (their contents), resume.py, signals.py, lock.py
+    telling                 journal.py, on metrics.py, trackers.py and progress.py (pace.py, output.py); report.py
+    before it begins        dryrun.py, on memory_estimate.py, memory_trace.py, flops.py and peaks.py
     other trainers          callbacks.py (epsilon for transformers.Trainer), lora.py (adapters with peft)
 
 Nothing is imported here, so that reading a recipe does not load accelerate: public names are found when asked for.

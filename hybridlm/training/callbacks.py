@@ -34,9 +34,7 @@ class EpsilonCallback(TrainerCallback):
     the model is none of hybridlm's.
     """
 
-    def __init__(
-        self, *, start: float = EpsilonConfig.start, hold: float = EpsilonConfig.hold, zero: float = EpsilonConfig.zero
-    ):
+    def __init__(self, *, start: float = 1.0, hold: float = EpsilonConfig.hold, zero: float = EpsilonConfig.zero):
         try:
             self.schedule = EpsilonConfig(start=start, hold=hold, zero=zero)
         except ValidationError as error:

@@ -1,19 +1,35 @@
-"""Checkpoint folders: written aside, put on the disk, renamed. A folder under its final name is whole.
+"""Checkpoint folders: written aside, put on the disk, renamed, and sealed with the checksums of all their files.
 
 RUN/checkpoints/step-00000100/           what `from_pretrained` reads: model, tokenizer, generation_config
 RUN/checkpoints/step-00000100/training_state/
-    optimizer.pt                         AdamW's state (and the loss scaler's, in fp16)
+    optimizer.pt                         the optimizer's state (and the loss scaler's, in fp16)
+    ema.pt                               the averaged weights, with training.ema_decay
     rng.pt                               torch's random state of each process
     state.json                           step, tokens, seconds, epsilon, data fingerprint, the settings that must not
-    change
-RUN/final/                               the model at the end, epsilon = 0, with state.json only
+                                         change
+    checksums.json                       sha256 of every other file; written last
+RUN/final/                               the model at the end, epsilon = 0, with state.json and checksums.json only
+RUN/final-ema/                           the averaged weights at the end, in the same form
+RUN/best/                                the model with the fewest bits per byte so far, in the same form
+
+A rename is all or nothing, so what lies under a final name was whole once. The checksums find what happened to it
+since: a disk that lost a block, a copy that was cut short, an edit.
 """
 
+import hashlib
+import json
 import os
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+from hybridlm.errors import UserError
+from hybridlm.files import write_folder
+
 STATE = "training_state"
+CHECKSUMS = "checksums.json"
+_NAME = re.compile(r"step-\d{8,}")
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
@@ -21,14 +37,77 @@ def checkpoint_path(run: Path, step: int) -> Path:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
-    found = [path for path in (run / "checkpoints").glob("step-*") if (path / STATE / "state.json").is_file()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    """The checkpoints of a run, oldest first; whether they are damaged is not looked at."""
+    found = [path for path in (run / "checkpoints").glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=_step)
 
 
-def prune(run: Path, keep: int) -> None:
-    """Removes all but the `keep` newest checkpoints, and what crashed processes left half-written."""
+def newest_valid(run: Path, log: Callable[[str], None] = print) -> Path | None:
+    """The newest checkpoint whose files are what was written; None where there is no checkpoint at all.
+
+    Newer ones that are damaged are set aside as `step-N.damaged`, with a line each. Raises UserError where none is
+    left: a run never starts anew by itself over what it cannot read.
+    """
+    damaged = []
+    for path in reversed(checkpoints(run)):
+        fault = damage(path)
+        if fault is None:
+            for broken, _ in damaged:
+                set_aside(broken)
+            return path
+        log(f"{path} is damaged ({fault}) and is not used.")
+        damaged.append((path, fault))
+    if damaged:
+        listing = "\n".join(f"  - {path}: {fault}" for path, fault in damaged)
+        raise UserError(
+            f"No checkpoint of {run} is whole:\n{listing}\nBring one back from a copy, remove {run / 'checkpoints'} to "
+            "train from the first step again, or choose another run.name. Nothing was changed."
+        )
+    return None
+
+
+def set_aside(folder: Path) -> Path:
+    """Renames a damaged folder to `NAME.damaged`; an older one under that name goes."""
+    aside = folder.with_name(f"{folder.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.rename(folder, aside)
+    return aside
+
+
+def write_sealed(target: Path, fill: Callable[[Path], None]) -> None:
+    """The folder `target` with what `fill(folder)` writes and checksums of it, whole or not at all."""
+
+    def fill_and_seal(folder: Path) -> None:
+        fill(folder)
+        sums = {name: _sha256(folder / name) for name in _files(folder)}
+        (folder / STATE / CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
+
+    write_folder(target, fill_and_seal)
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a sealed folder, in a few words; None: nothing. Reads all of it."""
+    path = folder / STATE / CHECKSUMS
+    try:
+        sums = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(sums, dict) or f"{STATE}/state.json" not in sums:
+            return f"{STATE}/{CHECKSUMS} is not what was written"
+        for name, expected in sums.items():
+            if not (folder / name).is_file():
+                return f"{name} is missing"
+            if _sha256(folder / name) != expected:
+                return f"{name} does not fit its checksum"
+    except (OSError, ValueError) as error:
+        return f"{STATE}/{CHECKSUMS}: {error}"
+    return None
+
+
+def prune(run: Path, keep: int, keep_every: int = 0) -> None:
+    """Removes all but the `keep` newest checkpoints and those at multiples of `keep_every` steps (0: none), and what
+    crashed processes left half-written."""
     for path in checkpoints(run)[:-keep]:
+        if keep_every and _step(path) % keep_every == 0:
+            continue
         # Renamed first: a removal that is cut short leaves no torn folder under a checkpoint's name.
         doomed = path.with_name(f".{path.name}.old-{os.getpid()}")
         os.rename(path, doomed)
@@ -37,9 +116,22 @@ def prune(run: Path, keep: int) -> None:
 
 
 def remove_leftovers(run: Path) -> None:
-    """Removes what a killed process left half-written or half-removed."""
+    """Removes what a killed process left half-written or half-removed. Only for the process that holds the run."""
     for left in [*run.glob(".*.partial-*"), *run.glob(".*.old-*"), *(run / "checkpoints").glob(".step-*")]:
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         else:
             left.unlink(missing_ok=True)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,9 +8,13 @@ from typing import Any
 from accelerate import Accelerator
 
 from hybridlm.training.config import settings
+from hybridlm.training.memory import flat_statistics
 from hybridlm.training.metrics import JsonLines
+from hybridlm.training.output import Hangup
+from hybridlm.training.pace import Pace
 from hybridlm.training.progress import RunProgress
 from hybridlm.training.sections import PretrainConfig
+from hybridlm.training.trackers import Trackers
 
 
 class Journal:
@@ -21,48 +25,63 @@ class Journal:
         self.config, self.accelerator, self.total = config, accelerator, total
         main = accelerator.is_main_process
         keep_until = done if resumed else -1
-        folder = config.run.path
-        self._metrics = JsonLines(folder / "metrics.jsonl", keep_until) if main else None
-        self._samples = (
-            JsonLines(folder / "samples.jsonl", keep_until) if main and config.logging.samples.every else None
-        )
+        folder, samples = config.run.path, config.logging.samples
         self._progress = RunProgress(done, total, visible=main, print_every=config.logging.every)
-        if config.logging.trackers:
-            accelerator.init_trackers(config.run.name, config=_flat(settings(config)))
+        self._trackers = Trackers(config, done, resumed, self.log) if main else None
+        if self._trackers is not None:
+            self._trackers.open(_flat(settings(config)))
+        self._metrics = JsonLines(folder / "metrics.jsonl", keep_until, self.log) if main else None
+        self._samples = JsonLines(folder / "samples.jsonl", keep_until, self.log) if main and samples.every else None
+        pauses = {"validation": config.validation.every, "samples": samples.every}
+        self._pace = Pace(done, total, pauses | {"checkpoint": config.checkpoint.every})
+        self._hangup, self._hangup_said = Hangup(), False
 
     def __enter__(self) -> "Journal":
+        self._hangup.__enter__()
         self._progress.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._progress.__exit__()
+        if self._trackers is not None:
+            self._trackers.close()
         for record in (self._metrics, self._samples):
             if record is not None:
                 record.close()
+        self._hangup.__exit__()
 
     def step(self, row: dict[str, Any], step_tokens: int, step_seconds: float) -> None:
-        """A training row, and what the step took."""
+        """A training row, and what the step took. The rate over real time is added to the row."""
+        self._pace.step(row["step"], step_tokens, step_seconds)
+        row = row | {"real_tokens_per_second": self._pace.real_rate}
         if self._metrics is not None:
             self._metrics.write(row)
-        self._progress.update(row, step_tokens, step_seconds)
-        if row["step"] % self.config.logging.every == 0 or row["step"] == self.total:
-            self._track(row, "train")
+        if self._hangup.signalled and not self._hangup_said:
+            self._hangup_said = True
+            self.log("SIGHUP: the terminal has gone; the run goes on without it.")
+        self._progress.update(row, self._pace)
+        if row["step"] % self.config.logging.every == 0 or row["step"] == self.total or "memory" in row:
+            memory = flat_statistics(row.get("memory", []))
+            plain = {name: value for name, value in row.items() if name != "memory"}
+            self._track("train", plain | {f"memory/{name}": value for name, value in memory.items()})
 
     def validation(self, row: dict[str, Any], all_windows: int) -> None:
         """A validation row; `all_windows` are in the whole split."""
         if self._metrics is not None:
             self._metrics.write(row)
-        self._track(row, "validation")
+        self._track("validation", row)
         part = "" if row["windows"] == all_windows else f" on the first {row['windows']:,} of {all_windows:,} sequences"
+        average = f", averaged weights {row['bits_per_byte_ema']:.4f}" if "bits_per_byte_ema" in row else ""
         self.log(
-            f"validation after step {row['step']}: {row['bits_per_byte']:.4f} bits per byte, {row['loss']:.4f} nats "
-            f"per token{part}"
+            f"validation after step {row['step']}: {row['bits_per_byte']:.4f} bits per byte{average}, "
+            f"{row['loss']:.4f} nats per token{part}"
         )
 
     def sample(self, step: int, prompt: str, text: str) -> None:
         """A text that the model wrote."""
         if self._samples is not None:
             self._samples.write({"step": step, "prompt": prompt, "text": text})
+        self._track("sample", {"step": step, prompt or "(start of a document)": text})
         self.log(f"sample after step {step}: {text}")
 
     def log(self, text: str) -> None:
@@ -75,10 +94,9 @@ class Journal:
             if record is not None:
                 record.sync()
 
-    def _track(self, row: dict[str, Any], split: str) -> None:
-        if self.config.logging.trackers:
-            values = {f"{split}/{name}": value for name, value in row.items() if name != "step" and value is not None}
-            self.accelerator.log(values, step=row["step"])
+    def _track(self, kind: str, row: dict[str, Any]) -> None:
+        if self._trackers is not None:
+            self._trackers.log(kind, row["step"], row)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -9,11 +9,15 @@ stopped.
     RUN/samples.jsonl     texts, if asked for
     RUN/checkpoints/      to resume from
     RUN/final/            the result, for `from_pretrained`
+    RUN/final-ema/        the averaged weights, with training.ema_decay
+    RUN/best/             the model of the best validation so far
+    RUN/diverged.json     why the last session stopped by itself, if it did
 """
 
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +26,18 @@ import torch
 from accelerate import Accelerator
 
 from hybridlm.data.loader import batches
-from hybridlm.files import replace_file, write_folder
-from hybridlm.training.checkpoints import checkpoints
+from hybridlm.files import replace_file
+from hybridlm.training.checkpoints import checkpoints, write_sealed
+from hybridlm.training.compiling import Compiling
 from hybridlm.training.config import config_yaml
+from hybridlm.training.diagnosis import FailedStep, RandomState
+from hybridlm.training.early_stopping import early_stopping
+from hybridlm.training.ema import WeightAverage
+from hybridlm.training.guard import DivergedError, SpikeGuard
+from hybridlm.training.halt import forget_halt, halted
 from hybridlm.training.journal import Journal
+from hybridlm.training.lock import run_lock
+from hybridlm.training.memory import MemoryStatistics
 from hybridlm.training.metrics import read_rows
 from hybridlm.training.optimizer import build_optimizer
 from hybridlm.training.peaks import Utilisation
@@ -38,8 +50,17 @@ from hybridlm.training.sections import PretrainConfig
 from hybridlm.training.session import accelerator_session, on_main
 from hybridlm.training.setup import RunData, build_model, micro_batch_size, open_data, tokens_per_step, total_steps
 from hybridlm.training.signals import RunInterrupted, StopFlag
-from hybridlm.training.state import TrainingState, load_optimizer, load_random_state, save_checkpoint, save_model
-from hybridlm.training.step import DivergedError, backward, optimizer_step, valid_targets
+from hybridlm.training.state import (
+    SaveError,
+    TrainingState,
+    load_average,
+    load_optimizer,
+    load_random_state,
+    save_checkpoint,
+    save_model,
+    saving,
+)
+from hybridlm.training.step import Terms, backward, optimizer_step, valid_targets
 from hybridlm.training.validation import validate
 
 MAX_OVERFLOWS = 30
@@ -58,8 +79,7 @@ class RunResult:
     metrics: Path
     """metrics.jsonl."""
     validation: dict[str, Any]
-    """The last validation row: bits_per_byte, loss (nats per text token), n_bytes, n_tokens, windows. Empty
-    without a validation split."""
+    """The last validation row (metrics.py): bits_per_byte, loss, ... Empty without a validation split."""
 
 
 def pretrain(config: PretrainConfig) -> RunResult:
@@ -73,13 +93,39 @@ def pretrain(config: PretrainConfig) -> RunResult:
         micro_batch_size(config, accelerator.num_processes)  # refused before anything is read or written
         on_main(accelerator, lambda: check_run_folder(config.run.path))
         data = open_data(config, accelerator)
-        plan = on_main(accelerator, lambda: plan_run(config, data.train.fingerprint))
-        if plan.kind == "finished":
-            accelerator.print(f"This run is finished; nothing to do. Its model is in {plan.folder}")
-            return _result(config.run.path)
-        run = _Run(config, accelerator, data, plan)
-        with Journal(config, accelerator, run.done, run.total, plan.kind == "resume") as journal, StopFlag() as stop:
-            return run.train(journal, stop)
+        with _held(config.run.path, accelerator):
+            plan = on_main(accelerator, lambda: plan_run(config, data.train.fingerprint, accelerator.print))
+            if plan.kind == "finished":
+                accelerator.print(f"This run is finished; nothing to do.{_early(plan)} Its model is in {plan.folder}")
+                return _result(config.run.path)
+            run = _Run(config, accelerator, data, plan)
+            with (
+                Journal(config, accelerator, run.done, run.total, plan.kind == "resume") as journal,
+                StopFlag() as stop,
+            ):
+                return run.train(journal, stop)
+
+
+@contextmanager
+def _held(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+    """The main process holds the run folder inside. Raises UserError on every process."""
+    with ExitStack() as held:
+
+        def hold() -> None:
+            try:
+                held.enter_context(run_lock(folder))
+            except OSError as error:
+                raise unwritable(folder, error) from error
+
+        on_main(accelerator, hold)
+        yield
+
+
+def _early(plan: Plan) -> str:
+    state = plan.state
+    if state is None or not state.stopped_early:
+        return ""
+    return f" It stopped early, after step {state.step:,} of {state.total_steps:,}."
 
 
 def _result(run: Path) -> RunResult:
@@ -99,8 +145,13 @@ class _Run:
         self.step_tokens = tokens_per_step(config)
         self.done, self.seconds_before = (plan.state.step, plan.state.seconds) if plan.state is not None else (0, 0.0)
         self.began, self.overflows = time.perf_counter(), 0
+        self.guard = SpikeGuard(config.guard, plan.state.losses if plan.state is not None else ())
         self.plain = build_model(config, data, plan.folder)
+        decay, device = config.training.ema_decay, accelerator.device
+        self.average = WeightAverage(self.plain, decay, device) if decay is not None else None
+        self.watch = early_stopping(config, data, plan.state.early_stopping if plan.state is not None else None)
         self.model, self.optimizer = accelerator.prepare(self.plain, build_optimizer(self.plain, config.optimizer))
+        self.compiling = Compiling(config.training.compile, self.plain, accelerator)
         self.utilisation = Utilisation(self.plain, config, accelerator.device, accelerator.num_processes)
         on_main(accelerator, self._begin_folder)
         accelerator.print(config_yaml(config))
@@ -112,14 +163,19 @@ class _Run:
         if plan.folder is not None:
             accelerator.print(f"{'resumed:':12}from {plan.folder}, after step {self.done:,}")
             load_optimizer(plan.folder, accelerator, self.optimizer)
+            if self.average is not None:
+                load_average(plan.folder, self.average)
             if not load_random_state(plan.folder, accelerator):
                 accelerator.print(
                     "The number of processes changed: dropout draws new random numbers; the data goes on where it was."
                 )
+        elif config.training.init_from is not None:
+            accelerator.print(f"{'weights:':12}from {config.training.init_from}")
 
     def _begin_folder(self) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            forget_halt(self.folder)
             replace_file(self.folder / "config.yaml", config_yaml(self.config))
         except OSError as error:
             raise unwritable(self.folder, error) from error
@@ -130,7 +186,7 @@ class _Run:
         if self.done == 0 and every.validation.at_start:
             self._validate(journal)
         stream = self._stream()
-        while self.done < self.total:
+        while self.done < self.total and not self.watch.stopped:
             began = time.perf_counter()
             row = self._step(next(stream))
             seconds = time.perf_counter() - began
@@ -144,12 +200,13 @@ class _Run:
             last = self.done == self.total
             if last or self._due(every.validation.every):
                 self._validate(journal)
+            last = last or self._agree(int(self.watch.stopped)) > 0
             if every.logging.samples.every and (last or self._due(every.logging.samples.every)):
                 self._sample(journal)
             number = self._agree(stop.signal)
             if number or last or self._due(every.checkpoint.every):
-                path = self._save(journal)
-                if number and not last:
+                path = self._save(journal, must=bool(number) or last)
+                if number and not last and path is not None:
                     name = signal.Signals(number).name
                     journal.log(
                         f"{name}: stopped after step {self.done} of {self.total}. Start the same command again to "
@@ -163,15 +220,29 @@ class _Run:
         lr = learning_rate(self.done, self.total, self.config.optimizer, self.config.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        annealing = False
         if self.plain.epsilon is not None:
             self.plain.set_epsilon(epsilon(self.done, self.total, self.config.epsilon))
+            annealing = self.plain.epsilon not in (0.0, self.config.epsilon.start)
         valid = valid_targets(self.accelerator, micro_batches)
-        loss = backward(self.accelerator, self.model, micro_batches, valid, self.config.write_penalty)
+        terms = Terms(self.config.write_penalty, self.config.training.z_loss)
+        failed_if = FailedStep(micro_batches, valid, terms, RandomState(self.accelerator.device))
+        counted = {}
+        with self._memory() as memory, self.compiling.uncompiled(annealing or memory is not None):
+            loss = backward(self.accelerator, self.model, micro_batches, valid, terms, memory)
+        if loss.z_loss is not None:
+            counted["z_loss"] = loss.z_loss.item()
+        if memory is not None and (rows := memory.rows(self.accelerator)):
+            counted["memory"] = rows
         try:
-            result = optimizer_step(self.accelerator, self.model, self.optimizer, loss, self.config.optimizer.clip_norm)
+            self.guard.check(loss.cross_entropy.item())
+            result = optimizer_step(
+                self.accelerator, self.model, self.optimizer, loss.cross_entropy, self.config.optimizer.clip_norm
+            )
         except DivergedError as error:
-            newest = f" ({found[-1]})" if (found := checkpoints(self.folder)) else ""
-            raise DivergedError(f"Stopped at step {self.done + 1} of {self.total}. {error}{newest}") from None
+            where = self.accelerator, self.plain, failed_if, self.config, self.done + 1, self.total
+            raise halted(error, *where) from None
+        self.guard.note(result.loss)
         self.overflows = self.overflows + 1 if result.skipped else 0
         if self.overflows == MAX_OVERFLOWS:
             raise DivergedError(
@@ -179,6 +250,8 @@ class _Run:
                 "steps in "
                 "a row, so nothing was learned. Use training.mixed_precision=bf16, or lower optimizer.lr."
             )
+        if self.average is not None and not result.skipped:
+            self.average.update(self.plain)
         self.done += 1
         return {
             "step": self.done,
@@ -187,41 +260,86 @@ class _Run:
             "epsilon": self.plain.epsilon,
             "grad_norm": None if result.skipped else result.grad_norm,
             "tokens": self.done * self.step_tokens,
+            **counted,
         }
+
+    def _memory(self) -> AbstractContextManager[MemoryStatistics | None]:
+        """What counts the writes of the step about to be taken, if that is due."""
+        every, step = self.config.logging.memory_every, self.done + 1
+        if every and (step % every == 0 or step == self.total):
+            return MemoryStatistics(self.plain, recording=self.config.write_penalty > 0)
+        return nullcontext()
 
     def _validate(self, journal: Journal) -> None:
         if self.data.validation is None:
             return
         choice = self.config.validation
-        found = validate(self.accelerator, self.plain, self.data.validation, choice.batch_size, choice.max_windows)
+        measured = self.data.validation, choice.batch_size, choice.max_windows
+        with self.compiling.uncompiled():
+            found = validate(self.accelerator, self.plain, *measured)
+        if self.average is not None:
+            average = validate(self.accelerator, self.average.model, *measured)
+            found["bits_per_byte_ema"] = average["bits_per_byte"]
         at = {"epsilon": None if self.plain.epsilon is None else 0.0, "seconds": self._seconds()}
         journal.validation({"step": self.done, **found, **at}, self.data.validation.per_epoch)
+        if self.watch.see(self.done, found["bits_per_byte"], found["windows"]):
+            try:
+                self._write("best", self.plain)
+            except SaveError as error:
+                journal.log(f"{error} The model that was best before, if there was one, is there still.")
 
     def _sample(self, journal: Journal) -> None:
         if self.accelerator.is_main_process:
             choice = self.config.logging.samples
-            texts = write_samples(self.plain, self.data.tokenizer, choice, self.config.training.seed)
+            with self.compiling.uncompiled():
+                texts = write_samples(self.plain, self.data.tokenizer, choice, self.config.training.seed)
             for prompt, text in zip(choice.prompts, texts, strict=True):
                 journal.sample(self.done, prompt, text)
 
-    def _save(self, journal: Journal) -> Path:
-        journal.sync()
-        keep = self.config.checkpoint.keep
-        return save_checkpoint(
-            self.folder, self.accelerator, self.model, self.optimizer, self.data.tokenizer, self._state(), keep
-        )
+    def _save(self, journal: Journal, must: bool) -> Path | None:
+        """A checkpoint; None where it could not be written and the training can go on (`must` is false)."""
+        contents = self.model, self.optimizer, self.data.tokenizer, self._state(), self.average
+        try:
+            return save_checkpoint(self.folder, self.accelerator, *contents, self.config.checkpoint, journal.sync)
+        except SaveError as error:
+            newest = f"The newest checkpoint is {found[-1]}" if (found := checkpoints(self.folder)) else "There is none"
+            if must:
+                raise SaveError(
+                    f"Stopped after step {self.done} of {self.total}: {error} {newest}; make room and give the same "
+                    "command again to go on from there."
+                ) from error
+            journal.log(f"{error} {newest}. The training goes on; make room before the next checkpoint.")
+            return None
 
     def _finish(self, journal: Journal) -> RunResult:
         if self.plain.epsilon is not None:
             self.plain.set_epsilon(0.0)
-        state = replace(self._state(), epsilon=self.plain.epsilon)
-        if self.accelerator.is_main_process:
-            write_folder(
-                self.folder / "final", lambda folder: save_model(folder, self.plain, self.data.tokenizer, state)
+        if self.average is not None:
+            self._write("final-ema", self.average.model)
+        final = self._write("final", self.plain)  # last: where it stands, the run is finished
+        if self.done < self.total:
+            seen = self.watch.seen
+            journal.log(
+                f"Stopped early: {seen.waited} validations in a row brought no improvement. The best model, of step "
+                f"{seen.best_step:,} with {seen.best:.4f} bits per byte: {self.folder / 'best'}"
             )
-        self.accelerator.wait_for_everyone()
-        journal.log(f"Finished {self.total:,} steps in {clock(state.seconds)}. Model: {self.folder / 'final'}")
+        steps = f"{self.done:,} steps" if self.done == self.total else f"{self.done:,} of {self.total:,} steps"
+        journal.log(f"Finished {steps} in {clock(self._seconds())}. Model: {final}")
         return _result(self.folder)
+
+    def _write(self, name: str, model: Any) -> Path:
+        """A `from_pretrained` folder of the run, for use at epsilon = 0. Called by every process; the main one
+        writes."""
+        ended_early = name != "best" and self.done < self.total
+        state = replace(self._state(), epsilon=None if self.plain.epsilon is None else 0.0, stopped_early=ended_early)
+        target = self.folder / name
+
+        def write() -> None:
+            with saving(target):
+                write_sealed(target, lambda folder: save_model(folder, model, self.data.tokenizer, state))
+
+        on_main(self.accelerator, write)
+        return target
 
     def _state(self) -> TrainingState:
         annealed = self.plain.epsilon is not None
@@ -234,6 +352,8 @@ class _Run:
             data_fingerprint=self.data.train.fingerprint,
             settings=frozen_settings(self.config),
             processes=self.accelerator.num_processes,
+            early_stopping=self.watch.state() if self.data.validation is not None else None,
+            losses=self.guard.losses,
         )
 
     def _agree(self, number: int) -> int:

@@ -3,17 +3,22 @@
 A training row: step (steps done, from 1), loss (nats per token of this step), lr, epsilon (null without annealed
 layers), grad_norm (before clipping; null where fp16 overflowed and the update was left out), tokens (read so far),
 tokens_per_second (this step's tokens by its wall time, data waiting included; validation, samples and checkpoints are
-outside), seconds (wall time of the run so far, everything included); mfu (model FLOPs by what the GPUs can do at best)
-where the peak of the device is known.
-A validation row: step, bits_per_byte, loss (nats
+outside), real_tokens_per_second (over the last ten minutes of real time, or since the session's first step, everything
+included), seconds (wall time of the run so far, everything included). With `training.z_loss` also z_loss (mean of
+(log Z)^2 over this step's targets, not weighted, not in loss), and every `logging.memory_every` steps memory (a list,
+one entry for each memory cell: `memory.py`; no such key in a stack without them), and mfu (model FLOPs by
+what the GPUs can do at best) where the peak of the device is known.
+A validation row: step, bits_per_byte, with training.ema_decay bits_per_byte_ema (of the averaged weights), loss (nats
 per text token), n_bytes, n_tokens, windows, epsilon = 0, seconds. Not-a-number is never written: a run stops before it
 gets here.
 """
 
 import json
 import os
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from hybridlm.errors import UserError
 from hybridlm.files import replace_file
@@ -21,27 +26,58 @@ from hybridlm.files import replace_file
 
 class JsonLines:
     """Appends rows to a file. Rows of steps after `keep_until` (by default all), and a torn last line, are cut
-    off first."""
+    off first.
 
-    def __init__(self, path: Path, keep_until: int = -1):
-        self.path = path
-        if path.exists():
-            kept = [json.dumps(row) for row in read_rows(path) if row["step"] <= keep_until]
-            replace_file(path, "".join(line + "\n" for line in kept))
-        self._file: TextIO = path.open(
-            "a", encoding="utf-8", buffering=1
-        )  # a line at a time: readable while the run goes on
+    A row that cannot be written, on a full disk for example, waits and is tried again with every row that follows;
+    `report` is told of the first one. `sync` raises OSError while any waits.
+    """
+
+    def __init__(self, path: Path, keep_until: int = -1, report: Callable[[str], None] | None = None):
+        self.path, self._report = path, report
+        try:
+            if path.exists():
+                kept = [json.dumps(row) for row in read_rows(path) if row["step"] <= keep_until]
+                replace_file(path, "".join(line + "\n" for line in kept))
+            self._file = path.open("ab", buffering=0)  # readable while the run goes on
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be written ({error.strerror}). Make room, or choose another run.folder."
+            ) from error
+        self._end = path.stat().st_size
+        self._waiting: list[bytes] = []
 
     def write(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        self._waiting.append(json.dumps(row, allow_nan=False).encode() + b"\n")
+        try:
+            self._put()
+        except OSError as error:
+            if len(self._waiting) == 1 and self._report is not None:
+                self._report(
+                    f"{self.path} cannot be written ({error.strerror}). Its rows are kept in memory and tried again; "
+                    "the training goes on."
+                )
 
     def sync(self) -> None:
-        """Puts what was written on the disk, as a checkpoint that follows will count on it."""
-        self._file.flush()
+        """Puts all rows on the disk, as a checkpoint that follows will count on them."""
+        self._put()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        with suppress(OSError):
+            self._put()
         self._file.close()
+
+    def _put(self) -> None:
+        while self._waiting:
+            rest = self._waiting[0]
+            try:
+                while rest:
+                    rest = rest[self._file.write(rest) :]
+            except OSError:
+                with suppress(OSError):
+                    self._file.truncate(self._end)  # no half line in front of the next try
+                raise
+            self._end += len(self._waiting.pop(0))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

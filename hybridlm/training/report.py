@@ -31,6 +31,7 @@ def startup_report(
         f"{train.fingerprint[:16]}",
         "run": f"{steps:,} steps x {tokens:,} tokens = {steps * tokens:,} tokens, "
         f"{steps * config.training.batch_size / per_epoch:.2f} epochs",
+        "optimizer": _optimizer(config),
         "precision": _precision(accelerator),
         "device": f"{_device(accelerator.device)}, {accelerator.num_processes} process(es), "
         f"{torch.get_num_threads()} thread(s) each",
@@ -38,6 +39,16 @@ def startup_report(
         "folder": str(config.run.path),
     }
     return "\n".join(f"{name + ':':12}{value}" for name, value in lines.items())
+
+
+def _optimizer(config: PretrainConfig) -> str:
+    """The optimizer, and what of the training step was asked for beside it."""
+    words = f"AdamW, {config.schedule.kind} schedule"
+    if config.optimizer.muon is not None:
+        words = f"Muon for the hidden matrices, AdamW for the rest, {config.schedule.kind} schedule"
+    if config.training.ema_decay is not None:
+        words += f"; moving average of the weights, decay {config.training.ema_decay}"
+    return words + ("; torch.compile" if config.training.compile else "")
 
 
 def _precision(accelerator: Accelerator) -> str:

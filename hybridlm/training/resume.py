@@ -4,14 +4,16 @@ A run goes on only under the settings that decide its numbers (`FROZEN`). How it
 into micro-batches may change between sessions.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from hybridlm.errors import OtherSettingsError, UserError
 from hybridlm.files import try_folder
-from hybridlm.training.checkpoints import STATE, checkpoints, remove_leftovers
-from hybridlm.training.config import settings
+from hybridlm.training.checkpoints import damage, newest_valid, remove_leftovers, set_aside
+from hybridlm.training.config import load_config, settings
+from hybridlm.training.lock import is_used
 from hybridlm.training.sections import PretrainConfig
 from hybridlm.training.state import TrainingState, read_state
 
@@ -23,7 +25,10 @@ FROZEN = (
     "training.epochs",
     "training.batch_size",
     "training.mixed_precision",
+    "training.z_loss",
     "training.seed",
+    "training.ema_decay",
+    "training.init_from",
     "optimizer",
     "schedule",
     "epsilon",
@@ -70,33 +75,43 @@ def unwritable(run: Path, error: OSError) -> UserError:
     return UserError(f"run folder {run}: it cannot be written ({error.strerror or error}). Choose another run.folder.")
 
 
-def plan_run(config: PretrainConfig, data_fingerprint: str) -> Plan:
-    """Looks at the run folder (and removes what a killed process left half-written). Raises UserError that says
-    what to change."""
+def plan_run(config: PretrainConfig, data_fingerprint: str, log: Callable[[str], None] = print) -> Plan:
+    """Looks at the run folder, which this process holds, and removes what a killed one left half-written. Raises
+    UserError that says what to change."""
     run = config.run.path
-    if config.run.resume == "never" and run.exists() and any(run.iterdir()):
+    if config.run.resume == "never" and is_used(run):
         raise UserError(
             f"The run folder {run} is in use and run.resume=never. Choose another run.name, remove the folder, or "
             "set run.resume=auto to go on."
         )
     remove_leftovers(run)
     final = run / "final"
-    if (final / STATE / "state.json").is_file():
-        state = read_state(final)
-        _refuse_changes(
-            config, state, data_fingerprint, f"The run in {run} is finished, and was made with other settings"
-        )
-        return Plan("finished", final, state)
-    found = checkpoints(run)
-    if found:
-        state = read_state(found[-1])
+    if final.is_dir():
+        fault = damage(final)
+        if fault is None:
+            state = read_state(final)
+            _refuse_changes(
+                config, state, data_fingerprint, f"The run in {run} is finished, and was made with other settings"
+            )
+            return Plan("finished", final, state)
+        log(f"{final} is damaged ({fault}). It is made again from the newest checkpoint.")
+    found = newest_valid(run, log)
+    if found is not None:
+        state = read_state(found)
         _refuse_changes(
             config,
             state,
             data_fingerprint,
             f"The run in {run} cannot go on from step {state.step}: its settings were others",
         )
-        return Plan("resume", found[-1], state)
+        if final.is_dir():
+            set_aside(final)
+        return Plan("resume", found, state)
+    if final.is_dir():
+        raise UserError(
+            f"{final} is damaged, and there is no checkpoint to make it again from. Bring either back from a copy, or "
+            "choose another run.name."
+        )
     if config.run.resume == "must":
         raise UserError(
             f"There is no checkpoint in {run} and run.resume=must. Check run.folder and run.name, or set "
@@ -105,8 +120,13 @@ def plan_run(config: PretrainConfig, data_fingerprint: str) -> Plan:
     return Plan("fresh")
 
 
+def _unset_settings() -> dict[str, Any]:
+    """What a checkpoint of a version that had fewer settings was made with: the defaults of those it did not know."""
+    return frozen_settings(load_config(None, ["data.folder=unknown", "training.steps=1"]))
+
+
 def _refuse_changes(config: PretrainConfig, state: TrainingState, data_fingerprint: str, what: str) -> None:
-    now, before = frozen_settings(config), state.settings
+    now, before = frozen_settings(config), _unset_settings() | state.settings
     changes = [
         f"{name}: was {before.get(name, 'not set')}, is now {now.get(name, 'not set')}"
         for name in dict.fromkeys([*now, *before])

@@ -20,7 +20,7 @@ def learning_rate(step: int, total: int, optimizer: OptimizerConfig, schedule: S
     warmup = warmup_steps(schedule, total)
     if step < warmup:
         return optimizer.lr * (step + 1) / warmup
-    start = warmup if schedule.kind == "cosine" else max(warmup, total - round(schedule.decay_share * total))
+    start = max(warmup, total - round(schedule.decay_share * total)) if schedule.kind == "wsd" else warmup
     length = total - 1 - start
     share = min(1.0, max(0.0, (step - start) / length)) if length > 0 else float(step > start)
     shape = 0.5 * (1.0 + math.cos(math.pi * share)) if schedule.kind == "cosine" else 1.0 - share
@@ -29,9 +29,10 @@ def learning_rate(step: int, total: int, optimizer: OptimizerConfig, schedule: S
 
 def epsilon(step: int, total: int, config: EpsilonConfig) -> float:
     """`start` for the first `hold` share of the run, then linear to 0 at the `zero` share, then 0."""
+    start = 1.0 if config.start is None else config.start
     hold, zero = config.hold * total, config.zero * total
     if step >= zero:
         return 0.0
     if step < hold:
-        return config.start
-    return config.start * (zero - step) / (zero - hold)
+        return start
+    return start * (zero - step) / (zero - hold)

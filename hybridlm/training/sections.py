@@ -55,9 +55,26 @@ class DataConfig:
 
 
 @dataclass(config=_SECTION, kw_only=True)
-class OptimizerConfig:
-    """AdamW. Vectors, recurrence parameters and embeddings are not decayed."""
+class MuonConfig:
+    """What Muon has of its own. Learning rate and its schedule are the optimizer's: updates are scaled to AdamW's
+    size."""
 
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.95
+    """Decay of the running average of the gradient (Nesterov), in [0, 1)."""
+    ns_steps: Annotated[int, BeforeValidator(_whole), Field(ge=1, le=99)] = 5
+    """Newton-Schulz iterations that make an update nearly orthogonal."""
+    weight_decay: Annotated[float, Field(ge=0.0)] | None = None
+    """Decoupled weight decay of the matrices that Muon trains. null: `optimizer.weight_decay`."""
+
+
+@dataclass(config=_SECTION, kw_only=True)
+class OptimizerConfig:
+    """AdamW, or Muon and AdamW. Vectors, recurrence parameters and embeddings are not decayed."""
+
+    kind: Literal["adamw", "muon"] = "adamw"
+    """adamw: for all parameters. muon: Muon for the hidden matrices, AdamW for everything else; not under FSDP."""
+    muon: MuonConfig | None = None
+    """Settings of Muon, with kind: muon only."""
     lr: Annotated[float, Field(gt=0.0)] = 2e-3
     """Peak learning rate."""
     min_lr_ratio: Share = 0.1
@@ -72,13 +89,22 @@ class OptimizerConfig:
     """Largest global gradient norm; larger gradients are scaled down to it. null: no clipping (the norm is still
     logged)."""
 
+    @model_validator(mode="after")
+    def _muon_where_it_is_used(self) -> "OptimizerConfig":
+        if self.kind == "muon":
+            self.muon = self.muon or MuonConfig()
+        elif self.muon is not None:
+            raise ValueError(f"'muon' is given, but kind={self.kind}; set kind to muon, or muon to null")
+        return self
+
 
 @dataclass(config=_SECTION, kw_only=True)
 class ScheduleConfig:
     """The learning rate over the run."""
 
-    kind: Literal["cosine", "wsd"] = "cosine"
-    """cosine: half a cosine from the peak to the end. wsd: warm-up, stable at the peak, then a linear decay."""
+    kind: Literal["cosine", "wsd", "linear"] = "cosine"
+    """cosine: half a cosine from the peak to the end. wsd: warm-up, stable at the peak, then a linear decay. linear: a
+    straight line from the peak to the end."""
     warmup_steps: CountOrNever | None = None
     """Steps of linear warm-up. Give this or `warmup_share`."""
     warmup_share: Share | None = None
@@ -104,8 +130,9 @@ class ScheduleConfig:
 class EpsilonConfig:
     """The annealing of `bmru` layers from cumulative (1) to bistable (0). Stacks without `bmru` ignore it."""
 
-    start: Share = 1.0
-    """Epsilon at the start of the run; 0 trains bistable units from the first step."""
+    start: Share | None = None
+    """Epsilon at the start of the run; 0 trains bistable units from the first step. null: 1, or 0 with
+    `training.init_from`, since trained units have learned to work at epsilon = 0."""
     hold: Share = 0.02
     """Share of the run during which epsilon stays at `start`."""
     zero: Share = 0.17
@@ -138,11 +165,24 @@ class TrainingConfig:
     """Type of the matrix products. Weights, optimizer and recurrences stay in fp32. fp16 needs a GPU."""
     gradient_checkpointing: bool = False
     """Recompute each layer in the backward pass: less memory, about a third more time."""
+    z_loss: Annotated[float, Field(ge=0.0)] = 0.0
+    """Weight of the mean of (log Z)^2 over the targets, Z the softmax's normaliser: it keeps the logits small. 1e-4 is
+    a start, 0 switches it off. The logged `loss` stays the cross-entropy alone."""
     seed: Annotated[int, BeforeValidator(_whole), Field(ge=0, lt=2**32)] = 0
     """Seed of initialisation, data order, dropout and samples."""
     deterministic: bool = False
     """Refuse operations that are not deterministic on the device; the same run then gives the same bits on a GPU
     too."""
+    compile: bool = False
+    """Compile the training steps with torch.compile, which takes a while at first; equal to eager up to rounding.
+    Validation and samples, and steps in which epsilon changes, run uncompiled."""
+    ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Keep an exponential moving average of the weights over about the last 1 / (1 - ema_decay) steps, in fp32. It is
+    validated too, and saved at the end as `final-ema`. null: off."""
+    init_from: str | None = None
+    """Begin with the weights of this checkpoint (a folder, or OWNER/NAME on the Hub) instead of random ones: weights
+    alone, so step 0 and a fresh optimizer. The model and the tokenizer must be the checkpoint's. A run that goes on
+    reads its own checkpoint and not this one."""
 
     @model_validator(mode="after")
     def _one_length(self) -> "TrainingConfig":
@@ -162,6 +202,18 @@ class TrainingConfig:
 
 
 @dataclass(config=_SECTION, kw_only=True)
+class GuardConfig:
+    """When a run stops by itself, before the weights are changed. A loss or gradient that is not finite always stops
+    it."""
+
+    spike: Annotated[float, Field(gt=0.0)] | None = None
+    """Stop where a step's loss is above the median of the last `window` losses by more than so many times their spread
+    (1.4826 x median absolute deviation, at least 0.01 nats). 10 is a start; null: never."""
+    window: Annotated[int, BeforeValidator(_whole), Field(ge=8)] = 100
+    """Losses that a new one is compared with, at least 8; the first so many steps are not judged."""
+
+
+@dataclass(config=_SECTION, kw_only=True)
 class CheckpointConfig:
     """Checkpoints to resume from."""
 
@@ -169,6 +221,17 @@ class CheckpointConfig:
     """Steps between checkpoints; 0: only when the run is interrupted."""
     keep: Count = 2
     """How many of the newest checkpoints stay on disk."""
+    keep_every: CountOrNever = 0
+    """Checkpoints at multiples of so many steps stay for good, besides the newest; 0: none do."""
+
+    @model_validator(mode="after")
+    def _reachable(self) -> "CheckpointConfig":
+        if self.keep_every and (not self.every or self.keep_every % self.every):
+            raise ValueError(
+                f"keep_every={self.keep_every} must be a multiple of every={self.every}, the steps at which there are "
+                "checkpoints"
+            )
+        return self
 
 
 @dataclass(config=_SECTION, kw_only=True)
@@ -183,6 +246,20 @@ class ValidationConfig:
     """Validate on the first so many sequences of the split only. null: on all of it."""
     batch_size: Count = 16
     """Sequences in one validation forward of one process."""
+    patience: Count | None = None
+    """End the run after so many validations in a row without an improvement. null: never. The best model so far is in
+    `best` in any case."""
+    min_improvement: Annotated[float, Field(ge=0.0)] = 0.0
+    """Bits per byte by which a validation must beat the last one that counted as an improvement, for `patience`; 0: by
+    anything."""
+
+    @model_validator(mode="after")
+    def _patience_sees_something(self) -> "ValidationConfig":
+        if self.patience is not None and self.every == 0:
+            raise ValueError("patience counts validations, and every=0 has none on the way; set every above 0")
+        if self.patience is None and self.min_improvement:
+            raise ValueError("min_improvement is for patience, which is null; give patience, or leave it out")
+        return self
 
 
 @dataclass(config=_SECTION, kw_only=True)
@@ -205,10 +282,15 @@ class LoggingConfig:
 
     every: Count = 10
     """Steps between log lines (where the output is no terminal) and between rows sent to trackers."""
+    memory_every: CountOrNever = 10
+    """Steps between countings of what the memory units do (how often they write, how long they hold); the last step is
+    counted too. 0: never."""
     samples: SamplesConfig = Field(default_factory=SamplesConfig)
     """Samples of text."""
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
-    """Trackers that get the metrics too (extra `track`)."""
+    """Trackers that get the metrics too (extra `track`). tensorboard writes below the run's folder."""
+    project: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "hybridlm"
+    """Project that wandb and trackio file the run under."""
 
 
 @dataclass(config=_SECTION, kw_only=True)
@@ -240,7 +322,7 @@ class PretrainConfig:
     """Keywords of HybridLMConfig (pattern, hidden_size, ...). vocab_size and special tokens come from the data's
     tokenizer."""
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
-    """AdamW."""
+    """AdamW, or Muon and AdamW."""
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
     """The learning rate over the run."""
     epsilon: EpsilonConfig = Field(default_factory=EpsilonConfig)
@@ -248,6 +330,8 @@ class PretrainConfig:
     write_penalty: Annotated[float, Field(ge=0.0)] = 0.0
     """Weight of (mean z)^2, the penalty against memory units that write all the time; 1e-4 is a start, 0 switches
     it off."""
+    guard: GuardConfig = Field(default_factory=GuardConfig)
+    """When a run stops by itself."""
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     """Checkpoints to resume from."""
     validation: ValidationConfig = Field(default_factory=ValidationConfig)
@@ -256,6 +340,12 @@ class PretrainConfig:
     """What is printed."""
     run: RunConfig = Field(default_factory=RunConfig)
     """Where the run lives."""
+
+    @model_validator(mode="after")
+    def _trained_units_are_bistable(self) -> "PretrainConfig":
+        if self.epsilon.start is None:
+            self.epsilon.start = 1.0 if self.training.init_from is None else 0.0
+        return self
 
     @field_validator("model")
     @classmethod

@@ -17,6 +17,7 @@ from accelerate.utils import DistributedType, broadcast_object_list
 
 from hybridlm.allocator import kept_memory
 from hybridlm.errors import UserError, install_command
+from hybridlm.training.muon import refuse_sharded_muon
 from hybridlm.training.sections import PretrainConfig
 
 T = TypeVar("T")
@@ -90,7 +91,6 @@ def _accelerator(config: PretrainConfig) -> Accelerator:
             mixed_precision=config.training.mixed_precision,
             # Without it, Accelerate makes of torchrun's processes on a machine without a GPU as many separate runs.
             cpu=asked > 1 and not torch.accelerator.is_available(),
-            log_with=config.logging.trackers or None,  # pyright: ignore[reportArgumentType]  names are documented
             project_dir=config.run.path,
         )
     except ValueError as error:
@@ -102,6 +102,7 @@ def _accelerator(config: PretrainConfig) -> Accelerator:
         )
     if config.training.mixed_precision == "fp16" and accelerator.device.type == "cpu":  # Accelerate would go on in fp32
         raise UserError(_precision(config, "fp16 needs a GPU."))
+    refuse_sharded_muon(config.optimizer.kind, accelerator.distributed_type)
     if accelerator.distributed_type not in _SUPPORTED:
         kind = accelerator.distributed_type.value
         raise UserError(

@@ -15,6 +15,7 @@ from hybridlm.data.loader import Windows
 from hybridlm.data.prepare import prepare
 from hybridlm.data.shards import TokenShards
 from hybridlm.errors import UserError
+from hybridlm.training.initial import load_initial
 from hybridlm.training.sections import PretrainConfig
 from hybridlm.training.session import on_main
 from hybridlm.training.state import quiet
@@ -90,12 +91,15 @@ def tokens_per_step(config: PretrainConfig) -> int:
 
 
 def build_model(config: PretrainConfig, data: RunData, checkpoint: Path | None) -> HybridLMForCausalLM:
-    """A new model from `training.seed`, or the one in `checkpoint`; in fp32, in training mode."""
+    """A new model from `training.seed` or `training.init_from`, or the one in `checkpoint`; in fp32, in training
+    mode."""
     set_seed(config.training.seed)
     model = HybridLMForCausalLM(HybridLMConfig(**model_keywords(config, data)))
     if checkpoint is not None:
         # Read beside and copied: `from_pretrained` makes new parameters, without the marks that groups are made by.
         model.load_state_dict(_read_model(checkpoint).state_dict())
+    elif config.training.init_from is not None:
+        load_initial(model, data.tokenizer, config.training.init_from)
     model.train()
     if config.training.gradient_checkpointing:
         model.activation_checkpointing_enable()

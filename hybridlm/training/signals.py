@@ -1,16 +1,27 @@
-"""Ctrl-C and SIGTERM: finish the step, save a checkpoint, leave. A second signal leaves at once.
+"""Ctrl-C, SIGTERM, SIGUSR1: finish the step, save a checkpoint, leave. A second signal leaves at once.
 
-The handler only sets a flag; the loop looks at it between steps and all processes agree on it there.
+The handler only sets a flag; the loop looks at it between steps and all processes agree on it there. Launchers and
+terminals often deliver one signal twice in a moment (Ctrl-C reaches every process of the terminal, and torchrun hands
+it on besides), so what follows within `AGAIN` seconds is the same signal.
 """
 
+import os
 import signal
 import threading
+import time
 from pathlib import Path
 from types import FrameType
 
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+"""SIGUSR1 is what schedulers send some time before they end a job (`sbatch --signal=USR1@120`)."""
+AGAIN = 1.0
+
 
 class RunInterrupted(SystemExit):
-    """The run was stopped by a signal and its checkpoint is on disk. Exit code 130 (Ctrl-C) or 143 (SIGTERM)."""
+    """The run was stopped by a signal and its checkpoint is on disk.
+
+    Exit code 128 + the signal's number: 130 (Ctrl-C), 143 (SIGTERM), 138 (SIGUSR1).
+    """
 
     def __init__(self, code: int, step: int, checkpoint: Path):
         super().__init__(code)
@@ -19,15 +30,16 @@ class RunInterrupted(SystemExit):
 
 
 class StopFlag:
-    """`with StopFlag() as stop:` catches SIGINT and SIGTERM; `stop.signal` is 0 or the signal's number."""
+    """`with StopFlag() as stop:` catches STOPPING; `stop.signal` is 0 or the signal's number."""
 
     def __init__(self) -> None:
         self.signal = 0
+        self._when = 0.0
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "StopFlag":
         if threading.current_thread() is threading.main_thread():  # elsewhere Python does not allow handlers
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in STOPPING:
                 self._before[number] = signal.signal(number, self._handle)
         return self
 
@@ -37,6 +49,9 @@ class StopFlag:
         self._before.clear()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.signal:
-            raise KeyboardInterrupt
-        self.signal = number
+        if not self.signal:
+            self.signal, self._when = number, time.monotonic()
+        elif time.monotonic() - self._when > AGAIN:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            os._exit(128 + number)  # nothing half-written stands under a final name

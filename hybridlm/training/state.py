@@ -6,9 +6,11 @@ nothing else in the loop draws any (the order of the data is a pure function of 
 
 import json
 import pickle
-from collections.abc import Iterator
+import re
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,10 @@ from accelerate.utils import gather_object
 from transformers.utils import logging
 
 from hybridlm.errors import UserError
-from hybridlm.files import write_folder
-from hybridlm.training.checkpoints import STATE, checkpoint_path, prune
+from hybridlm.training.checkpoints import STATE, checkpoint_path, prune, write_sealed
+from hybridlm.training.ema import WeightAverage
+from hybridlm.training.sections import CheckpointConfig
+from hybridlm.training.session import on_main
 
 
 @dataclass
@@ -42,6 +46,12 @@ class TrainingState:
     """The settings that must not change on resume, by dotted name."""
     processes: int
     """Processes that wrote the checkpoint."""
+    early_stopping: dict[str, Any] | None = None
+    """What the validations so far said (`early_stopping.Seen`)."""
+    stopped_early: bool = False
+    """Of a final model: whether it ended before `total_steps`, since validation had stopped getting better."""
+    losses: list[float] = field(default_factory=list)
+    """The last losses, oldest first, that the spike guard compares the next one with; empty where it is off."""
 
 
 @contextmanager
@@ -66,23 +76,68 @@ def save_model(folder: Path, model: Any, tokenizer: Any, state: TrainingState) -
     (folder / STATE / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
 
 
+class SaveError(UserError):
+    """A folder could not be written: the disk is full, or the run folder became read-only. What was there before is
+    untouched."""
+
+
+@contextmanager
+def saving(target: Path) -> Iterator[None]:
+    """Turns what a full or read-only disk raises inside into a SaveError about `target`."""
+    try:
+        yield
+    except Exception as error:
+        reason = _disk_reason(error)
+        if reason is None:
+            raise
+        room = next(folder for folder in target.parents if folder.exists())
+        raise SaveError(
+            f"{target} could not be written ({reason}; {shutil.disk_usage(room).free / 2**20:,.0f} MiB are free). "
+            "Nothing was lost or left half-written."
+        ) from error
+
+
+def _disk_reason(error: Exception) -> str | None:
+    """What the disk refused; None where the error is another. Each library has its own way to say it."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    said = re.search(r"(?:I/O error: |^)(.*) \(os error \d+\)", str(error))  # safetensors, tokenizers: Rust's words
+    return said[1] if said is not None else None
+
+
 def save_checkpoint(
-    run: Path, accelerator: Accelerator, model: Any, optimizer: Any, tokenizer: Any, state: TrainingState, keep: int
+    run: Path,
+    accelerator: Accelerator,
+    model: Any,
+    optimizer: Any,
+    tokenizer: Any,
+    state: TrainingState,
+    average: WeightAverage | None,
+    choice: CheckpointConfig,
+    sync: Callable[[], None],
 ) -> Path:
-    """Called by every process; the main one writes. Returns the folder. Older checkpoints go once this one is whole."""
+    """Called by every process; the main one writes. Returns the folder. Older checkpoints go once this one is whole.
+
+    sync: puts on the disk what the checkpoint counts on. Raises SaveError on every process.
+    """
     target = checkpoint_path(run, state.step)
     random_states = gather_object([_random_state(accelerator.device)])
 
     def fill(folder: Path) -> None:
         save_model(folder, accelerator.unwrap_model(model), tokenizer, state)
         scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-        torch.save({"optimizer": optimizer.state_dict(), "scaler": scaler}, folder / STATE / "optimizer.pt")
-        torch.save(random_states, folder / STATE / "rng.pt")
+        _store({"optimizer": optimizer.state_dict(), "scaler": scaler}, folder / STATE / "optimizer.pt")
+        _store(random_states, folder / STATE / "rng.pt")
+        if average is not None:
+            _store(average.state_dict(), folder / STATE / "ema.pt")
 
-    if accelerator.is_main_process:
-        write_folder(target, fill)
-        prune(run, keep)
-    accelerator.wait_for_everyone()
+    def write() -> None:
+        with saving(target):
+            sync()
+            write_sealed(target, fill)
+            prune(run, choice.keep, choice.keep_every)
+
+    on_main(accelerator, write)
     return target
 
 
@@ -103,6 +158,11 @@ def load_optimizer(folder: Path, accelerator: Accelerator, optimizer: Any) -> No
         accelerator.scaler.load_state_dict(saved["scaler"])
 
 
+def load_average(folder: Path, average: WeightAverage) -> None:
+    """Restores the averaged weights. Raises UserError if the file is damaged."""
+    average.load_state_dict(_load(folder / STATE / "ema.pt"))
+
+
 def load_random_state(folder: Path, accelerator: Accelerator) -> bool:
     """Restores this process's random state; False where another number of processes wrote the checkpoint."""
     states = _load(folder / STATE / "rng.pt")
@@ -117,6 +177,11 @@ def load_random_state(folder: Path, accelerator: Accelerator) -> bool:
 
 def _random_state(device: torch.device) -> dict[str, torch.Tensor | None]:
     return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None}
+
+
+def _store(state: Any, path: Path) -> None:
+    with path.open("wb") as file:  # given a path, torch.save tells nothing of what a disk refused
+        torch.save(state, file)
 
 
 def _load(path: Path) -> Any:

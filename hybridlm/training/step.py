@@ -1,4 +1,4 @@
-"""One optimizer step: forward and backward over this process's micro-batches, checks, clipping, AdamW.
+"""One optimizer step: forward and backward over this process's micro-batches, checks, clipping, the optimizer.
 
 The loss of the step is (sum of nats over all processes and micro-batches) / (their number of valid targets). Each
 backward therefore divides by the global count and multiplies by the number of processes, as DistributedDataParallel
@@ -7,17 +7,30 @@ averages gradients.
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from hybridlm.errors import UserError
+from hybridlm.training.guard import DivergedError
+from hybridlm.training.memory import MemoryStatistics
 
 
-class DivergedError(UserError):
-    """Loss or gradients are not finite. Raised on every process, before the weights are touched."""
+class Terms(NamedTuple):
+    """Weights of what is added to the cross-entropy."""
+
+    write_penalty: float = 0.0
+    z_loss: float = 0.0
+
+
+class StepLoss(NamedTuple):
+    """Of one step, over all processes: scalars without a gradient."""
+
+    cross_entropy: Tensor
+    """Nats per valid target."""
+    z_loss: Tensor | None
+    """Mean of (log Z)^2 over the valid targets, not weighted; None where it has no weight."""
 
 
 @dataclass
@@ -39,25 +52,49 @@ def valid_targets(accelerator: Accelerator, batches: list[dict[str, Tensor]]) ->
     return max(1, mine)
 
 
+def micro_batch_loss(
+    accelerator: Accelerator, model: nn.Module, batch: dict[str, Tensor], valid: int, parts: int, terms: Terms
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What one of `parts` micro-batches adds to the step's loss: all terms, with a gradient; then its cross-entropy and
+    its z-loss alone (None without a weight)."""
+    inputs = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+    extra = {"z_loss": terms.z_loss} if terms.z_loss else {}
+    out = model(**inputs, use_cache=False, keep_logits=False, num_items_in_batch=valid, **extra)
+    loss = out.loss.float()
+    if terms.write_penalty and (penalty := accelerator.unwrap_model(model).write_penalty()) is not None:
+        loss = loss + terms.write_penalty * penalty / (parts * accelerator.num_processes)
+    if not terms.z_loss:
+        return loss, out.loss.detach().float(), None
+    return loss, out.cross_entropy.float(), out.z_loss.float()
+
+
 def backward(
-    accelerator: Accelerator, model: nn.Module, batches: list[dict[str, Tensor]], valid: int, write_penalty: float = 0.0
-) -> Tensor:
-    """Gradients of the step's loss (and penalty) into the parameters' `.grad`; returns the global loss, a scalar.
+    accelerator: Accelerator,
+    model: nn.Module,
+    batches: list[dict[str, Tensor]],
+    valid: int,
+    terms: Terms = Terms(),  # noqa: B008  immutable
+    memory: MemoryStatistics | None = None,
+) -> StepLoss:
+    """Gradients of the step's loss (and the other terms) into the parameters' `.grad`; returns the global loss.
 
     valid: number of valid targets over all processes. batches: this process's micro-batches, each (B, T) tensors.
+    memory: takes what the memory cells counted.
     """
-    world, plain = accelerator.num_processes, accelerator.unwrap_model(model)
-    total = torch.zeros((), device=accelerator.device)
+    world = accelerator.num_processes
+    totals = torch.zeros(2, device=accelerator.device)
     for index, batch in enumerate(batches):
         last = index == len(batches) - 1
-        inputs = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
         with nullcontext() if last else accelerator.no_sync(model):  # gradients travel between processes once
-            loss = model(**inputs, use_cache=False, keep_logits=False, num_items_in_batch=valid).loss.float()
-            total += loss.detach()
-            if write_penalty and (penalty := plain.write_penalty()) is not None:
-                loss = loss + write_penalty * penalty / (len(batches) * world)
+            loss, cross_entropy, squares = micro_batch_loss(accelerator, model, batch, valid, len(batches), terms)
+            totals[0] += cross_entropy
+            if squares is not None:
+                totals[1] += squares
+            if memory is not None:  # before the backward, where checkpointing runs the forward again
+                memory.add()
             accelerator.backward(loss * world)
-    return accelerator.reduce(total, reduction="sum")  # pyright: ignore[reportReturnType]
+    reduced: Tensor = accelerator.reduce(totals, reduction="sum")  # pyright: ignore[reportAssignmentType]
+    return StepLoss(reduced[0], reduced[1] if terms.z_loss else None)
 
 
 def optimizer_step(
@@ -83,15 +120,11 @@ def optimizer_step(
     if clip_norm is not None:
         torch.nn.utils.clip_grads_with_norm_([p for _, p in named], clip_norm, norm)
     optimizer.step()
-    skipped = bool(getattr(optimizer, "step_was_skipped", False))
+    # Not Accelerate's `step_was_skipped`: fused AdamW is called on an overflow too, and leaves the weights by itself.
+    skipped = accelerator.scaler is not None and not bool(torch.isfinite(norm))
     optimizer.zero_grad(set_to_none=True)
     return StepResult(value, norm.item(), skipped)
 
 
 def _diverged(name: str, value: object) -> str:
-    return (
-        f"The first tensor that is not finite is the {name} ({value}); the weights were not changed. "
-        "Lower optimizer.lr, lengthen the warm-up, lower optimizer.clip_norm, or use training.mixed_precision=bf16 "
-        "or no. "
-        "The newest checkpoint of the run is untouched."
-    )
+    return f"The first tensor that is not finite is the {name} ({value})."

@@ -146,10 +146,17 @@ def test_what_takes_too_long_or_too_much_is_left_out(monkeypatch):
     ("options", "message"),
     [
         ({"rounds": 0}, "rounds=0"),
-        ({"shapes": [(2, 0, 3)]}, r"shape=\(2, 0, 3\)=0: must be at least 1"),
+        ({"shapes": [(2, 0, 3)]}, "shape=2x0x3: B, T and N must be at least 1"),
         ({"limit": 0.0}, "limit=0.0"),
     ],
 )
 def test_bad_numbers_are_named(options, message):
     with pytest.raises(UserError, match=message):
         measured(**options)
+
+
+def test_a_shape_that_is_given_twice_is_measured_once():
+    result = measured(operations=("linear",), shapes=[SHAPE, (1, 4, 2), SHAPE])
+    rows = [(row["way"], row["direction"], tuple(row["shape"])) for row in result["rows"]]
+    assert len(rows) == len(set(rows))
+    assert {shape for *_, shape in rows} == {SHAPE, (1, 4, 2)}

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from hybridlm import ops
 from hybridlm.bench import cells, generation, training
 from hybridlm.bench.cells import Outcome, take_turns
 from hybridlm.bench.generation import GenerationCell, Text
@@ -35,12 +36,17 @@ def test_what_does_not_fit_is_refused():
         fit("Llama", 1000)
     with pytest.raises(UserError, match="width=0"):
         fit("Llama", 1000, width=0)
-    with pytest.raises(UserError, match="did you mean 'Llama'"):
+    with pytest.raises(UserError, match=r"did you mean 'Llama'\? Choose from 'rglru bmru'"):
         training.measure(["Lama"], CPU)
+    with pytest.raises(UserError, match=r"there is no such model\. Choose from"):
+        training.measure(["xyz"], CPU)
     with pytest.raises(UserError, match="precision='fp16'"):
         training.measure(["Llama"], CPU, precisions=["fp16"])
-    with pytest.raises(UserError, match="length=0"):
-        training.measure(["Llama"], CPU, lengths=[0])
+    for length in (1, 0, -3):
+        with pytest.raises(UserError, match=f"^length={length}: must be at least 2"):
+            training.measure(["Llama"], CPU, lengths=[16, length])
+    with pytest.raises(UserError, match=r"^position=0: must be at least 1"):
+        generation.measure(["Llama"], CPU, positions=[16, 0])
     with pytest.raises(UserError, match="tokens=1"):
         generation.measure(["Llama"], CPU, tokens=1)
 
@@ -57,6 +63,38 @@ def test_training_has_a_row_for_every_cell():
         assert (row["tokens_per_step"], row["rounds"], row["memory_bytes"]) == (64, 2, None)
         assert row["rows"] * row["length"] == 64
     assert "rglru bmru" in training.table(result)
+
+
+def test_what_is_given_twice_is_measured_once():
+    options = {"tokens": 16, "rounds": 1, "apart": False}
+    result = training.measure(["Llama"], CPU, **QUICK, lengths=[16, 16], precisions=["fp32"] * 2, side=16, **options)
+    assert [row["length"] for row in result["rows"]] == [16]
+    result = generation.measure(["Llama"], CPU, **QUICK, positions=[16, 20, 16], **{**options, "tokens": 2})
+    assert [row["position"] for row in result["rows"]] == [16, 20]
+
+
+@pytest.mark.parametrize("kind", [training, generation])
+def test_the_path_of_the_scans_goes_with_the_figures(kind):
+    names = ["rglru bmru", "Llama"]
+    options = {"rounds": 1, "apart": False, "tokens": 16} | ({"lengths": [16], "side": 16} if kind is training else {})
+    options |= {} if kind is training else {"positions": [16]}
+    with ops.using("torch"):
+        ours, other = (result := kind.measure(names, CPU, **QUICK, **options))["rows"]
+    assert ours["forced"] == "torch"
+    assert ours["scans"] == "torch: two-level scan in pure PyTorch; asked for"
+    assert "forced" not in other
+    *_, why, line = kind.table(result).splitlines()
+    assert line == f"scans of rglru bmru: {ours['scans']}"
+    assert why.startswith("MiB ?: known only where every model has a process of its own")
+    free = kind.measure(names[:1], CPU, **QUICK, **options)["rows"][0]
+    assert (free["forced"], free["scans"]) == (None, ops.explain())
+
+
+def test_a_path_that_cannot_run_is_refused_before_anything_is_measured():
+    with ops.using("triton"), pytest.raises(UserError, match="path='triton' cannot run here"):
+        training.measure(["rglru bmru"], CPU, **QUICK)
+    with ops.using("triton"), pytest.raises(UserError, match="path='triton' cannot run here"):
+        generation.measure(["rglru bmru"], CPU, **QUICK)
 
 
 def test_beyond_a_length_ours_are_alone(monkeypatch):

@@ -1,5 +1,6 @@
 """Where a step's time goes: every operation is counted once, under what it is for."""
 
+import runpy
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 from hybridlm import ops
 from hybridlm.bench import profiles
 from hybridlm.bench.peers import QUICK, fit
+from hybridlm.ops import dispatch
 
 
 @pytest.mark.parametrize(
@@ -48,6 +50,51 @@ def test_script():
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "| matrix products |" in done.stdout
+    assert [line for line in done.stderr.splitlines() if " of 3: " in line][-1] == "3 of 3: pure PyTorch"
     done = subprocess.run([*command[:2], "--model", "bmu"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "error:" in done.stderr
+    assert "1 of 3: kernels, memory kept" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--model", "Llama"],
+            "error: model='Llama': must be one of this package. Choose from 'rglru bmru', 'lru bmru'",
+        ),
+        (
+            ["--model", "lru bmrus"],
+            "error: model='lru bmrus': must be one of this package; did you mean 'lru bmru'? Cho",
+        ),
+        (["--length", "1"], "error: length=1: must be at least 2"),
+        (["--rows", "0"], "error: rows=0: must be at least 1"),
+    ],
+)
+def test_the_script_refuses(words, message, monkeypatch, capsys):
+    assert run(monkeypatch, *words) == 2
+    assert capsys.readouterr().err.startswith(message)
+
+
+def test_the_script_refuses_a_forced_path(monkeypatch, capsys):
+    """It would time one path under the names of two."""
+    monkeypatch.setattr(dispatch, "_from_environment", "torch")
+    monkeypatch.setattr(dispatch, "_forced", "torch")
+    assert run(monkeypatch, "--quick") == 2
+    assert capsys.readouterr().err.startswith("error: HYBRIDLM_SCAN='torch': this compares")
+
+
+def test_a_path_that_is_forced_around_it_is_kept(monkeypatch):
+    seen = []
+    monkeypatch.setattr(profiles.TrainingCell, "measure", lambda cell: seen.append(dispatch.forced()))
+    size = fit("rglru bmru", **QUICK)
+    with ops.using("torch"):
+        profiles.by_kind(size, 8, 1, steps=1)
+        profiles.by_kind(size, 8, 1, steps=1, path="reference")
+    assert seen == ["torch", "torch", "reference", "reference"]
+
+
+def run(monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["profile_training.py", *words])
+    return runpy.run_path("scripts/profile_training.py")["main"]()

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from hybridlm import ops
 from hybridlm.bench import page, plots, results
 from hybridlm.bench.operations import DIRECTIONS, OPERATIONS
 from hybridlm.errors import UserError
+from hybridlm.ops import dispatch
 
 CPU = torch.device("cpu")
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -112,10 +114,24 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
 def test_paths_that_cannot_be_written_are_refused_first(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.json").mkdir()
-    refused = {"a.txt": "must end in .json", "file/a.json": "cannot be made", "folder.json": "cannot be written"}
+    refused = {"a.txt": "must end in .json", "file/a.json": "cannot be written", "folder.json": "is a folder"}
     for out, message in refused.items():
         with pytest.raises(UserError, match=message):
             results.check_out(tmp_path / out)
+    assert results.check_out(tmp_path / "new" / "deep" / "a.json") == tmp_path / "new" / "deep" / "a.json"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.json"]  # nothing is left of the trial
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no /proc")
+def test_a_folder_that_looks_writable_and_is_not_is_refused():
+    with pytest.raises(UserError, match="cannot be written"):
+        results.check_out("/proc/a.json")
+
+
+def test_a_place_that_is_gone_behind_the_work_is_no_traceback(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written any more"):
+        results.keep(entry("training"), tmp_path / "file" / "a.json")
 
 
 def test_what_is_no_record_is_refused(tmp_path):
@@ -128,14 +144,43 @@ def test_what_is_no_record_is_refused(tmp_path):
         results.load(tmp_path / "none.json")
     with pytest.raises(UserError, match="there are none"):
         page.read(tmp_path / "none")
+    with pytest.raises(UserError, match=r"a\.json: is a file\. Give the folder"):
+        page.read(path)
     path.write_text(json.dumps(entry("training", quick=True)))
     with pytest.raises(UserError, match="of a --quick run"):
         page.read(tmp_path)
 
 
-def test_where_results_go():
-    assert results.default_out("training", "cpu", "fp32", False) == Path("scripts/results/training_cpu_fp32.json")
-    assert results.default_out("training", "cpu", "fp32", True).parent == Path("runs/bench")
+def test_where_results_go(tmp_path, monkeypatch):
+    script, usual = str(SCRIPTS / "bench_x.py"), ("training", "cpu", "fp32")
+    monkeypatch.chdir(SCRIPTS.parent)
+    assert results.default_out(script, *usual, False) == Path("scripts/results/training_cpu_fp32.json")
+    assert results.default_out(script, *usual, True).parent == Path("runs/bench")
+    with ops.using("torch"):
+        assert results.default_out(script, *usual, False).name == "training_cpu_fp32_torch.json"
+        assert results.default_out(script, "kernels", "cpu", "float32", False).name == "kernels_cpu_float32.json"
+    monkeypatch.chdir(tmp_path)
+    assert results.default_out(script, *usual, False).resolve() == SCRIPTS / "results" / "training_cpu_fp32.json"
+
+
+def test_the_command_says_which_path_was_forced(monkeypatch):
+    monkeypatch.setattr(dispatch, "_from_environment", "torch")
+    assert results.command("x/bench_training.py", []) == "HYBRIDLM_SCAN=torch python scripts/bench_training.py"
+    monkeypatch.setattr(dispatch, "_from_environment", "banana")
+    with pytest.raises(UserError, match="='banana': there is no such path"):
+        results.command("x/bench_training.py", [])
+
+
+@pytest.mark.parametrize("kind", ["training", "generation"])
+def test_a_page_says_where_a_path_was_forced(kind, tmp_path):
+    record = entry(kind)
+    for row in record["rows"]:
+        row["forced"] = "torch" if row["model"] == "rglru bmru" else None
+    (tmp_path / "a.json").write_text(json.dumps(record))
+    assert "**the scans forced to the path `torch`**:" in page.section(page.read(tmp_path))
+    assert "scans forced to the path torch" in plots._where(record)
+    (tmp_path / "a.json").write_text(json.dumps(entry(kind)))
+    assert "forced" not in page.section(page.read(tmp_path))
 
 
 def test_the_machine_and_the_command():
@@ -196,9 +241,21 @@ def test_the_script_fills_a_page(folder, monkeypatch, capsys):
     text = page.section(page.read(folder), folder.parent)
     assert "![training](results/training.png)" in text
     assert readme.read_text() == f"# A\n\n<!-- performance -->\n{text}\n<!-- /performance -->\n\nend\n"
+    (folder / "training.png").unlink()
     readme.write_text("no markers")
     assert run("bench_report.py", monkeypatch, "--results", folder, "--write", readme) == 2
     assert "put in one of each" in capsys.readouterr().err
+    assert run("bench_report.py", monkeypatch, "--results", folder, "--write", folder / "none.md") == 2
+    assert "none.md: cannot be read" in capsys.readouterr().err
+    assert not (folder / "training.png").exists()  # the page comes first
+
+
+def test_the_script_finds_the_results_from_any_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run("bench_report.py", monkeypatch) == 0
+    assert "Training, tokens per second" in capsys.readouterr().out
+    assert run("bench_report.py", monkeypatch, "--write", "/none.md") == 2
+    assert capsys.readouterr().err.startswith("error: /none.md: cannot be read")
 
 
 SCRIPT_WORDS = {
@@ -238,11 +295,21 @@ def test_interrupted_scripts_and_those_misused_write_nothing(script, tmp_path, m
     monkeypatch.setattr(f"hybridlm.bench.{kind}.measure", interrupt)
     assert run(script, monkeypatch, "--quick", "--out", tmp_path / "a.json") == 130
     assert capsys.readouterr().err == "interrupted: nothing was written\n"
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    model_words = [
+        (["--models", "GPT"], "error: models='GPT': there is no such model"),
+        (["--tokens", 0], "error: tokens=0: must be at least 1."),
+        (["--parameters", 10], "error: parameters=10: no rglru bmru with"),
+        (["--parameters", -5], "error: parameters=-5: must be at least 1."),
+        (["--parameters", "6M"], "error: parameters='6M': must be a number such as 6000000 or 6e6."),
+        (["--parameters", "inf"], "error: parameters='inf': must be a number"),
+    ]
     for words, message in (
         (["--out", "a.txt"], "error: out='a.txt': must end in .json"),
         (["--threads", 0], "error: threads=0: must be at least 1."),
         *([] if torch.cuda.is_available() else [(["--device", "cuda"], "error: device='cuda': torch sees no CUDA")]),
-        *([] if kind == "kernels" else [(["--models", "GPT"], "error: models='GPT': there is no such model")]),
+        *([(["--shapes", "0x3x4"], "error: shape=0x3x4: B, T and N must")] if kind == "kernels" else model_words),
     ):
         assert run(script, monkeypatch, "--quick", *words) == 2
         assert capsys.readouterr().err.startswith(message)

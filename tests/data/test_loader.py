@@ -8,26 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from memory_shards import Tokens
 
 from hybridlm.data import PrepareConfig, TokenShards, Windows, batches, prepare, validation_batches
 from hybridlm.errors import UserError
-
-
-class Tokens:
-    """Shards in memory, with a tokenizer whose end symbol is `end`."""
-
-    def __init__(self, documents, end=0):
-        start = 0
-        tail = [] if end == start else [end]
-        self.documents = [np.array([start, *ids, *tail]) for ids in documents]
-        self.lengths = np.array([len(ids) for ids in self.documents])
-        self.n_tokens, self.n_documents = int(self.lengths.sum()), len(documents)
-        self.tokenizer = type("Tokenizer", (), {"bos_token_id": start, "eos_token_id": end})()
-        self.folder, self.split = "memory", "train"
-
-    def read(self, i, start, stop):
-        return self.documents[i][start:stop]
-
 
 documents = st.lists(st.lists(st.integers(2, 9), min_size=1, max_size=12), min_size=1, max_size=8)
 

@@ -128,3 +128,82 @@ def test_nothing_left_to_return_is_refused(extra):
     model = make_model("rglru")
     with pytest.raises(ValueError, match="keep_logits=False"):
         model(input_ids=torch.zeros(1, 4, dtype=torch.long), keep_logits=False, **extra)
+
+
+def naive(model, ids, labels, weight, count=None):
+    """cross-entropy and mean of (log Z)^2 by autograd, in float64."""
+    logits = model(input_ids=ids).logits[:, :-1].flatten(0, 1)
+    targets = labels[:, 1:].flatten()
+    valid = targets != -100
+    count = valid.sum() if count is None else count
+    cross_entropy = nn.functional.cross_entropy(logits, targets, reduction="sum") / count
+    squares = (torch.logsumexp(logits, 1)[valid] ** 2).sum() / count
+    return cross_entropy + weight * squares, cross_entropy, squares
+
+
+def exact_loss(logits, labels, vocab_size, num_items_in_batch=None, **kwargs):
+    """transformers' own takes logits to fp32."""
+    targets = labels[:, 1:].flatten()
+    total = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets, reduction="sum")
+    return total / ((targets != -100).sum() if num_items_in_batch is None else num_items_in_batch)
+
+
+@pytest.mark.parametrize("keep", [False, True], ids=["chunked", "whole"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("count", [None, 17])
+def test_z_loss_is_exact(small_chunks, keep, tied, count):
+    model = make_model("rglru bmru", tie_word_embeddings=tied).double()
+    ids, labels = batch(model)
+    if keep:
+        model.loss_function = exact_loss
+    model.zero_grad()
+    inputs = {} if count is None else {"num_items_in_batch": count}
+    out = model(input_ids=ids, labels=labels, keep_logits=keep, z_loss=0.3, **inputs)
+    out.loss.backward()
+    grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    want, cross_entropy, squares = naive(model, ids, labels, 0.3, count)
+    want.backward()
+    assert squares > 1
+    for found, expected in ((out.loss, want), (out.cross_entropy, cross_entropy), (out.z_loss, squares)):
+        assert found.item() == pytest.approx(expected.item(), rel=1e-13)
+    assert not out.cross_entropy.requires_grad
+    assert not out.z_loss.requires_grad
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            assert (grads[name] - parameter.grad).abs().max() < 1e-12 * max(1.0, parameter.grad.abs().max()), name
+
+
+@pytest.mark.parametrize("keep", [False, True], ids=["chunked", "whole"])
+def test_z_loss_of_shifted_labels_and_of_parts(small_chunks, keep):
+    """Two halves, each divided by the targets of both, are the whole; without a weight nothing is new."""
+    model = make_model("rglru")
+    ids, labels = batch(model)
+    shifted = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
+    count = int((shifted != -100).sum())
+    with torch.no_grad():
+        whole = model(input_ids=ids, labels=labels, keep_logits=keep, z_loss=0.5)
+        halves = [
+            model(
+                input_ids=ids[i : i + 1], shift_labels=shifted[i : i + 1], keep_logits=keep, z_loss=0.5,
+                num_items_in_batch=count,
+            )
+            for i in (0, 1)
+        ]  # fmt: skip
+        plain = model(input_ids=ids, labels=labels, keep_logits=keep)
+    for name in ("loss", "cross_entropy", "z_loss"):
+        assert sum(half[name] for half in halves).item() == pytest.approx(whole[name].item(), rel=1e-5)
+    assert torch.equal(whole.cross_entropy, plain.loss)
+    assert whole.loss.item() == pytest.approx((plain.loss + 0.5 * whole.z_loss).item(), rel=1e-6)
+    assert type(plain).__name__ == "CausalLMOutputWithPast"
+
+
+def test_z_loss_without_labels_is_refused():
+    model = make_model("rglru")
+    ids, labels = batch(model)
+    with pytest.raises(ValueError, match=r"z_loss=0\.1"):
+        model(input_ids=ids, z_loss=0.1)
+    with pytest.raises(ValueError, match="z_loss=-1"):
+        model(input_ids=ids, labels=labels, z_loss=-1.0)
+    with pytest.raises(ValueError, match="did you mean 'z_loss'"):
+        model(input_ids=ids, labels=labels, z_los=0.1)

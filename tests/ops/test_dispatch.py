@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hybridlm import HybridLMConfig, HybridLMForCausalLM, ops
+from hybridlm.errors import UserError
 from hybridlm.model import seam_hybridlm
 from hybridlm.ops import dispatch
 from hybridlm.ops.errors import Unavailable
@@ -134,6 +135,36 @@ def test_the_environment_forces_a_path():
     status, _, complaint = in_fresh_process(code, HYBRIDLM_SCAN="fast")
     assert status != 0
     assert "HYBRIDLM_SCAN='fast': there is no such path; choose one of" in complaint
+    assert complaint.count("File ") < 6  # not the traceback of every import
+
+
+def test_a_variable_that_cannot_be_is_named_by_whatever_meets_it(fresh, monkeypatch):
+    x = torch.rand(1, 3, 2)
+    for path, message in (
+        ("fast", "HYBRIDLM_SCAN='fast': there is no such path"),
+        ("triton", r"HYBRIDLM_SCAN='triton' cannot run here: .*Unset it"),
+    ):
+        monkeypatch.setattr(dispatch, "_from_environment", path)
+        monkeypatch.setattr(dispatch, "_forced", path)
+        for call in (lambda: ops.linear_scan(x, x), lambda: ops.memory_scan(x[:, :1], x[:, :1]), ops.explain):
+            with pytest.raises(UserError, match=message):
+                call()
+        with ops.using("torch"), pytest.raises(UserError, match=f"^path='{path}'"):
+            ops.linear_scan(x, x, path=path)
+
+
+@pytest.mark.parametrize("path", ["banana", "CPU"])
+def test_the_command_ends_in_one_message(path):
+    code = (
+        "import hybridlm_command, sys; sys.argv = ['hybridlm', 'generate', 'none']; sys.exit(hybridlm_command.main())"
+    )
+    status, printed, complaint = in_fresh_process(code, HYBRIDLM_SCAN=path)
+    assert (status, printed) == (2, "")
+    choices = "reference, torch, cpu, triton"
+    assert complaint.splitlines()[-1] == (
+        f"hybridlm generate: HYBRIDLM_SCAN='{path}': there is no such path; choose one of {choices}."
+    )
+    assert "Traceback" not in complaint
 
 
 PATTERN = "lru rglru+bmru cmru acmru mingru fqbmru"

@@ -1,14 +1,22 @@
 """A tiny prepared data folder, and recipes for runs of a second."""
 
+import os
 import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from comparing import rows_without_times
+from safetensors.torch import load_file
 
 from hybridlm.data.prepare import PrepareConfig, prepare
 from hybridlm.training.config import load_config
+from hybridlm.training.journal import Journal
+from hybridlm.training.loop import RunResult, pretrain
 from hybridlm.training.sections import PretrainConfig
+from hybridlm.training.signals import RunInterrupted
 
 SENTENCE = "the sea was calm and a grey ship went slowly past our old house while she wrote one more letter to him"
 WORDS = SENTENCE.split()
@@ -50,3 +58,47 @@ def recipe(data_folder: Path, tmp_path: Path) -> Callable[..., PretrainConfig]:
         return load_config(None, [*base, *overrides])
 
     return make
+
+
+@pytest.fixture
+def interrupted(monkeypatch) -> Callable[[PretrainConfig, int], None]:
+    """`interrupted(config, step)`: trains up to and with that step, where Ctrl-C stops the run."""
+
+    def run(config: PretrainConfig, step: int) -> None:
+        write = Journal.step
+
+        def step_and_signal(self, row, *args):
+            write(self, row, *args)
+            if row["step"] == step:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Journal, "step", step_and_signal)
+            with pytest.raises(RunInterrupted):
+                pretrain(config)
+        torch.manual_seed(99)  # another process would start from other random numbers
+
+    return run
+
+
+@pytest.fixture
+def same_weights() -> Callable[[Path, Path], bool]:
+    """Whether two checkpoint folders hold the same bits."""
+
+    def compare(one: Path, two: Path) -> bool:
+        left, right = (load_file(folder / "model.safetensors") for folder in (one, two))
+        return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+    return compare
+
+
+@pytest.fixture
+def same_run(same_weights) -> Callable[..., bool]:
+    """Whether two runs wrote the same rows, but for their times, and the same weights in `final` and other folders."""
+
+    def compare(one: RunResult, two: RunResult, *folders: str) -> bool:
+        pairs = [(one.run_folder / name, two.run_folder / name) for name in ("final", *folders)]
+        rows = [rows_without_times(result.metrics) for result in (one, two)]
+        return rows[0] == rows[1] and all(same_weights(*pair) for pair in pairs)
+
+    return compare

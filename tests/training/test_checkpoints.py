@@ -1,15 +1,25 @@
 """Folders and files that are whole or absent."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
+from hybridlm.errors import UserError
 from hybridlm.files import replace_file, write_folder
 from hybridlm.training.checkpoints import (
+    CHECKSUMS,
     STATE,
     checkpoint_path,
     checkpoints,
+    damage,
+    newest_valid,
     prune,
     remove_leftovers,
+    write_sealed,
 )
+from hybridlm.training.lock import run_lock
 
 
 def fill_with(text):
@@ -63,11 +73,57 @@ def test_a_folder_is_replaced_by_a_whole_one(tmp_path):
     assert (target / STATE / "state.json").read_text(encoding="utf-8") == "new"
 
 
-def test_checkpoints_come_in_order_and_torn_ones_do_not_count(tmp_path):
+def test_checkpoints_come_in_order(tmp_path):
     for step in (200, 3, 100_000_000):
-        write_folder(checkpoint_path(tmp_path, step), fill_with("x"))
-    checkpoint_path(tmp_path, 300).mkdir()
+        write_sealed(checkpoint_path(tmp_path, step), fill_with("x"))
+    for name in (".step-00000400.partial-7", "step-00000500.damaged", "step-last"):
+        (tmp_path / "checkpoints" / name).mkdir()
     assert checkpoints(tmp_path) == [checkpoint_path(tmp_path, step) for step in (3, 200, 100_000_000)]
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-2])
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("harm", [cut, flip_a_bit, lambda path: path.unlink()], ids=["cut", "flipped", "removed"])
+@pytest.mark.parametrize("name", ["model.safetensors", f"{STATE}/state.json", f"{STATE}/{CHECKSUMS}"])
+def test_the_newest_valid_checkpoint_wins(tmp_path, harm, name):
+    def fill(folder):
+        fill_with("x" * 100)(folder)
+        (folder / "model.safetensors").write_bytes(bytes(range(256)))
+
+    for step in (1, 2, 3):
+        write_sealed(checkpoint_path(tmp_path, step), fill)
+    said = []
+    assert newest_valid(tmp_path, said.append) == checkpoint_path(tmp_path, 3)
+    assert said == []
+    for step in (2, 3):
+        harm(checkpoint_path(tmp_path, step) / name)
+    assert newest_valid(tmp_path, said.append) == checkpoint_path(tmp_path, 1)
+    assert [line.split(" is damaged ")[0] for line in said] == [str(checkpoint_path(tmp_path, n)) for n in (3, 2)]
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-00000001", "step-00000002.damaged", "step-00000003.damaged"]
+
+
+def test_a_run_never_starts_anew_over_damaged_checkpoints(tmp_path):
+    assert newest_valid(tmp_path) is None
+    for step in (1, 2):
+        write_sealed(checkpoint_path(tmp_path, step), fill_with("x"))
+        cut(checkpoint_path(tmp_path, step) / STATE / "state.json")
+    with pytest.raises(UserError, match=r"No checkpoint .*is whole:\n.*step-00000002: .*\n.*step-00000001: "):
+        newest_valid(tmp_path, lambda _: None)
+    assert len(checkpoints(tmp_path)) == 2
+
+
+def test_an_unsealed_folder_is_damaged(tmp_path):
+    write_folder(checkpoint_path(tmp_path, 1), fill_with("x"))
+    assert "checksums.json" in (damage(checkpoint_path(tmp_path, 1)) or "")
 
 
 def test_prune_keeps_the_newest(tmp_path):
@@ -76,6 +132,37 @@ def test_prune_keeps_the_newest(tmp_path):
     prune(tmp_path, keep=2)
     assert checkpoints(tmp_path) == [checkpoint_path(tmp_path, 2), checkpoint_path(tmp_path, 3)]
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+
+
+def test_prune_keeps_every_nth_too(tmp_path):
+    for step in range(2, 15, 2):
+        write_folder(checkpoint_path(tmp_path, step), fill_with("x"))
+    prune(tmp_path, keep=1, keep_every=6)
+    assert checkpoints(tmp_path) == [checkpoint_path(tmp_path, step) for step in (6, 12, 14)]
+
+
+def test_one_process_at_a_time(tmp_path):
+    run = tmp_path / "runs" / "one"
+    hold = "import sys; from hybridlm.training.lock import run_lock; from pathlib import Path\n"
+    hold += "with run_lock(Path(sys.argv[1])): print('held', flush=True); input()"
+    command = [sys.executable, "-c", hold, str(run)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    with subprocess.Popen(command, env=environment, **pipes) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=rf"runs/one is in use by process {holder.pid} on "), run_lock(run):
+            pass
+        holder.kill()
+    with run_lock(run):
+        (run / "config.yaml").write_text("x", encoding="utf-8")
+    assert sorted(path.name for path in run.iterdir()) == [".lock", "config.yaml"]
+
+
+def test_a_lock_leaves_nothing_where_nothing_came_of_it(tmp_path):
+    with run_lock(tmp_path / "runs" / "one"):
+        assert (tmp_path / "runs" / "one").is_dir()
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
 def test_leftovers_of_a_killed_process_are_removed(tmp_path):

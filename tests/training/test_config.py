@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 from hybridlm import HybridLMConfig
 from hybridlm.errors import UserError
 from hybridlm.training.config import config_help, config_yaml, load_config
-from hybridlm.training.sections import FROM_TOKENIZER
+from hybridlm.training.sections import FROM_TOKENIZER, MuonConfig
 
 LEAST = ["data.folder=somewhere", "training.steps=3"]
 
@@ -52,7 +52,12 @@ def test_every_problem_is_reported_at_once():
         ("data.folder=null", "'folder' (a prepared data folder) and 'prepare' (how to make one); found neither"),
         ("schedule={warmup_steps: 3, warmup_share: 0.1}", "only one of 'warmup_steps' and 'warmup_share'"),
         ("schedule={kind: wsd, warmup_share: 0.5, decay_share: 0.6}", "more than the whole run"),
-        ("schedule.kind=linear", "'cosine' or 'wsd'"),
+        ("schedule.kind=step", "'cosine', 'wsd' or 'linear'"),
+        ("optimizer.muon={momentum: 0.9}", "'muon' is given, but kind=adamw"),
+        ("optimizer={kind: muon, muon: {ns_steps: 100}}", "optimizer.muon.ns_steps=100"),
+        ("training.ema_decay=1", "training.ema_decay=1"),
+        ("validation={every: 0, patience: 2}", "every=0 has none on the way"),
+        ("validation.min_improvement=0.1", "min_improvement is for patience"),
         ("optimizer.betas=[0.9, 1.5]", "optimizer.betas.1=1.5: input should be less than 1"),
         ("optimizer.lr=.inf", "finite number"),
         ("run.name=a/b", "run.name='a/b'"),
@@ -153,3 +158,16 @@ def test_help_names_what_a_model_may_be_given():
     ]  # fmt: skip
     values = {name: json.loads(lines[number].split(" = ", 1)[1]) for name, number in found.items()}
     assert HybridLMConfig(**values).to_diff_dict() == HybridLMConfig().to_diff_dict()
+
+
+def test_epsilon_starts_at_zero_where_the_weights_are_trained():
+    assert load_config(None, LEAST).epsilon.start == 1.0
+    assert load_config(None, [*LEAST, "training.init_from=x/y"]).epsilon.start == 0.0
+    assert load_config(None, [*LEAST, "training.init_from=x/y", "epsilon.start=1"]).epsilon.start == 1.0
+
+
+def test_muon_gets_its_settings():
+    config = load_config(None, [*LEAST, "optimizer={kind: muon, muon: {momentum: 0.9}}"]).optimizer
+    assert config.muon == MuonConfig(momentum=0.9)
+    assert load_config(None, [*LEAST, "optimizer.kind=muon"]).optimizer.muon == MuonConfig()
+    assert load_config(None, LEAST).optimizer.muon is None

@@ -22,15 +22,17 @@ SETTINGS = (
     "checkpoint.every=3",
     "validation={every: 3, at_start: true, max_windows: null, batch_size: 3}",
     "model={pattern: rglru bmru attention, hidden_size: 16, num_attention_heads: 2}",
+    "training.z_loss=1e-2",
+    "logging.memory_every=2",
 )
 
 
-def torchrun(config, folder: Path) -> list[dict]:
-    """Runs the recipe in two processes; what each of them wrote down."""
+def torchrun(config, folder: Path, name: str = "two_processes.py") -> list[dict]:
+    """Runs the recipe in two processes of the script `name`; what each of them wrote down."""
     folder.mkdir()
     recipe = folder / "recipe.yaml"
     recipe.write_text(config_yaml(config), encoding="utf-8")
-    script = Path(__file__).with_name("two_processes.py")
+    script = Path(__file__).with_name(name)
     command = [
         sys.executable,
         "-m",
@@ -55,6 +57,10 @@ def losses_of(config) -> dict[tuple[int, bool], float]:
     return {(row["step"], "bits_per_byte" in row): row["loss"] for row in rows}
 
 
+def training_rows(config) -> list[dict]:
+    return [row for row in read_rows(config.run.path / "metrics.jsonl") if "lr" in row]
+
+
 @pytest.fixture
 def one_and_two(recipe, tmp_path):
     one, two = recipe(*SETTINGS, "run.name=one"), recipe(*SETTINGS, "run.name=two")
@@ -70,6 +76,10 @@ def test_two_processes_train_as_one(one_and_two, recipe):
     expected, found = losses_of(one), losses_of(two)
     assert len(expected) == 6 + 3
     assert found == pytest.approx(expected, abs=1e-5)
+    for rows in zip(*(training_rows(config) for config in (one, two)), strict=True):
+        assert rows[1]["z_loss"] == pytest.approx(rows[0]["z_loss"], rel=1e-5)
+        assert rows[1].get("memory") == rows[0].get("memory")
+        assert ("memory" in rows[0]) == (rows[0]["step"] % 2 == 0)
     weights, same = (load_file(config.run.path / "final" / "model.safetensors") for config in (one, two))
     for name, tensor in weights.items():
         torch.testing.assert_close(same[name], tensor, rtol=0, atol=1e-4)
@@ -82,6 +92,46 @@ def test_two_processes_train_as_one(one_and_two, recipe):
     half.rename(third.run.path / "checkpoints" / half.name)
     pretrain(third)
     assert losses_of(third) == pytest.approx(expected, abs=1e-5)
+
+
+def test_two_processes_agree_on_averages_and_an_early_end(recipe, tmp_path):
+    """With Muon, whose bf16 iterations make rounding visible: each process has the same average and stops at once."""
+    settings = (
+        *SETTINGS, "training.batch_size=4", "optimizer={kind: muon, lr: 1e-3}", "training.ema_decay=0.5",
+        "validation={every: 1, patience: 2, at_start: true, max_windows: null, batch_size: 3}",
+        "validation.min_improvement=10",
+    )  # fmt: skip
+    one, two = recipe(*settings, "run.name=one"), recipe(*settings, "run.name=two")
+    pretrain(one)
+    facts = torchrun(two, tmp_path / "torchrun")
+    assert facts[0]["validation"] == facts[1]["validation"]
+    states = [
+        json.loads((config.run.path / "final" / "training_state" / "state.json").read_text(encoding="utf-8"))
+        for config in (one, two)
+    ]
+    assert [(state["step"], state["stopped_early"], state["processes"]) for state in states] == [
+        (2, True, 1), (2, True, 2),
+    ]  # fmt: skip
+    for name in ("final", "final-ema", "best"):
+        weights, same = (load_file(config.run.path / name / "model.safetensors") for config in (one, two))
+        for key, tensor in weights.items():
+            torch.testing.assert_close(same[key], tensor, rtol=0, atol=5e-5)
+
+
+def test_all_processes_name_the_tensor_that_one_of_them_has(recipe, tmp_path):
+    config = recipe(*SETTINGS)
+    facts = torchrun(config, tmp_path / "torchrun", "two_divergences.py")
+    assert [fact["rank"] for fact in facts] == [0, 1]
+    for kind in ("forward", "backward"):
+        message = facts[0][kind]
+        assert facts[1][kind] == message
+        assert "Stopped at step 2 of 6, before the weights were changed." in message
+        assert "model.layers.1.mixer.cells.0 (BmruCell)" in message
+        assert "of 2 on process 1" in message
+        text = (config.run.path.parent / kind / "diverged.json").read_text(encoding="utf-8")
+        report = json.loads(text)
+        assert (report["kind"], report["process"], report["tensor"]) == (kind, 1, "model.layers.1.mixer.cells.0")
+        assert report["message"] == message
 
 
 def test_the_launched_script_joins_two_processes(recipe, tmp_path):

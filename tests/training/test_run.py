@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from comparing import rows_without_times, seal
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hybridlm.errors import UserError
-from hybridlm.training import loop, state
+from hybridlm.training import loop, signals
 from hybridlm.training.checkpoints import STATE, checkpoints
 from hybridlm.training.config import load_config
 from hybridlm.training.journal import Journal
@@ -23,11 +24,6 @@ from hybridlm.training.signals import RunInterrupted
 from hybridlm.training.step import StepResult
 
 TWENTY = ("training.steps=20", "validation.every=7", "checkpoint.every=5")
-TIMES = ("seconds", "tokens_per_second")
-
-
-def rows_without_times(path: Path) -> list[dict]:
-    return [{name: value for name, value in row.items() if name not in TIMES} for row in read_rows(path)]
 
 
 def interrupt_at(monkeypatch, step: int, number: int = signal.SIGINT, times: int = 1) -> None:
@@ -41,6 +37,10 @@ def interrupt_at(monkeypatch, step: int, number: int = signal.SIGINT, times: int
                 os.kill(os.getpid(), number)
 
     monkeypatch.setattr(Journal, "step", step_and_signal)
+
+
+def halve(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def test_what_a_run_leaves(recipe):
@@ -61,7 +61,7 @@ def test_what_a_run_leaves(recipe):
     assert training[0]["epsilon"] == 1.0
     assert training[-1]["epsilon"] == 0.0
     assert all(row["epsilon"] == 0.0 for row in validation)
-    assert all(row["tokens_per_second"] > 0 for row in training)
+    assert all(row["tokens_per_second"] > 0 and row["real_tokens_per_second"] > 0 for row in training)
     assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
     assert result.validation == validation[-1]
     assert validation[-1]["bits_per_byte"] < validation[0]["bits_per_byte"]
@@ -125,24 +125,26 @@ def test_sigterm_exits_with_143_and_handlers_are_put_back(recipe, monkeypatch):
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+def test_sigusr1_stops_a_run_too(recipe, monkeypatch):
+    interrupt_at(monkeypatch, 2, signal.SIGUSR1)
+    with pytest.raises(RunInterrupted) as caught:
+        pretrain(recipe())
+    assert (caught.value.code, caught.value.step) == (138, 2)
+
+
+def test_a_signal_that_comes_twice_in_a_moment_is_one(recipe, monkeypatch):
+    interrupt_at(monkeypatch, 2, times=2)
+    with pytest.raises(RunInterrupted):
+        pretrain(recipe())
+
+
 def test_a_second_ctrl_c_leaves_at_once(recipe, monkeypatch):
+    monkeypatch.setattr(signals, "AGAIN", -1.0)
     interrupt_at(monkeypatch, 2, times=2)
     config = recipe()
     with pytest.raises(KeyboardInterrupt):
         pretrain(config)
     assert checkpoints(config.run.path) == []
-
-
-def test_a_failing_save_leaves_no_checkpoint(recipe, monkeypatch):
-    config = recipe("checkpoint.every=2")
-
-    def disk_full(*args):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(state.torch, "save", disk_full)
-    with pytest.raises(OSError, match="disk full"):
-        pretrain(config)
-    assert list((config.run.path / "checkpoints").iterdir()) == []
 
 
 def test_a_finished_run_says_so_and_returns_its_result(recipe, capsys):
@@ -184,8 +186,24 @@ def test_other_data_is_refused(recipe, monkeypatch):
     path = checkpoints(config.run.path)[-1] / STATE / "state.json"
     saved = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(saved | {"data_fingerprint": "0123456789"}), encoding="utf-8")
+    seal(path.parent.parent)
     with pytest.raises(UserError, match="the data: its fingerprint was 0123456789"):
         pretrain(config)
+
+
+def test_a_run_from_before_a_setting_came_goes_on_without_it(recipe, monkeypatch):
+    config = recipe("training.steps=6")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 2)
+        with pytest.raises(RunInterrupted):
+            pretrain(config)
+    path = checkpoints(config.run.path)[-1] / STATE / "state.json"
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    del saved["settings"]["training.z_loss"], saved["losses"]
+    path.write_text(json.dumps(saved), encoding="utf-8")
+    with pytest.raises(UserError, match=r"training\.z_loss: was 0\.0, is now 0\.1"):
+        pretrain(recipe("training.steps=6", "training.z_loss=0.1"))
+    assert [row["step"] for row in read_rows(pretrain(config).metrics) if "lr" in row] == [1, 2, 3, 4, 5, 6]
 
 
 def test_resume_modes(recipe):
@@ -197,16 +215,48 @@ def test_resume_modes(recipe):
         pretrain(recipe("run.resume=never"))
 
 
-@pytest.mark.parametrize(
-    "name", [f"{STATE}/optimizer.pt", f"{STATE}/rng.pt", f"{STATE}/state.json", "model.safetensors"]
-)
-def test_a_damaged_checkpoint_is_one_clear_error(recipe, name):
+NAMES = [f"{STATE}/optimizer.pt", f"{STATE}/rng.pt", f"{STATE}/state.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_damaged_checkpoint_gives_way_to_an_older_one(recipe, name, capsys):
+    config = recipe("checkpoint.every=2")
+    whole = pretrain(config)
+    rows = rows_without_times(whole.metrics)
+    weights = {key: x.clone() for key, x in load_file(whole.checkpoint / "model.safetensors").items()}  # else mapped
+    shutil.rmtree(whole.checkpoint)
+    newest = checkpoints(config.run.path)[-1]
+    halve(newest / name)
+    again = pretrain(config)
+    assert f"{newest} is damaged ({name} does not fit its checksum)" in capsys.readouterr().out
+    assert rows_without_times(again.metrics) == rows
+    assert all(torch.equal(weights[key], x) for key, x in load_file(again.checkpoint / "model.safetensors").items())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_checkpoint_of_another_program_is_one_clear_error(recipe, name):
+    """Sealed, and yet nothing that can be read."""
     config = recipe()
     pretrain(config)
     shutil.rmtree(config.run.path / "final")
-    path = checkpoints(config.run.path)[-1] / name
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    folder = checkpoints(config.run.path)[-1]
+    halve(folder / name)
+    seal(folder)
     with pytest.raises(UserError, match="Remove this checkpoint folder"):
+        pretrain(config)
+
+
+def test_a_damaged_final_model_is_made_again(recipe, capsys):
+    config = recipe()
+    first = pretrain(config)
+    before = {name: x.clone() for name, x in load_file(first.checkpoint / "model.safetensors").items()}  # else mapped
+    halve(first.checkpoint / "model.safetensors")
+    again = pretrain(config)
+    assert "final is damaged (model.safetensors does not fit its checksum)" in capsys.readouterr().out
+    assert all(torch.equal(before[name], x) for name, x in load_file(again.checkpoint / "model.safetensors").items())
+    halve(first.checkpoint / "model.safetensors")
+    shutil.rmtree(config.run.path / "checkpoints")
+    with pytest.raises(UserError, match="final is damaged, and there is no checkpoint"):
         pretrain(config)
 
 

@@ -42,7 +42,7 @@ def test_warmup_share():
 
 
 @given(
-    kind=st.sampled_from(["cosine", "wsd"]),
+    kind=st.sampled_from(["cosine", "wsd", "linear"]),
     total=st.integers(1, 300),
     warmup=st.integers(0, 400),
     decay=st.floats(0, 1),
@@ -66,3 +66,16 @@ def test_epsilon_edges():
     assert epsilon(0, 10, EpsilonConfig(start=1.0, hold=0.0, zero=0.0)) == 0.0
     assert [epsilon(s, 4, EpsilonConfig(hold=0.5, zero=0.5)) for s in range(4)] == [1.0, 1.0, 0.0, 0.0]
     assert epsilon(9, 10, EpsilonConfig(hold=1.0, zero=1.0)) == 1.0
+
+
+def test_linear_is_a_straight_line_to_the_minimum():
+    rates = curve(ScheduleConfig(kind="linear", warmup_steps=10), 101)
+    assert rates[9:11] == [2.0, 2.0]
+    falls = [early - late for early, late in pairwise(rates[10:])]
+    assert falls == pytest.approx([1.8 / 90] * 90)
+    assert rates[-1] == pytest.approx(0.2, abs=1e-12)
+
+
+def test_epsilon_starts_at_one_unless_told():
+    assert epsilon(0, 10, EpsilonConfig()) == 1.0
+    assert epsilon(0, 10, EpsilonConfig(start=0.0)) == 0.0

@@ -8,8 +8,9 @@ import torch
 from accelerate import Accelerator
 
 from hybridlm import HybridLMConfig, HybridLMForCausalLM
+from hybridlm.training.guard import DivergedError
 from hybridlm.training.session import accelerator_session
-from hybridlm.training.step import DivergedError, backward, optimizer_step, valid_targets
+from hybridlm.training.step import Terms, backward, optimizer_step, valid_targets
 
 
 @pytest.fixture
@@ -38,15 +39,16 @@ def batch_of(rows: int, ignored: list[int]) -> dict[str, torch.Tensor]:
 def gradients_of(accelerator, model, batches, **keywords) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     model.zero_grad()
     loss = backward(accelerator, model, batches, valid_targets(accelerator, batches), **keywords)
-    return loss, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return loss.cross_entropy, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.parametrize("terms", [Terms(), Terms(z_loss=0.3)])
 @pytest.mark.parametrize("ignored", [[0, 0, 0, 0], [7, 0, 3, 8]])
-def test_accumulation_equals_one_big_batch(accelerator, model, ignored):
+def test_accumulation_equals_one_big_batch(accelerator, model, ignored, terms):
     batch = batch_of(4, ignored)
     parts = [{name: tensor[at : at + 1] for name, tensor in batch.items()} for at in range(4)]
-    whole_loss, whole = gradients_of(accelerator, model, [batch])
-    loss, accumulated = gradients_of(accelerator, model, parts)
+    whole_loss, whole = gradients_of(accelerator, model, [batch], terms=terms)
+    loss, accumulated = gradients_of(accelerator, model, parts, terms=terms)
     torch.testing.assert_close(loss, whole_loss, rtol=1e-5, atol=1e-6)
     assert accumulated.keys() == whole.keys() == dict(model.named_parameters()).keys()
     for name in whole:
@@ -64,6 +66,24 @@ def test_loss_is_nats_per_valid_target(accelerator, model):
     torch.testing.assert_close(loss, torch.stack(nats).mean(), rtol=1e-5, atol=1e-6)
 
 
+def test_z_loss_adds_its_gradient_and_not_its_value(accelerator, model):
+    batch = batch_of(3, [7, 0, 2])
+    loss, plain = gradients_of(accelerator, model, [batch])
+    same_loss, penalised = gradients_of(accelerator, model, [batch], terms=Terms(z_loss=0.5))
+    assert same_loss == loss
+    model.zero_grad()
+    logits = model(batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+    squares = torch.logsumexp(logits, -1)[batch["shift_labels"] != -100].square().mean()
+    (0.5 * squares).backward()
+    for name, parameter in model.named_parameters():
+        extra = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        torch.testing.assert_close(penalised[name], plain[name] + extra, rtol=1e-4, atol=1e-6)
+    model.zero_grad()
+    found = backward(accelerator, model, [batch], 15, Terms(z_loss=0.5))
+    assert found.z_loss is not None
+    torch.testing.assert_close(found.z_loss, squares.detach(), rtol=1e-5, atol=1e-6)
+
+
 def test_a_step_without_targets_has_loss_zero(accelerator, model):
     loss, gradients = gradients_of(accelerator, model, [batch_of(2, [8, 8])])
     assert loss == 0
@@ -74,7 +94,7 @@ def test_write_penalty_adds_its_gradient_and_not_its_value(accelerator, model):
     batch = batch_of(2, [0, 0])
     model.record_writes()
     loss, plain = gradients_of(accelerator, model, [batch])
-    same_loss, penalised = gradients_of(accelerator, model, [batch], write_penalty=10.0)
+    same_loss, penalised = gradients_of(accelerator, model, [batch], terms=Terms(write_penalty=10.0))
     assert same_loss == loss
     changed = [name for name in plain if not torch.equal(plain[name], penalised[name])]
     assert changed

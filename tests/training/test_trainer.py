@@ -367,7 +367,7 @@ def test_shares_out_of_range_are_refused(shares, says):
 
 
 def test_the_defaults_are_those_of_a_recipe():
-    assert EpsilonCallback().schedule == EpsilonConfig()
+    assert EpsilonCallback().schedule == EpsilonConfig(start=1.0)
 
 
 def test_two_processes_train_as_one(trainer, tmp_path):

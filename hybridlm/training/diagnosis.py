@@ -1,0 +1,182 @@
+"""Why a step is not finite: the weights themselves, or the first module of the forward or backward that made it so.
+
+The step's own micro-batches run again, with the random numbers, precision and epsilon that they had: first forward
+alone, then with a backward whose gradients go nowhere. Weights, gradients and random states stay as they are. Every
+process searches its own micro-batches, without talking to the others; all of them end with the same finding.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from hybridlm.training.probes import LOSS, BackwardProbe, Blame, ForwardProbe, Numbers, numbers
+from hybridlm.training.step import Terms, micro_batch_loss
+
+
+class RandomState:
+    """torch's random state on the CPU and on `device`, now."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.cpu = device, torch.get_rng_state()
+        self.cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def restore(self) -> None:
+        torch.set_rng_state(self.cpu)
+        if self.cuda is not None:
+            torch.cuda.set_rng_state(self.cuda, self.device)
+
+
+@dataclass
+class FailedStep:
+    """What a step was made of."""
+
+    batches: list[dict[str, Tensor]]
+    """This process's micro-batches."""
+    valid: int
+    """Valid targets over all processes."""
+    terms: Terms
+    random: RandomState
+    """Before the first micro-batch."""
+
+
+@dataclass
+class Finding:
+    """The first tensor that is not finite."""
+
+    kind: str
+    """parameter, forward, loss, or backward."""
+    tensor: str
+    """Its name."""
+    text: str
+    """What was seen, as a sentence without its stop."""
+    seen: dict[str, Any]
+    """The same as numbers."""
+    micro_batch: int | None = None
+    """From 0."""
+    process: int = 0
+
+
+KINDS = ("parameter", "forward", "loss", "backward")
+"""In the order of cause and effect."""
+
+
+def find_cause(accelerator: Accelerator, model: Any, step: FailedStep) -> Finding | None:
+    """Called by every process; the finding of the one where it happened first. None where nothing is found again.
+
+    model: unwrapped.
+    """
+    try:
+        mine = _bad_parameter(model) or _search(accelerator, model, step)
+    except RuntimeError as error:  # such as no memory for a second pass: the stop itself must still be told
+        accelerator.print(f"The search for the tensor broke off: {error}")
+        mine = None
+    if mine is not None:
+        mine.process = accelerator.process_index
+    everyone = [finding for finding in gather_object([mine]) if finding is not None]
+    return min(everyone, key=lambda found: (KINDS.index(found.kind), found.micro_batch or 0), default=None)
+
+
+def _bad_parameter(model: Any) -> Finding | None:
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            found = numbers([tensor])
+            return Finding("parameter", name, f"the weight {name} itself ({_words(found)})", {"bad": found.asdict()})
+    return None
+
+
+def _search(accelerator: Accelerator, model: Any, step: FailedStep) -> Finding | None:
+    for attempt in (_forward, _backward):
+        with _as_before(accelerator, step):
+            for index, batch in enumerate(step.batches):
+                found = attempt(accelerator, model, batch, step)
+                if found is not None:
+                    found.micro_batch = index
+                    return found
+    return None
+
+
+@contextmanager
+def _as_before(accelerator: Accelerator, step: FailedStep) -> Iterator[None]:
+    """The random numbers of the step inside; those of now afterwards. Compiled models run as they are written."""
+    now = RandomState(accelerator.device)
+    step.random.restore()
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        now.restore()
+
+
+def _forward(accelerator: Accelerator, model: Any, batch: dict[str, Tensor], step: FailedStep) -> Finding | None:
+    probe = ForwardProbe(model)
+    with torch.no_grad(), probe.watching():
+        loss, cross_entropy, squares = _loss(accelerator, model, batch, step)
+    if probe.blame is not None:
+        what = f"the output of {_place(model, probe.blame)} ({_words(probe.blame.bad)}), whose inputs are finite"
+        return _finding("forward", probe.blame, what + _between(probe.blame.given))
+    if loss.isfinite():
+        return None
+    assert probe.last is not None
+    blame = Blame(LOSS, numbers([loss]), probe.last)
+    if cross_entropy.isfinite() and (squares is None or squares.isfinite()):
+        return _finding("loss", blame, "the write penalty, where the rest of the loss is finite", "write_penalty")
+    if cross_entropy.isfinite():
+        what = f"the z-loss, computed from logits of the head {_head(model)}, where the cross-entropy is finite"
+        return _finding("loss", blame, what, "z_loss")
+    what = f"the loss, computed by the head {_head(model)} from hidden states that are finite"
+    return _finding("loss", blame, what + _between(probe.last), "loss")
+
+
+def _backward(accelerator: Accelerator, model: Any, batch: dict[str, Tensor], step: FailedStep) -> Finding | None:
+    probe = BackwardProbe(model)
+    with probe.watching():
+        loss, *_ = _loss(accelerator, model, batch, step)
+        scale = 1.0 if accelerator.scaler is None else accelerator.scaler.get_scale()
+        weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        # Not into `.grad`, and past what DistributedDataParallel hangs there.
+        torch.autograd.grad(loss * accelerator.num_processes * scale, weights, allow_unused=True)
+    blame = probe.blame()
+    if blame is None:
+        return None
+    given = f"the gradient that reaches it is finite{_between(blame.given)}" if blame.given.values else "the loss is"
+    if blame.parameter is not None:
+        what = f"the gradient of the weight {blame.parameter} ({_words(blame.bad)})"
+        return _finding("backward", blame, f"{what}; {given}", blame.parameter)
+    what = f"a gradient that {_place(model, blame)} hands back ({_words(blame.bad)})"
+    return _finding("backward", blame, f"{what}; {given}")
+
+
+def _loss(accelerator: Accelerator, model: Any, batch: dict[str, Tensor], step: FailedStep) -> Any:
+    with accelerator.autocast():
+        return micro_batch_loss(accelerator, model, batch, step.valid, len(step.batches), step.terms)
+
+
+def _finding(kind: str, blame: Blame, text: str, tensor: str | None = None) -> Finding:
+    seen = {"bad": blame.bad.asdict(), "given": blame.given.asdict()}
+    return Finding(kind, tensor or blame.module or "loss", text, seen)
+
+
+def _place(model: Any, blame: Blame) -> str:
+    if blame.module == LOSS:
+        return f"the loss (head: {_head(model)})"
+    return f"{blame.module} ({type(model.get_submodule(blame.module)).__name__})"
+
+
+def _head(model: Any) -> str:
+    head = model.get_output_embeddings()
+    return next((name for name, module in model.named_modules() if module is head), "head")
+
+
+def _words(found: Numbers) -> str:
+    kinds = [f"{count:,} {name}" for name, count in (("nan", found.nan), ("infinite", found.infinite)) if count]
+    return f"{found.dtype}, {' and '.join(kinds)} of {found.values:,} values"
+
+
+def _between(found: Numbers) -> str:
+    return f", from {found.low:.3g} to {found.high:.3g}" if found.low is not None else ""

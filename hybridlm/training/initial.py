@@ -1,0 +1,169 @@
+"""`training.init_from`: a run that begins with the weights of a checkpoint.
+
+Nothing is made to fit: another architecture, another tokenizer, and weights that are missing, left over or of another
+shape are refused, with everything that differs. What decides the start of random weights alone, dropout, and the slopes
+of surrogate gradients may be others.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedConfig
+from transformers.utils import logging
+
+from hybridlm import HybridLMConfig, HybridLMForCausalLM
+from hybridlm.data.tokenizer import load_tokenizer, looks_local
+from hybridlm.errors import UserError
+from hybridlm.training.state import quiet
+
+_MAY_DIFFER = {
+    "initializer_range", "decay_min", "decay_max", "phase_max", "threshold_init", "amplitude_init", "surrogate_slope",
+    "attention_dropout", "classifier_dropout", "max_position_embeddings", "use_cache", "format_version",
+    "pad_token_id", "bos_token_id", "eos_token_id",
+    *PreTrainedConfig.__dataclass_fields__,
+}  # fmt: skip
+"""Fields of the configuration that change nothing about what given weights compute. The symbols are the tokenizer's,
+which is compared by itself; the rest of PreTrainedConfig is bookkeeping and classification heads."""
+_RESOLVED = {
+    "pattern": "block_types",
+    "state_size": "recurrence_size",
+    "intermediate_size": "mlp_size",
+}
+"""Fields that can say the same in several ways, and the property that says it in one."""
+
+
+_UNFIT = {
+    "missing_keys": "missing weights",
+    "unexpected_keys": "weights left over",
+    "mismatched_keys": "weights of another shape (name, in the checkpoint, in the recipe)",
+}
+
+
+def load_initial(model: HybridLMForCausalLM, tokenizer: Any, source: str) -> None:
+    """Puts the weights of the checkpoint `source` (a folder, or OWNER/NAME on the Hub) into `model`.
+
+    tokenizer: that of the data. Raises UserError with everything that does not fit; the model is untouched then.
+    """
+    if Path(source).expanduser().is_dir():
+        source = str(Path(source).expanduser())
+    config = _config_of(source)
+    problems = _other_architecture(config, model.config)
+    problems += _other_tokenizer(load_tokenizer(source), tokenizer)
+    if problems:
+        raise _refused(source, problems, "Give the recipe what the checkpoint was made with, or another checkpoint.")
+    try:
+        with _quiet():
+            # Sizes are ignored to be named below: the error that transformers raises says none.
+            options: Any = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
+            loaded: Any = HybridLMForCausalLM.from_pretrained(source, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"training.init_from={source!r}: its weights cannot be read ({_line(error)}).") from error
+    found, notes = loaded
+    problems = [
+        f"{word}: {', '.join(sorted(map(str, notes[name]))[:5])}" for name, word in _UNFIT.items() if notes[name]
+    ]
+    if problems:
+        raise _refused(source, problems, "Copy the folder again from where it was written.")
+    # Copied: `from_pretrained` makes new parameters, without the marks that parameter groups are made by.
+    model.load_state_dict(found.state_dict())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Inside, no progress bars and no tables of transformers: what is wrong is said here."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with quiet():
+            yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def _config_of(source: str) -> HybridLMConfig:
+    folder = Path(source)
+    if not (folder / "config.json").is_file() and (folder.is_dir() or looks_local(source) or "/" not in source):
+        raise UserError(
+            f"training.init_from={source!r}: there is no config.json in such a folder. Give a checkpoint, such as "
+            "runs/NAME/final, or OWNER/NAME on the Hugging Face Hub."
+        )
+    try:
+        with _quiet():
+            values, _ = PreTrainedConfig.get_config_dict(source)
+            kind = values.get("model_type")
+            if kind != HybridLMConfig.model_type:
+                raise UserError(
+                    f"training.init_from={source!r}: that is a model of type {kind!r}, and only checkpoints of "
+                    "hybridlm fit. `hybridlm convert` makes one of some other models."
+                )
+            if values.get("quantization_config") is not None:
+                raise UserError(
+                    f"training.init_from={source!r}: its weights are quantized. Give the checkpoint that it was made "
+                    "from."
+                )
+            return HybridLMConfig.from_pretrained(source)  # pyright: ignore[reportReturnType]
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UserError(f"training.init_from={source!r}: it cannot be read ({_line(error)}).") from error
+
+
+def _other_architecture(theirs: HybridLMConfig, ours: HybridLMConfig) -> list[str]:
+    problems = []
+    for field in dataclasses.fields(HybridLMConfig):
+        if field.name in _MAY_DIFFER:
+            continue
+        then, now = (getattr(config, field.name) for config in (theirs, ours))
+        if field.name in _RESOLVED and then != now:
+            name = _RESOLVED[field.name]
+            same = getattr(theirs, name) == getattr(ours, name)
+            then, now = (
+                getattr(config, name) if value is None else value for config, value in ((theirs, then), (ours, now))
+            )
+            if same:
+                continue
+        if then != now:
+            problems.append(f"model.{field.name}: {then} in the checkpoint, {now} in the recipe")
+    return problems
+
+
+def _other_tokenizer(theirs: Any, ours: Any) -> list[str]:
+    then, now = theirs.get_vocab(), ours.get_vocab()
+    if then != now:
+        moved = sum(now.get(token) != number for token, number in then.items())
+        return [
+            f"the tokenizer: {len(then)} tokens in the checkpoint, {len(now)} in the data; {moved} of the checkpoint's "
+            "have another number in the data or none. Prepare the data with data.prepare.tokenizer set to the "
+            "checkpoint"
+        ]
+    rules, symbols = _rules(theirs) != _rules(ours), _symbols(theirs) != _symbols(ours)
+    differs = ["another way of cutting text into them"] * rules + ["another start, end or padding symbol"] * symbols
+    return [f"the tokenizer: the same tokens, but {' and '.join(differs)}"] if differs else []
+
+
+def _rules(tokenizer: Any) -> Any:
+    """All that decides the tokens of a text; None for a tokenizer in plain Python."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    rules = json.loads(backend.to_str())
+    return {name: value for name, value in rules.items() if name not in ("truncation", "padding", "version")}
+
+
+def _symbols(tokenizer: Any) -> tuple[Any, ...]:
+    return tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+
+
+def _refused(source: str, problems: list[str], advice: str) -> UserError:
+    listing = "\n".join(f"  - {problem}" for problem in problems)
+    return UserError(f"training.init_from={source!r} does not fit.\n{listing}\n{advice}")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:400] or type(error).__name__

@@ -1,0 +1,175 @@
+"""What a disk can do to a run: be full, be full for a while, take no more writes."""
+
+import contextlib
+import io
+import json
+import resource
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from comparing import assert_same
+
+from hybridlm.errors import UserError
+from hybridlm.training.checkpoints import STATE, checkpoints, damage
+from hybridlm.training.journal import Journal
+from hybridlm.training.loop import pretrain
+from hybridlm.training.metrics import JsonLines, read_rows
+from hybridlm.training.state import SaveError
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 2 MiB of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a file system of its own needs the right to mount one")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def remount(disk: Path, how: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{how}", str(disk)], check=True)
+
+
+def fill_up(disk: Path) -> Path:
+    ballast = disk / "ballast"
+    with pytest.raises(OSError), ballast.open("wb", buffering=0) as file:  # noqa: PT012
+        while True:
+            file.write(bytes(2**12))
+    return ballast
+
+
+def test_rows_wait_for_room(small_disk):
+    said = []
+    path = small_disk / "metrics.jsonl"
+    record, rows = JsonLines(path, report=said.append), [{"step": step, "text": "x" * 300} for step in range(60)]
+    for row in rows[:10]:
+        record.write(row)
+    ballast = fill_up(small_disk)
+    for row in rows[10:50]:
+        record.write(row)
+    assert len(said) == 1
+    assert "metrics.jsonl cannot be written (No space left on device)" in said[0]
+    with pytest.raises(OSError, match="No space left"):
+        record.sync()
+    on_disk = path.read_text(encoding="utf-8")
+    assert on_disk.endswith("\n")
+    assert [json.loads(line) for line in on_disk.splitlines()] == rows[: len(on_disk.splitlines())]
+    ballast.unlink()
+    for row in rows[50:]:
+        record.write(row)
+    record.sync()
+    record.close()
+    assert read_rows(path) == rows
+
+
+def test_a_full_disk_is_reported_and_loses_nothing(recipe, small_disk, monkeypatch, capsys):
+    """The training goes on, its record in memory, and saves again once there is room."""
+    whole = recipe("training.steps=12", "checkpoint={every: 2, keep: 1}", "run.name=whole")
+    pretrain(whole)
+    capsys.readouterr()
+    config = recipe("training.steps=12", "checkpoint={every: 2, keep: 1}", f"run.folder={small_disk}")
+    put = JsonLines.write
+    seen = {}
+
+    def put_and_fill(self, row):
+        if row["step"] == 3:
+            seen["ballast"] = fill_up(small_disk)
+        if row["step"] == 9:
+            seen["between"] = [path.name for path in checkpoints(config.run.path)]
+            assert damage(checkpoints(config.run.path)[-1]) is None
+            seen["ballast"].unlink()
+        put(self, row)
+
+    monkeypatch.setattr(JsonLines, "write", put_and_fill)
+    pretrain(config)
+    assert seen["between"] == ["step-00000002"]
+    said = capsys.readouterr().out
+    assert said.count("step-00000004 could not be written (No space left on device") == 1
+    assert "The newest checkpoint is" in said
+    assert_same(config.run.path, whole.run.path)
+
+
+def test_a_disk_that_is_full_at_the_end(recipe, small_disk, monkeypatch):
+    """Nothing is left half-written, and the same command finishes the run once there is room."""
+    whole = recipe("training.steps=5", "checkpoint.every=2", "run.name=whole")
+    pretrain(whole)
+    config = recipe("training.steps=5", "checkpoint.every=2", f"run.folder={small_disk}")
+    put = JsonLines.write
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            JsonLines, "write", lambda self, row: (fill_up(small_disk) if row["step"] == 5 else None, put(self, row))
+        )
+        with pytest.raises(SaveError, match=r"Stopped after step 5 of 5: .*No space left.*step-00000004; make room"):
+            pretrain(config)
+    names = sorted(path.name for path in (config.run.path / "checkpoints").iterdir())
+    assert names == ["step-00000002", "step-00000004"]
+    assert not (config.run.path / "final").exists()
+    (small_disk / "ballast").unlink()
+    pretrain(config)
+    assert_same(config.run.path, whole.run.path)
+
+
+def crash_after(step: int, config, monkeypatch) -> None:
+    write = Journal.step
+
+    def step_and_crash(self, row, *args):
+        write(self, row, *args)
+        if row["step"] == step:
+            raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "step", step_and_crash)
+        with pytest.raises(RuntimeError, match="power cut"):
+            pretrain(config)
+
+
+def test_a_quota_on_files(recipe, monkeypatch):
+    """Each kind of file that a run writes meets its limit in turn, in whatever library writes it."""
+    settings = ("training.steps=6", "checkpoint.every=2")
+    whole = recipe(*settings, "run.name=whole")
+    pretrain(whole)
+    newest, names = checkpoints(whole.run.path)[-1], ("model.safetensors", "tokenizer.json", "config.json")
+    files = [newest / name for name in names] + [newest / STATE / name for name in ("optimizer.pt", "rng.pt")]
+    before, refused = resource.getrlimit(resource.RLIMIT_FSIZE), []
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        for path in [*files, newest / STATE / "state.json", whole.run.path / "metrics.jsonl"]:
+            config = recipe(*settings, f"run.name=limit-{path.name}")
+            crash_after(3, config, monkeypatch)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size - 1, before[1]))
+            try:
+                with contextlib.redirect_stdout(io.StringIO()):  # pytest's own would meet the limit
+                    pretrain(config)
+            except UserError as error:
+                refused.append(str(error))
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            assert checkpoints(config.run.path)
+            assert [damage(path) for path in checkpoints(config.run.path)] == [None] * len(checkpoints(config.run.path))
+            pretrain(config)
+            assert_same(config.run.path, whole.run.path)
+    finally:
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert len(refused) >= 5
+    assert all("File too large" in message for message in refused)
+
+
+def test_a_folder_that_became_read_only(recipe, small_disk, monkeypatch):
+    """As when a disk reports errors and the system takes the right to write away: refused, and later gone on from."""
+    settings = ("training.steps=6", "checkpoint.every=2")
+    whole = recipe(*settings, "run.name=whole")
+    pretrain(whole)
+    config = recipe(*settings, f"run.folder={small_disk}")
+    crash_after(3, config, monkeypatch)
+    remount(small_disk, "ro")
+    with pytest.raises(UserError, match=r"it cannot be written \(Read-only file system\)"):
+        pretrain(config)
+    remount(small_disk, "rw")
+    pretrain(config)
+    assert_same(config.run.path, whole.run.path)

@@ -1,0 +1,64 @@
+"""Started by torchrun in test_processes.py: runs in which one process computes a NaN; each writes down its error."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from hybridlm.training import loop
+from hybridlm.training.config import load_config
+from hybridlm.training.guard import DivergedError
+
+
+class _BadBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return torch.full_like(grad, float("nan"))
+
+
+SPOIL = {"forward": lambda x: x * float("nan"), "backward": _BadBackward.apply}
+
+
+def main(recipe: str, out: str) -> None:
+    made = loop.build_model
+    rank = int(os.environ["RANK"])
+    facts: dict = {"rank": rank}
+    Accelerator(cpu=True)  # a run that finds one leaves the processes joined for the next run
+    for kind, spoil in SPOIL.items():
+
+        def build(*args, spoil=spoil):
+            model = made(*args)
+            if rank == 1:
+                _plant(model.model.layers[1].mixer.cells[0], spoil)
+            return model
+
+        loop.build_model = build
+        try:
+            loop.pretrain(load_config(recipe, [f"run.name={kind}"]))
+        except DivergedError as error:
+            facts[kind] = str(error)
+    Path(out, f"rank{rank}.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def _plant(cell, spoil) -> None:
+    """From the second of two micro-batches of step 2 on; calls without gradients (validation) are not counted."""
+    forward, calls = cell.forward, []
+
+    def bad(*inputs):
+        h, state = forward(*inputs)
+        if torch.is_grad_enabled():
+            calls.append(1)
+        return (spoil(h) if len(calls) > 3 else h), state
+
+    cell.forward = bad
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
