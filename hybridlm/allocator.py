@@ -19,6 +19,7 @@ _MOST = 2**31 - 1
 _NEVER = -1
 _DYNAMIC_MAXIMUM = 2**25
 """What glibc's own adaptive threshold ends at; it trims above twice as much."""
+_SMALL = 2**16
 
 _lock = threading.Lock()
 _open = 0
@@ -49,6 +50,18 @@ def kept_memory() -> Iterator[bool]:
                 library.mallopt(_MMAP_THRESHOLD, _DYNAMIC_MAXIMUM)
                 library.mallopt(_TRIM_THRESHOLD, 2 * _DYNAMIC_MAXIMUM)
                 library.malloc_trim(0)
+
+
+@contextmanager
+def returned_memory() -> Iterator[bool]:
+    """The opposite, for measurements: blocks above 64 KiB go back as soon as they are freed, inside `kept_memory` too,
+    so that the process holds what is in use and little more. It is slow. True where the C library lets it."""
+    with kept_memory() as possible:  # those inside change nothing then
+        library = _glibc()
+        if library is not None:
+            library.mallopt(_MMAP_THRESHOLD, _SMALL)
+            library.mallopt(_TRIM_THRESHOLD, _SMALL)
+        yield possible
 
 
 @cache

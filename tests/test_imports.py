@@ -28,7 +28,7 @@ ALLOWED = {
     "data": {"errors", "files"},
     "training": {"errors", "files", "allocator", "data", "model", ""},
     "evaluation": {"errors", "files", "data", "model", "training", ""},
-    "bench": {"errors", "files", "allocator", "model", "ops", "evaluation", ""},
+    "bench": {"errors", "files", "allocator", "data", "model", "ops", "training", "evaluation", ""},
     "release": {"errors", "files", "model", "evaluation", ""},
     "convert": {"errors", "files", "evaluation", ""},
     "demo": {"errors", "data", "training", "evaluation", ""},

@@ -2,6 +2,7 @@
 
     kernels       every scan, path and shape, against the bandwidth of a copy and the best pure-PyTorch form
     training      tokens per second and memory, against the rate of matrix products
+    memory        peak memory of training, as a dry run estimates it, against real runs
     generation    tokens per second and memory at positions up to 32k
 
 What is compared is timed in turn, in rounds, and ratios are taken round by round: a machine with other work to do slows

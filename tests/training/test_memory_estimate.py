@@ -1,0 +1,123 @@
+"""What is counted on shapes alone is what a real step keeps and takes, mixer by mixer."""
+
+import pytest
+import torch
+
+from hybridlm import HybridLMConfig, HybridLMForCausalLM
+from hybridlm.model.fused_hybridlm import kernels_for
+from hybridlm.model.mixers_hybridlm import MIXERS
+from hybridlm.model.shapes_hybridlm import shapes_alone
+from hybridlm.training.config import load_config
+from hybridlm.training.memory_estimate import LOSS_ALONE, estimate_memory
+from hybridlm.training.memory_trace import MemoryTrace, bytes_of
+
+LENGTH, VOCABULARY = 24, 64
+
+
+def recipe(pattern, *overrides):
+    base = [
+        "data.folder=x", f"data.sequence_length={LENGTH}", "training={steps: 2, batch_size: 4}",
+        f"model={{pattern: {pattern}, hidden_size: 32, num_attention_heads: 2, mamba_d_head: 8, mamba_d_state: 8}}",
+        "validation.batch_size=1",
+    ]  # fmt: skip
+    return load_config(None, [*base, *overrides])
+
+
+def estimate(config, rows=4, device="cpu", processes=1):
+    model_config = HybridLMConfig(**config.model, vocab_size=VOCABULARY)
+    return estimate_memory(config, model_config, rows, device_type=device, processes=processes)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _kernels_have_checked_themselves():
+    """On first use they do, which the mode should not see."""
+    for dtype in (torch.float32, torch.bfloat16):
+        kernels_for(torch.empty(1, 1, 1, dtype=dtype))
+
+
+def real(config, rows=4, repeat=1):
+    """Bytes of weights, and of everything else where it was most, in a step with values; packed documents."""
+    model = HybridLMForCausalLM(HybridLMConfig(**config.model, vocab_size=VOCABULARY)).train()
+    if config.training.gradient_checkpointing:
+        model.activation_checkpointing_enable()
+    with MemoryTrace("cpu") as trace:
+        trace.assign([*model.parameters(), *model.buffers()], "weights")
+        for _ in range(repeat):
+            ids = torch.randint(VOCABULARY, (rows, LENGTH))
+            positions = torch.arange(LENGTH).repeat(rows, 1) % 10
+            labels = ids.clone()
+            with torch.autocast("cpu", torch.bfloat16, enabled=config.training.mixed_precision == "bf16"):
+                loss = model(input_ids=ids, position_ids=positions, shift_labels=labels, **LOSS_ALONE).loss
+            loss.backward()
+    return trace.most["weights"], trace.peak
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_shapes_alone_take_what_values_take(mixer, precision):
+    config = recipe(mixer, f"training.mixed_precision={precision}")
+    weights, peak = real(config)
+    found = estimate(config)
+    assert found.parts["weights"] == weights
+    assert found.total - found.parts["optimizer"] == pytest.approx(peak, rel=0.02)
+
+
+@pytest.mark.parametrize("overrides", [
+    ["training.gradient_checkpointing=true"],
+    ["model.tie_word_embeddings=false", "model.conv_kernel=0"],
+])  # fmt: skip
+def test_so_do_stacks_with_options(overrides):
+    config = recipe("(rglru bmru attention)*2", *overrides)
+    found = estimate(config)
+    assert found.total - found.parts["optimizer"] == pytest.approx(real(config)[1], rel=0.02)
+
+
+def test_gradients_are_there_while_a_second_micro_batch_runs():
+    config = recipe("rglru bmru", "training.micro_batch_size=2")
+    found = estimate(config, rows=2)
+    assert found.parts["gradients"] == pytest.approx(found.parts["weights"], rel=0.02)
+    assert found.total - found.parts["optimizer"] == pytest.approx(real(config, 2, repeat=2)[1], rel=0.02)
+
+
+def test_checkpointing_keeps_less_and_computes_a_layer_again():
+    plain, saved = (
+        estimate(recipe("(rglru bmru)*4", f"training.gradient_checkpointing={value}")) for value in ("false", "true")
+    )
+    assert saved.activations < plain.activations / 5
+    assert saved.parts["temporary"] > plain.parts.get("temporary", 0)
+
+
+def test_what_stands_beside_the_weights():
+    config = recipe("rglru bmru")
+    one, two = estimate(config), estimate(config, processes=2)
+    parameters = bytes_of(HybridLMForCausalLM(HybridLMConfig(**config.model, vocab_size=VOCABULARY)).parameters())
+    assert one.parts["optimizer"] == pytest.approx(2 * parameters, rel=0.02)  # each tensor a multiple of 64 bytes
+    assert two.parts["buckets"] == pytest.approx(parameters, rel=0.02)
+    assert "buckets" not in one.parts
+
+
+def test_a_gpu_has_no_fused_kernels_and_a_norm_of_its_own():
+    config = recipe("rglru bmru")
+    assert estimate(config, device="cuda").activations > 1.2 * estimate(config).activations
+
+
+def test_a_write_penalty_keeps_what_it_needs():
+    plain, penalty = (estimate(recipe("bmru", f"write_penalty={value}")) for value in (0.0, 1e-4))
+    assert penalty.activations > plain.activations
+
+
+def test_a_large_validation_batch_is_the_most():
+    found = estimate(recipe("lru", "validation.batch_size=200"))
+    assert found.moment == "validation"
+    assert found.parts["temporary"] > found.activations
+
+
+def test_nothing_is_left_of_it():
+    estimate(recipe("rglru bmru"))
+    model = HybridLMForCausalLM(HybridLMConfig(pattern="rglru bmru", hidden_size=32, vocab_size=VOCABULARY))
+    ids = torch.randint(VOCABULARY, (2, 9))
+    expected = model(ids).logits
+    with pytest.raises(KeyError), shapes_alone():
+        raise KeyError
+    assert torch.equal(model(ids).logits, expected)
+    assert type(expected) is torch.Tensor
