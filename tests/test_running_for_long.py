@@ -29,8 +29,22 @@ training: {steps: 6, batch_size: 2}
 def work(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_texts").mkdir()
-    words = "the sea was calm and a grey ship went slowly past our old house".split()
-    text = " ".join(random.Random(0).choices(words, k=900))
+    words = [
+        "the ",
+        "sea ",
+        "was ",
+        "calm ",
+        "and ",
+        "a ",
+        "grey ",
+        "ship ",
+        "went ",
+        "past ",
+        "our ",
+        "old ",
+        "house. ",
+    ]
+    text = "".join(random.Random(0).choices(words, k=900))
     (tmp_path / "my_texts" / "one.txt").write_text(text, encoding="utf-8")
     (tmp_path / "my_recipe.yaml").write_text(RECIPE, encoding="utf-8")
     return tmp_path
