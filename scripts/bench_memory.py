@@ -23,7 +23,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        folder = results.QUICK_FOLDER if options.quick else results.FOLDER / "memory"
+        folder = results.QUICK_FOLDER if options.quick else results.folder_of(__file__) / "memory"
         out = results.check_out(options.out or folder / f"memory_{device.type}.json")
         settings = {"command": results.command(__file__, sys.argv[1:]), "quick": options.quick, "steps": options.steps}
         measured = memory.measure(
