@@ -16,9 +16,12 @@ import torch
 from transformers import AutoTokenizer
 
 from hybridlm import HybridLMConfig, HybridLMForCausalLM
+from hybridlm.data.mixture import epoch_tokens
 from hybridlm.data.shards import MANIFEST, TokenShards
 from hybridlm.errors import UserError
+from hybridlm.model.cell_hybridlm import RECURRENT_LAYER
 from hybridlm.model.fused_hybridlm import kernels_for
+from hybridlm.model.scan_hybridlm import scan_path
 from hybridlm.training.checkpoints import checkpoints
 from hybridlm.training.flops import Flops, flops_per_token
 from hybridlm.training.memory_estimate import MemoryEstimate, estimate_memory, optimizer_state
@@ -51,8 +54,10 @@ class DataFacts:
     source: str
     """Where that number comes from."""
     tokens: int | None
-    """In the training split; None until the data is prepared."""
+    """In the training split; None until the data is prepared, as are the next two."""
     documents: int | None
+    epoch_tokens: int | None
+    """Tokens of an epoch, which the weights of the sources decide."""
 
 
 @dataclass
@@ -85,7 +90,7 @@ class DryRun:
     checkpoint_bytes: int
     """Of one checkpoint."""
     disk_needed: int
-    """Bytes of all checkpoints that exist at once, and of the final model."""
+    """Bytes of all checkpoints that exist at once, of the best and of the final model."""
     disk_free: int
     paths: dict[str, str]
     run_state: str
@@ -118,8 +123,9 @@ def dry_run(config: PretrainConfig, *, device: str | None = None, processes: int
     micro = micro_batch_size(config, count)
     _refuse(config, place)
     data = _data(config)
-    longest = {"max_position_embeddings": max(2048, config.data.sequence_length)}
-    model_config = HybridLMConfig(**(longest | config.model | {"vocab_size": data.vocab_size}))
+    keywords: dict[str, Any] = {"max_position_embeddings": max(2048, config.data.sequence_length)}
+    keywords |= config.model | {"vocab_size": data.vocab_size}
+    model_config = HybridLMConfig(**keywords)
     with torch.device("meta"):
         model = HybridLMForCausalLM(model_config)
     steps, epochs = _length(config, data)
@@ -127,8 +133,8 @@ def dry_run(config: PretrainConfig, *, device: str | None = None, processes: int
     checkpoint = bytes_of(model.parameters()) + bytes_of(model.buffers())
     with torch.device("meta"):
         state = bytes_of(optimizer_state(config, model))
-    average = checkpoint if getattr(config.training, "ema_decay", None) else 0
-    kept = _checkpoints_at_once(config, steps)
+    average = checkpoint if config.training.ema_decay is not None else 0
+    kept = _checkpoints_at_once(config, steps) * (checkpoint + state + average)
     here = place if _is_here(place) else None
     return DryRun(
         config=config,
@@ -151,7 +157,7 @@ def dry_run(config: PretrainConfig, *, device: str | None = None, processes: int
         rate=rate,
         rate_from=rate_from,
         checkpoint_bytes=checkpoint + state + average,
-        disk_needed=kept * (checkpoint + state + average) + checkpoint,
+        disk_needed=kept + 2 * checkpoint + average,  # the best model and the last one; its average
         disk_free=shutil.disk_usage(_nearest(config.run.path)).free,
         paths=_paths(place, config, model, here is not None),
         run_state=_run_state(config),
@@ -186,26 +192,29 @@ def _refuse(config: PretrainConfig, device: torch.device) -> None:
 
 def _data(config: PretrainConfig) -> DataFacts:
     prepare = config.data.prepare
-    folder = Path(config.data.folder if prepare is None else prepare.output).expanduser()
+    folder = Path((config.data.folder or "") if prepare is None else prepare.output).expanduser()
     if prepare is None or (folder / MANIFEST).is_file():
         shards = TokenShards(folder, "train")  # which says what to do where it is not there
-        return DataFacts(shards.vocab_size, f"the prepared data in {folder}", shards.n_tokens, shards.n_documents)
+        epoch = epoch_tokens(shards.lengths, shards.source_edges, shards.weights)
+        facts = shards.n_tokens, shards.n_documents, epoch
+        return DataFacts(shards.vocab_size, f"the prepared data in {folder}", *facts)
+    unknown = None, None, None
     if prepare.tokenizer is None:
         assert prepare.vocab_size is not None
-        return DataFacts(prepare.vocab_size, "data.prepare.vocab_size, unless the text is too short", None, None)
+        return DataFacts(prepare.vocab_size, "data.prepare.vocab_size, unless the text is too short", *unknown)
     try:
         size = len(AutoTokenizer.from_pretrained(prepare.tokenizer, local_files_only=True))
-        return DataFacts(size, f"the tokenizer {prepare.tokenizer}", None, None)
+        return DataFacts(size, f"the tokenizer {prepare.tokenizer}", *unknown)
     except (OSError, ValueError, TypeError, KeyError):
         size = HybridLMConfig.vocab_size
-        return DataFacts(size, f"assumed: the tokenizer {prepare.tokenizer} is not on this machine", None, None)
+        return DataFacts(size, f"assumed: the tokenizer {prepare.tokenizer} is not on this machine", *unknown)
 
 
 def _length(config: PretrainConfig, data: DataFacts) -> tuple[int | None, float | None]:
     """Steps, and epochs."""
-    if data.tokens is None:
+    if data.epoch_tokens is None:
         return (None if config.training.epochs is not None else total_steps(config, 0)), config.training.epochs
-    per_epoch = -(-data.tokens // config.data.sequence_length)
+    per_epoch = -(-data.epoch_tokens // config.data.sequence_length)
     steps = total_steps(config, per_epoch)
     return steps, steps * config.training.batch_size / per_epoch
 
@@ -253,11 +262,13 @@ def _products(device: torch.device, dtype: torch.dtype) -> float:
 
 def _checkpoints_at_once(config: PretrainConfig, steps: int | None) -> int:
     """How many are on the disk while a further one is written; one that an interruption leaves, at least."""
-    every = config.checkpoint.every
-    if not every:
+    choice = config.checkpoint
+    if not choice.every:
         return 1
-    written = config.checkpoint.keep + 1 if steps is None else max(1, -(-steps // every))
-    return min(config.checkpoint.keep + 1, written)
+    if steps is None:
+        return choice.keep + 1
+    for_good = steps // choice.keep_every if choice.keep_every else 0
+    return min(choice.keep + 1 + for_good, max(1, -(-steps // choice.every)))
 
 
 def _device_memory(device: torch.device) -> int | None:
@@ -275,10 +286,8 @@ def _nearest(path: Path) -> Path:
 
 
 def _paths(device: torch.device, config: PretrainConfig, model: Any, here: bool) -> dict[str, str]:
-    from hybridlm.model.scan_hybridlm import scan_path
-
     paths = {}
-    if any(not kind.endswith("attention") or "linear" in kind for kind in model.config.layer_types):
+    if RECURRENT_LAYER in model.config.layer_types:
         paths["scan"] = scan_path(device, torch.float32) if here else f"unknown: there is no {device.type} device here"
     if model.model.rotary_emb is not None:
         paths["attention"] = str(model.config._attn_implementation)
@@ -286,6 +295,8 @@ def _paths(device: torch.device, config: PretrainConfig, model: Any, here: bool)
     fused = device.type == "cpu" and kernels_for(torch.empty(1, 1, 1, dtype=dtype)) is not None
     paths["norms and gates"] = "compiled C" if fused else "PyTorch"
     paths["loss"] = "in chunks, without the logits"
+    if config.training.compile:
+        paths["compiled"] = "by torch.compile; memory is that of eager steps"
     return paths
 
 

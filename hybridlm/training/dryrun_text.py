@@ -9,6 +9,7 @@ from hybridlm.training.progress import clock
 
 def dry_run_text(run: DryRun) -> str:
     """Lines of `name: value`; "unknown" where something cannot be known, and what would go wrong at the end."""
+    flops = run.flops
     lines = {
         "recipe": f"{run.config.run.name}: {run.model_config.pattern}, width {run.model_config.hidden_size:,}",
         "vocabulary": f"{run.data.vocab_size:,} ({run.data.source})",
@@ -17,9 +18,8 @@ def dry_run_text(run: DryRun) -> str:
         "run": _length(run),
         "step": f"{run.config.training.batch_size:,} sequences x {run.config.data.sequence_length:,} tokens; "
         f"{run.processes} process(es), {run.micro_batch:,} sequence(s) in a forward of each",
-        "flops": f"{_scaled(run.flops.training, 'FLOP')} for a token (products {_scaled(3 * run.flops.products)}, "
-        f"attention {_scaled(3 * run.flops.attention)}; scans apart: {_scaled(run.flops.training_scans)}), "
-        f"{'unknown' if run.total_flops is None else _scaled(run.total_flops, 'FLOP')} in all",
+        "flops": f"{_scaled(flops.training, 'FLOP')} for a token (products {_scaled(3 * flops.products)}, attention "
+        f"{_scaled(3 * flops.attention)}; scans apart: {_scaled(flops.training_scans)}), {_total(run)} in all",
         "device": _device(run),
         "memory": _memory(run),
         "time": _time(run),
@@ -45,6 +45,10 @@ def _length(run: DryRun) -> str:
     if run.steps is None:
         return f"{step}; steps unknown until the data is prepared, {epochs}"
     return f"{run.steps:,} steps x {step} = {run.steps * run.tokens_per_step:,} tokens, {epochs}"
+
+
+def _total(run: DryRun) -> str:
+    return "unknown" if run.total_flops is None else _scaled(run.total_flops, "FLOP")
 
 
 def _device(run: DryRun) -> str:

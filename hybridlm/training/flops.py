@@ -6,9 +6,9 @@
     training    3 * forward: the backward multiplies twice, for the gradients of inputs and of weights
 
 This is what the field means by model FLOPs (PaLM, arXiv 2204.02311, appendix B). What gradient checkpointing computes
-again is not in it. `scans` stands apart: elementwise work, bound by memory and not by the rate of products, 2 operations
-for each number of the state (8 for a complex one) and three times that for training; of `mamba2`, whose scan consists
-of products, those of its chunks.
+again is not in it. `scans` stands apart: elementwise work, bound by memory and not by the rate of products. It is 2
+operations for each number of the state (8 for a complex one) and three times that for training; of `mamba2`, whose scan
+consists of products, those of its chunks.
 """
 
 from dataclasses import dataclass

@@ -84,20 +84,19 @@ def estimate_memory(
 
 def optimizer_state(config: PretrainConfig, model: Any) -> list[Tensor]:
     """Tensors like those that the optimizer keeps: two averages of each parameter for AdamW, one of each matrix that
-    Muon takes."""
-    muon = getattr(config.optimizer, "kind", "adamw") == "muon"
-    apart = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
-    state = []
-    for group in parameter_groups(model, 0.0):
-        for parameter in group["params"]:
-            one = muon and parameter.ndim == 2 and id(parameter) not in apart
-            state += [torch.zeros_like(parameter, requires_grad=False) for _ in range(1 if one else 2)]
-    return state
+    Muon trains."""
+    groups = parameter_groups(model, 0.0, muon=0.0 if config.optimizer.kind == "muon" else None)
+    return [
+        torch.zeros_like(parameter, requires_grad=False)
+        for group in groups
+        for parameter in group["params"]
+        for _ in range(1 if group["name"] == "muon" else 2)
+    ]
 
 
 def _beside(config: PretrainConfig, model: Any, trace: MemoryTrace, processes: int) -> list[Tensor]:
     """What exists for the rest of the run from the first optimizer step on."""
-    copies = {"average": bool(getattr(config.training, "ema_decay", None)), "buckets": processes > 1}
+    copies = {"average": config.training.ema_decay is not None, "buckets": processes > 1}
     found = optimizer_state(config, model)
     trace.assign(found, "optimizer")
     for purpose, there in copies.items():
@@ -137,8 +136,9 @@ class _Run:
         """The gradients of a step; what was in use between the layers and the loss."""
         for _ in range(2 if self.several else 1):  # the gradients of one micro-batch are there while the next runs
             self.trace.purpose = "activations"
+            extra = {"z_loss": self.config.training.z_loss} if self.config.training.z_loss else {}
             with self._precision():
-                loss = self.model(**self._batch(self.rows), **LOSS_ALONE).loss
+                loss = self.model(**self._batch(self.rows), **LOSS_ALONE, **extra).loss
             if self.config.write_penalty and (penalty := self.model.write_penalty()) is not None:
                 loss = loss + self.config.write_penalty * penalty
             self.trace.purpose = "temporary"

@@ -1,0 +1,223 @@
+"""A dry run: says what would be done, and does nothing."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from hybridlm import cli
+from hybridlm.data.loader import Windows
+from hybridlm.data.shards import TokenShards
+from hybridlm.errors import UserError
+from hybridlm.training import dryrun, peaks
+from hybridlm.training.config import load_config
+from hybridlm.training.dryrun import dry_run
+from hybridlm.training.dryrun_text import dry_run_text
+from hybridlm.training.loop import pretrain
+from hybridlm.training.metrics import read_rows
+from hybridlm.training.peaks import Utilisation, peak_flops
+
+UNPREPARED = [
+    "data={prepare: {sources: [{path: nowhere.txt}], output: never, vocab_size: 400}, sequence_length: 16}",
+    "model={pattern: rglru bmru attention, hidden_size: 16, num_attention_heads: 2}",
+    "training={epochs: 2, batch_size: 4}",
+]
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch, tmp_path):
+    monkeypatch.setattr(dryrun, "MOMENT", 0.01)
+    monkeypatch.chdir(tmp_path)
+
+
+def files(folder):
+    return sorted(path.relative_to(folder) for path in Path(folder).rglob("*"))
+
+
+def test_it_makes_nothing_and_reads_no_source(tmp_path):
+    run = dry_run(load_config(None, UNPREPARED))
+    assert files(tmp_path) == []
+    assert (run.steps, run.data.tokens, run.total_flops, run.least_seconds) == (None, None, None, None)
+    assert run.epochs == 2
+    assert run.data.vocab_size == 400
+    text = dry_run_text(run)
+    assert "unknown until it is prepared" in text
+    assert "steps unknown until the data is prepared" in text
+    assert "400 (data.prepare.vocab_size, unless the text is too short)" in text
+
+
+def test_prepared_data_is_looked_at(recipe, data_folder):
+    config = recipe("training={epochs: 1.5, batch_size: 4}", "training.seed=3")
+    run = dry_run(config)
+    shards = TokenShards(data_folder, "train")
+    windows = Windows(shards, 16).per_epoch
+    assert run.data.tokens == shards.n_tokens
+    assert run.steps == -(-3 * windows // 8)
+    assert run.epochs == pytest.approx(1.5, abs=4 / windows)
+    assert f"{shards.n_tokens:,} training tokens" in dry_run_text(run)
+
+
+def test_its_numbers_are_those_of_the_run(recipe, capsys):
+    config = recipe("training.steps=3")
+    run = dry_run(config)
+    assert not config.run.path.exists()
+    result = pretrain(config)
+    said = capsys.readouterr().out
+    assert f"parameters: {run.parameters:,} ({run.parameters - run.embedding:,} without embeddings" in said
+    assert run.steps == 3
+    assert read_rows(result.metrics)[-2]["tokens"] == run.steps * run.tokens_per_step
+    assert f"scan:       {run.paths['scan']}" in said
+    weights = (result.checkpoint / "model.safetensors").stat().st_size
+    state = next(iter(config.run.path.glob("checkpoints/*"))) / "training_state" / "optimizer.pt"
+    assert run.checkpoint_bytes == pytest.approx(weights + state.stat().st_size, rel=0.25)  # small: headers count
+    assert "holds a finished run" in dry_run_text(dry_run(config))
+
+
+def test_layers_add_up(recipe):
+    run = dry_run(recipe("model={pattern: (rglru bmru)*2 attention, hidden_size: 16, num_attention_heads: 2}"))
+    assert [layer.block for layer in run.layers] == ["rglru", "bmru"] * 2 + ["attention"]
+    assert sum(layer.mixer + layer.mlp + layer.norms for layer in run.layers) + run.embedding + 16 == run.parameters
+    assert run.embedding == run.data.vocab_size * 16
+    text = dry_run_text(run)
+    assert "2 x rglru" in text
+    assert "1 x attention" in text
+    assert run.paths["attention"] == "sdpa"
+
+
+def test_an_output_projection_of_its_own_is_an_embedding_too(recipe):
+    tied, own = (dry_run(recipe(f"model.tie_word_embeddings={value}")) for value in ("true", "false"))
+    assert own.embedding == 2 * tied.embedding
+    assert own.parameters - own.embedding == tied.parameters - tied.embedding
+
+
+def test_options_of_training_are_in_the_memory(recipe):
+    plain, average, muon = (
+        dry_run(recipe(*more)) for more in ([], ["training.ema_decay=0.99"], ["optimizer.kind=muon"])
+    )
+    assert average.memory.parts["average"] > 0.9 * plain.memory.parts["weights"]
+    assert average.checkpoint_bytes > plain.checkpoint_bytes
+    assert plain.memory.parts["optimizer"] / 2 < muon.memory.parts["optimizer"] < plain.memory.parts["optimizer"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "disk"),
+    [
+        (["checkpoint.every=0"], 1),
+        (["checkpoint={every: 1, keep: 2}"], 3),
+        (["checkpoint={every: 2, keep: 5}"], 2),
+        (["checkpoint={every: 1, keep: 1, keep_every: 2}"], 4),
+    ],
+)
+def test_checkpoints_that_exist_at_once(recipe, overrides, disk):
+    run = dry_run(recipe(*overrides))
+    model = run.memory.parts["weights"]
+    assert run.disk_needed - disk * run.checkpoint_bytes == pytest.approx(2 * model, rel=0.1)
+
+
+def test_another_device_and_more_processes(recipe):
+    run = dry_run(recipe("training.mixed_precision=bf16"), device="cuda", processes=2)
+    assert (run.processes, run.micro_batch, run.memory.parts["buckets"] > 0) == (2, 2, True)
+    if not torch.cuda.is_available():
+        assert run.rate is None
+        text = dry_run_text(run)
+        assert "unknown: there is no cuda device here to measure" in text
+        assert run.paths["scan"] == "unknown: there is no cuda device here"
+
+
+def test_time_is_a_bound_from_a_rate(recipe):
+    run = dry_run(recipe())
+    assert run.least_seconds == pytest.approx(run.flops.training * 4 * 64 / run.rate)
+    assert "products of float32 matrices measured here for a moment" in dry_run_text(run)
+
+
+def test_what_does_not_fit_is_said(recipe):
+    run = dataclasses.replace(dry_run(recipe()), device_memory=1000, disk_free=1000)
+    text = dry_run_text(run)
+    assert "The run does not fit" in text
+    assert "training.gradient_checkpointing=true" in text
+    assert "The disk of" in text
+    assert "does not fit" not in dry_run_text(dry_run(recipe()))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "options", "says"),
+    [
+        (["training.mixed_precision=fp16"], {"device": "cpu"}, "fp16 needs a GPU"),
+        ([], {"processes": 3}, "cannot be dealt out evenly"),
+        (["run.resume=must"], {}, "run.resume=must"),
+        (["data.folder=nowhere"], {}, "there is no such folder"),
+        ([], {"device": "tpu"}, "must be cpu or cuda"),
+    ],
+)
+def test_what_pretrain_refuses_is_refused(recipe, overrides, options, says):
+    with pytest.raises(UserError, match=says):
+        dry_run(recipe(*overrides), **options)
+
+
+def test_a_used_folder_is_refused_or_named(recipe):
+    config = recipe()
+    (config.run.path / "checkpoints" / "step-00000002").mkdir(parents=True)
+    assert "it would go on from step-00000002" in dry_run_text(dry_run(config))
+    config.run.resume = "never"
+    with pytest.raises(UserError, match="in use"):
+        dry_run(config)
+
+
+def test_a_tokenizer_that_is_not_here_is_not_downloaded():
+    run = dry_run(
+        load_config(None, [*UNPREPARED, "data.prepare={tokenizer: some/where, sources: [{path: x}], output: y}"])
+    )
+    assert run.data.vocab_size == 32000
+    assert "assumed: the tokenizer some/where is not on this machine" in dry_run_text(run)
+
+
+def test_the_command(tmp_path, capsys, monkeypatch):
+    (tmp_path / "mine.yaml").write_text("\n".join(f"{line.replace('=', ': ', 1)}" for line in UNPREPARED))
+    before = files(tmp_path)
+    assert cli.main(["pretrain", "--config", "mine.yaml", "--dry-run", "training.batch_size=8"]) == 0
+    assert "mine: rglru bmru attention, width 16" in capsys.readouterr().out
+    assert files(tmp_path) == before
+    assert cli.main(["pretrain", "--config", "mine.yaml", "--dry-run", "training.batch_sise=8", "optimizer.lr=-1"]) == 2
+    problems = capsys.readouterr().err
+    assert "2 problems" in problems
+    assert "did you mean 'batch_size'" in problems
+    assert cli.main(["pretrain", "--config", "mine.yaml", "--processes", "2"]) == 2
+    assert "add --dry-run" in capsys.readouterr().err
+    assert cli.main(["pretrain", "--config", "mine.yaml", "--dry-run", "--processes", "0"]) == 2
+    monkeypatch.setenv("RANK", "1")
+    capsys.readouterr()
+    assert cli.main(["pretrain", "--config", "mine.yaml", "--dry-run"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_peaks_are_known_by_name_and_precision():
+    assert peak_flops("NVIDIA H100 80GB HBM3", torch.bfloat16) == 989e12
+    assert peak_flops("Tesla V100-SXM2-32GB", torch.bfloat16) is None
+    assert peak_flops("NVIDIA H100 80GB HBM3", torch.float32) is None
+    assert peak_flops("NVIDIA H100 80GB HBM3 MIG 1g.10gb", torch.bfloat16) is None
+    assert peaks.device_peak(torch.device("cpu"), "bf16") is None
+
+
+def test_mfu_is_logged_where_the_peak_is_known(recipe, monkeypatch):
+    rows = read_rows(pretrain(recipe("run.name=unknown")).metrics)
+    assert all("mfu" not in row for row in rows)
+    monkeypatch.setattr(peaks, "device_peak", lambda *_: 1e12)
+    config = recipe()
+    rows = [row for row in read_rows(pretrain(config).metrics) if "mfu" in row]
+    assert len(rows) == 4
+    flops = dry_run(config).flops.training
+    assert [row["mfu"] for row in rows] == pytest.approx([flops * row["tokens_per_second"] / 1e12 for row in rows])
+
+
+def test_mfu_is_a_share_of_all_devices(recipe, monkeypatch):
+    monkeypatch.setattr(peaks, "device_peak", lambda *_: 1e9)
+    config = recipe()
+    run = dry_run(config)
+    from hybridlm import HybridLMForCausalLM
+
+    with torch.device("meta"):
+        model = HybridLMForCausalLM(run.model_config)
+    one, two = (Utilisation(model, config, torch.device("cpu"), count).row(2.0)["mfu"] for count in (1, 2))
+    assert one == pytest.approx(run.flops.training * run.tokens_per_step / 2.0 / 1e9)
+    assert two == one / 2
