@@ -35,7 +35,6 @@ FROZEN = (
     "write_penalty",
 )
 
-
 @dataclass
 class Plan:
     """What to do with the run folder."""
