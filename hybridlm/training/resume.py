@@ -35,6 +35,7 @@ FROZEN = (
     "write_penalty",
 )
 
+
 @dataclass
 class Plan:
     """What to do with the run folder."""
