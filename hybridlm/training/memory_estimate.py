@@ -111,7 +111,6 @@ def _model(config: PretrainConfig, model_config: HybridLMConfig, device_type: st
     model = HybridLMForCausalLM(model_config).train()
     if config.training.gradient_checkpointing:
         model.activation_checkpointing_enable()
-    model.record_writes(config.write_penalty > 0)
     if device_type == "cuda":
         # Fake tensors are on the CPU, since torch without CUDA knows no others with gradients. CUDA has an RMS norm of
         # its own, which keeps less than the CPU's chain of operations.
@@ -133,7 +132,10 @@ class _Run:
             parameter.register_post_accumulate_grad_hook(self._gathered)
 
     def backward(self) -> Counter[str]:
-        """The gradients of a step; what was in use between the layers and the loss."""
+        """The gradients of a step in which memory units are counted, if any is; what was in use between the layers and
+        the loss."""
+        counts = self.config.logging.memory_every > 0
+        self.model.record_writes(counts or self.config.write_penalty > 0, counts=counts)
         for _ in range(2 if self.several else 1):  # the gradients of one micro-batch are there while the next runs
             self.trace.purpose = "activations"
             extra = {"z_loss": self.config.training.z_loss} if self.config.training.z_loss else {}
@@ -147,6 +149,7 @@ class _Run:
 
     def validate(self) -> None:
         """A validation batch."""
+        self.model.record_writes(self.config.write_penalty > 0)
         self.model.eval()
         self.trace.purpose = "temporary"
         with torch.no_grad(), self._precision():

@@ -18,7 +18,7 @@ def recipe(pattern, *overrides):
     base = [
         "data.folder=x", f"data.sequence_length={LENGTH}", "training={steps: 2, batch_size: 4}",
         f"model={{pattern: {pattern}, hidden_size: 32, num_attention_heads: 2, mamba_d_head: 8, mamba_d_state: 8}}",
-        "validation.batch_size=1",
+        "validation.batch_size=1", "logging.memory_every=0",
     ]  # fmt: skip
     return load_config(None, [*base, *overrides])
 
@@ -40,6 +40,8 @@ def real(config, rows=4, repeat=1):
     model = HybridLMForCausalLM(HybridLMConfig(**config.model, vocab_size=VOCABULARY)).train()
     if config.training.gradient_checkpointing:
         model.activation_checkpointing_enable()
+    if config.logging.memory_every:
+        model.record_writes(counts=True)
     with MemoryTrace("cpu") as trace:
         trace.assign([*model.parameters(), *model.buffers()], "weights")
         for _ in range(repeat):
@@ -65,6 +67,7 @@ def test_shapes_alone_take_what_values_take(mixer, precision):
 @pytest.mark.parametrize("overrides", [
     ["training.gradient_checkpointing=true"],
     ["model.tie_word_embeddings=false", "model.conv_kernel=0"],
+    ["training.gradient_checkpointing=true", "logging.memory_every=1"],
 ])  # fmt: skip
 def test_so_do_stacks_with_options(overrides):
     config = recipe("(rglru bmru attention)*2", *overrides)
