@@ -179,7 +179,7 @@ def pretrain_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--init-from", metavar="CHECKPOINT", help="begin with these weights: a folder, or OWNER/NAME on the Hub"
     )
-    meaning = "say what would be done (sizes, memory, time, disk, paths), and stop; nothing is read, written or trained"
+    meaning = "say what would be done (sizes, memory, time, disk, paths), and stop; nothing is written or trained"
     command.add_argument("--dry-run", action="store_true", help=meaning)
     command.add_argument("--device", choices=("cpu", "cuda"), help="of a dry run: where it would train (default: here)")
     meaning = "of a dry run: how many processes would train (default: those of the launcher, or 1)"

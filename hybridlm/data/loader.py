@@ -7,6 +7,9 @@ come in a drawn order. Every token is a target exactly once an epoch, or as ofte
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -181,11 +184,31 @@ def batches(
         batch_sampler=indices(),  # pyright: ignore[reportArgumentType]
         num_workers=num_workers,
         collate_fn=collate,
+        worker_init_fn=_leave_signals_to_the_run,
         generator=torch.Generator(),  # its own, so that the run's random numbers do not depend on the loader
     )
     micro_batches = iter(loader)
     while True:
         yield [next(micro_batches) for _ in range(share // micro_batch_size)]
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """A signal to all processes of a job must not end the workers before the run has finished its step and saved. The
+    SIGTERM by which the run itself ends them still does."""
+    for name in ("SIGINT", "SIGUSR1", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # nothing there tells who sent a signal
+        return
+    run = os.getppid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def end_where_the_run_says_so() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != run:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=end_where_the_run_says_so, daemon=True).start()
 
 
 def validation_batches(

@@ -22,6 +22,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from hybridlm.errors import UserError
@@ -29,6 +30,11 @@ from hybridlm.files import write_folder
 
 STATE = "training_state"
 CHECKSUMS = "checksums.json"
+_WRITTEN = (
+    *("best", "final", "final-ema"),
+    *("config.yaml", "metrics.jsonl", "samples.jsonl", "tracker.json", "diverged.json"),
+)
+"""What a run writes aside; others, such as a report, may be writing there too."""
 _NAME = re.compile(r"step-\d{8,}")
 
 
@@ -110,15 +116,20 @@ def prune(run: Path, keep: int, keep_every: int = 0) -> None:
             continue
         # Renamed first: a removal that is cut short leaves no torn folder under a checkpoint's name.
         doomed = path.with_name(f".{path.name}.old-{os.getpid()}")
-        os.rename(path, doomed)
-        shutil.rmtree(doomed)
+        with suppress(OSError):  # what cannot be removed now (a reader on a network disk holds it) is tried next time
+            os.rename(path, doomed)
+            shutil.rmtree(doomed)
     remove_leftovers(run)
 
 
 def remove_leftovers(run: Path) -> None:
     """Removes what a killed process left half-written or half-removed. Only for the process that holds the run."""
-    for left in [*run.glob(".*.partial-*"), *run.glob(".*.old-*"), *(run / "checkpoints").glob(".step-*")]:
-        if left.is_dir():
+    ours = [left for name in _WRITTEN for left in (*run.glob(f".{name}.partial-*"), *run.glob(f".{name}.old-*"))]
+    for left in [*ours, *(run / "checkpoints").glob(".step-*")]:
+        name, old, _ = left.name.removeprefix(".").rpartition(".old-")
+        if old and left.parent == run and not (run / name).exists():
+            os.rename(left, run / name)  # killed between moving the older one aside and putting the new one in place
+        elif left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         else:
             left.unlink(missing_ok=True)

@@ -73,7 +73,7 @@ def find_cause(accelerator: Accelerator, model: Any, step: FailedStep) -> Findin
     """
     try:
         mine = _bad_parameter(model) or _search(accelerator, model, step)
-    except RuntimeError as error:  # such as no memory for a second pass: the stop itself must still be told
+    except Exception as error:  # such as no memory for a second pass: the stop itself must still be told
         accelerator.print(f"The search for the tensor broke off: {error}")
         mine = None
     if mine is not None:

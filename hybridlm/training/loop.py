@@ -14,6 +14,7 @@ stopped.
     RUN/diverged.json     why the last session stopped by itself, if it did
 """
 
+import math
 import signal
 import time
 from collections.abc import Iterator
@@ -144,7 +145,7 @@ class _Run:
         self.total = total_steps(config, data.windows.per_epoch)
         self.step_tokens = tokens_per_step(config)
         self.done, self.seconds_before = (plan.state.step, plan.state.seconds) if plan.state is not None else (0, 0.0)
-        self.began, self.overflows = time.perf_counter(), 0
+        self.began, self.overflows = time.perf_counter(), plan.state.overflows if plan.state is not None else 0
         self.guard = SpikeGuard(config.guard, plan.state.losses if plan.state is not None else ())
         self.plain = build_model(config, data, plan.folder)
         decay, device = config.training.ema_decay, accelerator.device
@@ -280,12 +281,21 @@ class _Run:
         if self.average is not None:
             average = validate(self.accelerator, self.average.model, *measured)
             found["bits_per_byte_ema"] = average["bits_per_byte"]
+        bad = [name for name, value in found.items() if not math.isfinite(value)]
+        if bad:
+            newest = f"The newest checkpoint is {paths[-1]}." if (paths := checkpoints(self.folder)) else ""
+            raise DivergedError(
+                f"Stopped after step {self.done} of {self.total}: {bad[0]} of the validation is {found[bad[0]]}. Use "
+                f"training.mixed_precision=bf16 or no, or a lower optimizer.lr under another run.name. {newest}"
+            )
         at = {"epsilon": None if self.plain.epsilon is None else 0.0, "seconds": self._seconds()}
         journal.validation({"step": self.done, **found, **at}, self.data.validation.per_epoch)
+        before = self.watch.seen.best, self.watch.seen.best_step
         if self.watch.see(self.done, found["bits_per_byte"], found["windows"]):
             try:
                 self._write("best", self.plain)
             except SaveError as error:
+                self.watch.seen.best, self.watch.seen.best_step = before
                 journal.log(f"{error} The model that was best before, if there was one, is there still.")
 
     def _sample(self, journal: Journal) -> None:
@@ -354,6 +364,7 @@ class _Run:
             processes=self.accelerator.num_processes,
             early_stopping=self.watch.state() if self.data.validation is not None else None,
             losses=self.guard.losses,
+            overflows=self.overflows,
         )
 
     def _agree(self, number: int) -> int:

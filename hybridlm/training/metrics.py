@@ -15,7 +15,7 @@ gets here.
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ class JsonLines:
         self.path, self._report = path, report
         try:
             if path.exists():
-                kept = [json.dumps(row) for row in read_rows(path) if row["step"] <= keep_until]
+                kept = [json.dumps(row) for row in _readable(path, keep_until) if row["step"] <= keep_until]
                 replace_file(path, "".join(line + "\n" for line in kept))
             self._file = path.open("ab", buffering=0)  # readable while the run goes on
         except OSError as error:
@@ -78,6 +78,23 @@ class JsonLines:
                     self._file.truncate(self._end)  # no half line in front of the next try
                 raise
             self._end += len(self._waiting.pop(0))
+
+
+def _readable(path: Path, needed: int) -> Iterator[dict[str, Any]]:
+    """Rows up to the first line that a power cut left unreadable. Raises UserError where that comes before the last row
+    of step `needed`, which was on the disk before its checkpoint was."""
+    last = -1
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            row = json.loads(line)
+            last = row["step"]
+        except (ValueError, KeyError, TypeError) as error:
+            if last >= needed:
+                return
+            raise UserError(
+                f"{path}:{number} is no row of a record ({error}). Restore the file, or move it away to begin anew."
+            ) from None
+        yield row
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

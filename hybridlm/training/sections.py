@@ -307,7 +307,7 @@ class RunConfig:
 
     @property
     def path(self) -> Path:
-        return Path(self.folder) / self.name
+        return Path(self.folder).expanduser() / self.name
 
 
 @dataclass(config=_SECTION, kw_only=True)

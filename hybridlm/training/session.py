@@ -7,13 +7,14 @@ leaves none, so that several runs, each with its own settings, can follow one an
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedType, broadcast_object_list
+from accelerate.utils import DistributedType
 
 from hybridlm.allocator import kept_memory
 from hybridlm.errors import UserError, install_command
@@ -50,6 +51,8 @@ def accelerator_session(config: PretrainConfig) -> Iterator[Accelerator]:
         if accelerator is not None and not found_state:
             accelerator.free_memory()
             accelerator.end_training()
+        global _patient
+        _patient = None
         if not found_state:
             AcceleratorState._reset_state(reset_partial_state=True)
             GradientState._reset_state()
@@ -59,16 +62,32 @@ def accelerator_session(config: PretrainConfig) -> Iterator[Accelerator]:
 def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
     """Runs `action` on the main process; every process returns its result, or raises its UserError."""
     answer: list[Any] = [None, None]
+    raised: Exception | None = None
     if accelerator.is_main_process:
         try:
             answer[0] = action()
-        except UserError as error:
-            answer[1] = error
+        except Exception as error:  # whatever it is: the others must not wait for ever
+            raised = error
+            answer[1] = error if isinstance(error, UserError) else UserError(f"The main process failed: {error!r}")
     if accelerator.num_processes > 1:
-        broadcast_object_list(answer)
+        torch.distributed.broadcast_object_list(answer, src=0, group=_patient_group())
+    if raised is not None:
+        raise raised
     if answer[1] is not None:
         raise answer[1]
     return answer[0]
+
+
+_patient: Any = None
+
+
+def _patient_group() -> Any:
+    """A group in which the others may wait for hours while the main process prepares data or writes a checkpoint. The
+    default group keeps its timeout, which finds a process that hangs in a step. Every process makes it at once."""
+    global _patient
+    if _patient is None:
+        _patient = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7))
+    return _patient
 
 
 def cpu_threads() -> int:

@@ -50,6 +50,8 @@ class TrainingState:
     """What the validations so far said (`early_stopping.Seen`)."""
     stopped_early: bool = False
     """Of a final model: whether it ended before `total_steps`, since validation had stopped getting better."""
+    overflows: int = 0
+    """fp16: steps in a row that were left out."""
     losses: list[float] = field(default_factory=list)
     """The last losses, oldest first, that the spike guard compares the next one with; empty where it is off."""
 

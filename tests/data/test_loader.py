@@ -1,5 +1,7 @@
 """Windows: every token a target once an epoch, boundaries right, and an order that nothing but (seed, step) decides."""
 
+import multiprocessing
+import subprocess
 from collections import Counter
 from itertools import islice, pairwise
 
@@ -148,3 +150,24 @@ def test_bad_input():
         Windows(Tokens([]), 4)
     with pytest.raises(UserError, match="batch_size=3"):
         next(batches(Windows(shards, 2), start_step=0, batch_size=3, micro_batch_size=1, world_size=2))
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"])
+def test_workers_leave_signals_to_the_run(name):
+    """A scheduler signals every process of a job; the step and the checkpoint that follow still need the workers."""
+    windows = Windows(Tokens([[i % 8 + 2] * 5 for i in range(40)]), 8)
+    before = set(multiprocessing.active_children())
+    stream = batches(windows, start_step=0, batch_size=2, micro_batch_size=2, num_workers=2)
+    next(stream)
+    workers = [child for child in multiprocessing.active_children() if child not in before]
+    assert len(workers) == 2
+    for worker in workers:  # by another process, as a scheduler does it
+        subprocess.run(["kill", f"-{name.removeprefix('SIG')}", str(worker.pid)], check=True)
+    for _ in range(10):
+        next(stream)
+    assert [worker.is_alive() for worker in workers] == [True, True]
+    for worker in workers:
+        worker.terminate()
+        worker.join(20)
+    assert not any(worker.is_alive() for worker in workers)
+    stream.close()

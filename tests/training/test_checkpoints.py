@@ -168,12 +168,23 @@ def test_a_lock_leaves_nothing_where_nothing_came_of_it(tmp_path):
 def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     whole = checkpoint_path(tmp_path, 1)
     write_folder(whole, fill_with("x"))
-    for name in ("checkpoints/.step-00000002.partial-7", ".final.partial-7", ".final.old-7"):
+    for name in ("checkpoints/.step-00000002.partial-7", "checkpoints/.step-00000001.old-7", ".final.partial-7"):
         (tmp_path / name).mkdir()
     (tmp_path / ".config.yaml.partial-7").write_text("x", encoding="utf-8")
     remove_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
     assert list((tmp_path / "checkpoints").iterdir()) == [whole]
+
+
+def test_an_older_folder_that_waited_for_a_newer_one_comes_back(tmp_path):
+    """A process was killed between the two renames that put a new `best` in the place of the old one."""
+    for name in (".best.old-7", ".best.partial-7", ".final-ema.old-7", "final-ema"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "says").write_text(name, encoding="utf-8")
+    (tmp_path / ".report.html.partial-7").write_text("another program's", encoding="utf-8")
+    remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".report.html.partial-7", "best", "final-ema"]
+    assert [(tmp_path / name / "says").read_text() for name in ("best", "final-ema")] == [".best.old-7", "final-ema"]
 
 
 def test_replace_file(tmp_path):

@@ -13,7 +13,9 @@ import pytest
 from comparing import assert_same
 
 from hybridlm.errors import UserError
+from hybridlm.training import loop
 from hybridlm.training.checkpoints import STATE, checkpoints, damage
+from hybridlm.training.guard import DivergedError
 from hybridlm.training.journal import Journal
 from hybridlm.training.loop import pretrain
 from hybridlm.training.metrics import JsonLines, read_rows
@@ -66,6 +68,55 @@ def test_rows_wait_for_room(small_disk):
     record.sync()
     record.close()
     assert read_rows(path) == rows
+
+
+@pytest.mark.parametrize("block", [b"\0" * 300 + b"\n", b"\xff\xfe\n", b'{"loss": 1.0}\n', b"[]\n"])
+def test_what_a_power_cut_left_behind_the_checkpoint_is_cut_off(tmp_path, block):
+    path = tmp_path / "metrics.jsonl"
+    rows = [{"step": step, "loss": 1.0} for step in (1, 2, 3, 4)]
+    lines = [json.dumps(row).encode() + b"\n" for row in rows]
+    path.write_bytes(b"".join([*lines[:3], block, lines[3]]))
+    JsonLines(path, keep_until=2).close()
+    assert read_rows(path) == rows[:2]
+    path.write_bytes(b"".join([*lines[:1], block, *lines[1:]]))
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2 is no row of a record"):
+        JsonLines(path, keep_until=2)
+
+
+def test_a_best_model_that_could_not_be_written_is_not_claimed(recipe, monkeypatch, capsys):
+    config = recipe("training.steps=6", "validation={every: 2, at_start: false, max_windows: 4}")
+    write, refused = loop._Run._write, []
+
+    def full_at_the_end(self, name, model):
+        if name == "best" and self.done == 6:
+            refused.append(self.watch.seen.best_step)
+            raise SaveError("no room.")
+        return write(self, name, model)
+
+    monkeypatch.setattr(loop._Run, "_write", full_at_the_end)
+    pretrain(config)
+    assert refused == [6]  # it would have been the best
+    best = json.loads((config.run.path / "best" / STATE / "state.json").read_text(encoding="utf-8"))
+    newest = json.loads((checkpoints(config.run.path)[-1] / STATE / "state.json").read_text(encoding="utf-8"))
+    assert newest["early_stopping"]["best_step"] == best["step"] == 4
+    assert "The model that was best before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("key", ["loss", "bits_per_byte_ema"])
+def test_a_validation_that_is_not_finite(recipe, monkeypatch, key):
+    found = loop.validate
+    calls = []
+
+    def broken(*args):
+        calls.append(1)
+        values = found(*args)
+        bad = key == "loss" or len(calls) % 2 == 0
+        return values | {"loss": float("nan"), "bits_per_byte": float("nan")} if bad and len(calls) > 2 else values
+
+    monkeypatch.setattr(loop, "validate", broken)
+    config = recipe("training.steps=6", "training.ema_decay=0.5", "validation.every=2", "checkpoint.every=2")
+    with pytest.raises(DivergedError, match=r"Stopped after step 4 of 6: \w+ of the validation is nan.*step-00000002"):
+        pretrain(config)
 
 
 def test_a_full_disk_is_reported_and_loses_nothing(recipe, small_disk, monkeypatch, capsys):
