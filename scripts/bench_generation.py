@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from typing import Any
 
 import torch
 
@@ -34,7 +35,7 @@ def main() -> int:
         out = results.check_out(
             options.out or results.default_out(__file__, "generation", options.device, "fp32", options.quick)
         )
-        sizes = {**QUICK} if options.quick else {"parameters": 6_000_000}
+        sizes: dict[str, Any] = {**QUICK} if options.quick else {"parameters": 6_000_000}
         sizes |= {} if options.parameters is None else {"parameters": check_parameters(options.parameters)}
         sizes |= {"positions": options.positions or ((16, 64) if options.quick else generation.POSITIONS)}
         tokens = (4 if options.quick else 32) if options.tokens is None else options.tokens

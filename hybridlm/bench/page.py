@@ -104,8 +104,10 @@ def _training(entry: dict[str, Any]) -> list[str]:
     lengths = list(dict.fromkeys(row["length"] for row in entry["rows"]))
     conditions = f"{_allocator(entry)}{forced_in(entry)}"
     lines = [
-        "Training, tokens per second (in brackets: the share of the ceiling, where matrix products alone would take "
-        f"time). {_sizes(entry)}, at least {entry['settings']['tokens']:,} tokens a step{conditions}:"
+        "Training, tokens per second (in brackets: the share of the ceiling, at which the 6 x parameters operations of "
+        "a token alone would take time, at the rate of matrix products measured beside it). A cell without a number "
+        "was not run. "
+        f"{_sizes(entry)}, at least {entry['settings']['tokens']:,} tokens a step{conditions}:"
     ]
     notes: list[str] = []
     for precision in dict.fromkeys(row["precision"] for row in entry["rows"]):
@@ -142,7 +144,8 @@ def _generation(entry: dict[str, Any]) -> list[str]:
     where = threads if entry["machine"]["kind"] == "cpu" else "one GPU"
     lines = [
         f"Greedy generation on {where}: tokens per second in a bare loop / in `generate` / MiB of memory beyond Python "
-        "and its libraries; last, what a layer adds to its matrix products at the first position. "
+        "and its libraries; last, what a layer adds to its matrix products at the first position (the time of a token "
+        "less that of its products by themselves, by the number of layers: they share what embedding and head add). "
         f"{_sizes(entry)}, fp32{forced_in(entry)}:",
         "",
     ]
@@ -165,9 +168,12 @@ def _kernels(entry: dict[str, Any]) -> list[str]:
         return f"{row['of_copy']:.2f}{inside}, {row['times_pure']:.1f}×"
 
     lines = [
-        f"The scans by themselves, path `{path}`, {entry['settings']['dtype']}: the share of the bandwidth of a copy, "
-        "counting only bytes that no implementation can do without, and how many times as fast as the best form in "
-        "pure PyTorch (\\*: the data fits into the cache, that of the copy does not). Each was right before it was "
+        f"The scans by themselves, path `{path}`, {entry['settings']['dtype']}: the share of the bandwidth of a copy "
+        "between tensors far past the cache, timed in the same rounds, counting only bytes that no implementation can "
+        "do without (it can pass 1: processors fetch a line before they write it, which is not counted, and a copy "
+        "writes a larger part of its bytes than a scan; \\*: the scan's data fits into the cache), and how many times "
+        "as fast as the best form in pure PyTorch (the package's own path `torch`, or a textbook form: doubling, "
+        "associative). Each was right before it was "
         f"timed{_allocator(entry)}:",
         "",
     ]
