@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hybridlm import allocator
-from hybridlm.allocator import _glibc, kept_memory
+from hybridlm.allocator import _glibc, kept_memory, returned_memory
 
 MIB = 2**20
 
@@ -56,6 +56,29 @@ def test_a_process_keeps_what_it_freed_and_gives_it_back():
     assert large > 1000 * MIB
     assert nested > 1000 * MIB  # the outermost alone gives back
     assert after < 60 * MIB
+
+
+def _return(connection):
+    with returned_memory() as possible, kept_memory():
+        start, held = resident(), []
+        for size in (2**18, 2**26):
+            blocks = [torch.ones(size // 4) for _ in range(2**28 // size)]
+            held.append(resident() - start)
+            del blocks
+            held.append(resident() - start)
+    connection.send((possible, held))
+
+
+def test_or_gives_back_what_it_frees_at_once():
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_return, args=(there,))
+    process.start()
+    possible, (small, after_small, large, after_large) = here.recv()
+    process.join()
+    assert possible
+    assert min(small, large) > 250 * MIB
+    assert max(after_small, after_large) < 30 * MIB
 
 
 def test_an_error_inside_closes_it():

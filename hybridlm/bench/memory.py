@@ -89,7 +89,7 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         for name, recipe in (QUICK if quick else RECIPES).items():
             for checkpointing in (False, True):
-                overrides = [*_common(Path(folder), steps), *recipe]
+                overrides = [*_common(Path(folder)), *recipe]
                 overrides += [f"data.prepare.output={Path(folder) / name.replace(' ', '-').replace(',', '')}"]
                 overrides += [
                     f"training.steps={steps}",
@@ -101,10 +101,9 @@ def measure(
     return {"rows": rows}
 
 
-def _common(folder: Path, steps: int) -> list[str]:
+def _common(folder: Path) -> list[str]:
     return [
         "data.prepare={sources: [{builtin: austen}], validation: {by: position, share: 0.1}}",
-        f"training.steps={steps}",
         "validation={max_windows: 4, batch_size: 4}",
         "checkpoint.every=0",
         "run.resume=never",

@@ -64,7 +64,7 @@ def load_config(path: str | Path | None, overrides: list[str] | None = None) -> 
         # JSON mode: lists may become tuples and paths may be strings, while scalars stay strict.
         config = _ADAPTER.validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
-        problems += [_explain(item, values) for item in error.errors(include_url=False)]
+        problems += [_explain(item) for item in error.errors(include_url=False)]
     if problems or config is None:
         where = str(path) if path is not None else "the recipe"
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
@@ -127,35 +127,74 @@ def _override(values: dict[str, Any], override: str) -> Iterator[str]:
     except yaml.YAMLError:
         yield f"override {override!r}: the value is not valid YAML; quote it"
         return
-    *parents, last = name.strip().split(".")
-    place = values
-    for depth, parent in enumerate(parents):
-        if place.get(parent) is None:
-            place[parent] = {}
-        place = place[parent]
-        if not isinstance(place, dict):
-            yield f"override {override!r}: {'.'.join(parents[: depth + 1])} is {place!r}, which has no fields"
+    parts = name.strip().split(".")
+    if not all(parts):
+        yield f"override {override!r}: a name is missing beside a dot; write it as SECTION.FIELD=VALUE"
+        return
+    place: Any = values
+    for depth, part in enumerate(parts):
+        key: Any = part
+        if isinstance(place, list):
+            key = int(part) if part.isdigit() and int(part) < len(place) else None
+            if key is None:
+                inside, most = ".".join(parts[:depth]), len(place) - 1
+                yield f"override {override!r}: {inside} is a list; its entries are {inside}.0 to {inside}.{most}"
+                return
+        elif not isinstance(place, dict):
+            yield f"override {override!r}: {'.'.join(parts[:depth])} is {_shown(place)}, which has no fields"
             return
-    place[last] = value
+        if depth == len(parts) - 1:
+            place[key] = value
+            return
+        if isinstance(place, dict) and place.get(key) is None:
+            place[key] = {}
+        place = place[key]
 
 
-def _explain(error: Any, values: dict[str, Any]) -> str:
+def _explain(error: Any) -> str:
     """One problem as text: field = value: what is allowed. (Meaning.)"""
     location = [part for part in error["loc"] if not (isinstance(part, str) and part in _VARIANTS)]
     name = ".".join(str(part) for part in location) or "recipe"
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        allowed = [field.name for field in dataclasses.fields(_section(location[:-1]) or PretrainConfig)]
-        inside = ".".join(str(part) for part in location[:-1]) or "a recipe"
-        hint = did_you_mean(str(location[-1]), allowed)
-        return f"{name}={error['input']!r}: no such field{hint or '.'} Fields of {inside}: {', '.join(allowed)}."
+        return _unknown(name, location, error["input"])
     if error["type"].startswith("missing"):
         return f"{name}: must be given. ({_meaning(location)})"
     message = error["msg"].removeprefix("Value error, ")
-    if isinstance(error["input"], dict):
+    if error["type"] == "value_error" and isinstance(error["input"], dict):  # of a section as a whole
         return f"{name}: {message.rstrip('.')}."
     meaning = _meaning(location)
-    message = message[0].lower() + message[1:]
-    return f"{name}={error['input']!r}: {message}." + (f" ({meaning})" if meaning else "")
+    message = _ALLOWED.get(error["type"], message[0].lower() + message[1:])
+    return f"{name}={_shown(error['input'])}: {message}." + (f" ({meaning})" if meaning else "")
+
+
+_ALLOWED = {
+    "string_type": "must be text; a number is text in quotes that YAML sees, as \"'7'\"",
+    "tuple_type": "must be a list, as [0.9, 0.95]",
+    "list_type": "must be a list, as [a, b]",
+    "dict_type": "must be a mapping, as {field: value}",
+    "dataclass_type": "must be a section, as {field: value}",
+    "bool_type": "must be true or false",
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+}
+"""What pydantic says in the words of JSON, in those of YAML."""
+
+
+def _shown(value: Any) -> str:
+    """A value as a recipe would have it."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
+
+
+def _unknown(name: str, location: list[Any], value: Any) -> str:
+    """A field that there is not: what was meant, and what there is."""
+    allowed = [field.name for field in dataclasses.fields(_section(location[:-1]) or PretrainConfig)]
+    inside = ".".join(str(part) for part in location[:-1]) or "a recipe"
+    wrong = str(location[-1])
+    hint = did_you_mean(wrong, allowed)
+    elsewhere = [known for known, _, _ in _walk(PretrainConfig) if known.rpartition(".")[2] == wrong]
+    if elsewhere:
+        hint = f"; did you mean {' or '.join(repr(known) for known in elsewhere)}?"
+    return f"{name}={_shown(value)}: no such field{hint or '.'} Fields of {inside}: {', '.join(allowed)}."
 
 
 _VARIANTS = {"int", "float", "str", "constrained-int", "constrained-float", "constrained-str"}
@@ -168,15 +207,11 @@ def _section(location: list[Any]) -> Any:
     for part in location:
         if isinstance(part, int):
             continue
-        found = (
-            {field.name: field for field in dataclasses.fields(kind)}.get(part)
-            if dataclasses.is_dataclass(kind)
-            else None
-        )
-        if found is None:
+        found = _pydantic_fields(kind).get(part)  # whose annotations are types, where the class has texts
+        kind = None if found is None else _dataclass_in(found.annotation)
+        if kind is None:
             return None
-        kind = _dataclass_in(found.type)
-    return kind if dataclasses.is_dataclass(kind) else None
+    return kind
 
 
 def _dataclass_in(annotation: Any) -> Any:

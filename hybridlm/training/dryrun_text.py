@@ -64,7 +64,7 @@ def _memory(run: DryRun) -> str:
     if run.memory.moment != "training step":
         words += f"; activations of a training step {_bytes(run.memory.activations)}"
     if run.device_type == "cpu":
-        words += f"; the process may hold {HELD[1]:g} times as much, in holes of its heap"
+        words += f"; the process may hold {HELD:g} times as much, in holes of its heap"
     return words + ("" if run.device_memory is None else f"; there are {_bytes(run.device_memory)}")
 
 

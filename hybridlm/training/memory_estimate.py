@@ -30,8 +30,8 @@ LOOPED = frozenset({"gru", "lstm"})
 """Cells that loop over packed tokens in Python, which takes long to trace: as many tokens in SHORT sequences, of which
 there are more, stand for theirs."""
 SHORT = 64
-HELD = (1.1, 2.4)
-"""What a process on a CPU held, over what was in use in it: the least and the most of `scripts/bench_memory.py`."""
+HELD = 2.4
+"""What a process on a CPU held at most, over the estimate, in runs of `scripts/bench_memory.py`."""
 LOSS_ALONE = {"use_cache": False, "keep_logits": False, "num_items_in_batch": 1}
 """Keywords of the forward, as training and validation call it."""
 

@@ -36,7 +36,7 @@ def test_every_problem_is_reported_at_once():
     assert "did you mean 'training'?" in text
     assert "did you mean 'batch_size'?" in text
     assert "did you mean 'bmru'?" in text
-    assert "training.seed=True" in text
+    assert "training.seed=true" in text
     assert "override 'nonsense': write it as SECTION.FIELD=VALUE" in text
     assert "A recipe is given as --config mine.yaml" in text
 
@@ -62,13 +62,42 @@ def test_every_problem_is_reported_at_once():
         ("optimizer.lr=.inf", "finite number"),
         ("run.name=a/b", "run.name='a/b'"),
         ("training.steps.more=3", "training.steps is 3, which has no fields"),
-        ("training.batch_size='8'", "training.batch_size='8'"),
+        ("training.batch_size='8'", "training.batch_size='8': must be a whole number. (Sequences"),
+        (
+            "data.prepare={sources: [{pth: a}], output: b}",
+            "did you mean 'path'? Fields of data.prepare.sources.0: path,",
+        ),
+        (
+            "data.prepare={sources: {path: a}, output: b}",
+            "data.prepare.sources={'path': 'a'}: must be a list, as [a, b]",
+        ),
+        ("logging.samples.evry=3", "logging.samples.evry=3: no such field; did you mean 'every'? Fields of logging.s"),
+        ("steps=3", "steps=3: no such field; did you mean 'training.steps'?"),
+        ("batch_size=3", "did you mean 'training.batch_size' or 'validation.batch_size'?"),
+        ("training..steps=3", "override 'training..steps=3': a name is missing beside a dot"),
+        ("optimizer.betas=0.9", "optimizer.betas=0.9: must be a list, as [0.9, 0.95]. (Decay"),
+        ("optimizer=null", "optimizer=null: must be a section"),
+        ("training.deterministic=1", "training.deterministic=1: must be true or false"),
+        ("training.mixed_precision=false", "training.mixed_precision=false: input should be 'no', 'bf16' or 'fp16'"),
+        ("checkpoint.every={a: 1}", "checkpoint.every={'a': 1}: must be a whole number. (Steps"),
+        ("run.name=7", "run.name=7: must be text; a number is text in quotes that YAML sees, as \"'7'\""),
     ],
 )
 def test_one_problem_names_field_and_what_is_allowed(override, says):
     found = problems_of(override)
     assert len(found) == 1
     assert says in found[0]
+
+
+def test_entries_of_lists_can_be_set(tmp_path):
+    path = tmp_path / "two.yaml"
+    path.write_text("data: {prepare: {sources: [{path: a}, {path: b}], output: x}}\ntraining: {steps: 5}\n")
+    config = load_config(path, ["data.prepare.sources.1.path=c"])
+    assert [source.path for source in config.data.prepare.sources] == ["a", "c"]
+    with pytest.raises(
+        UserError, match=r"data.prepare.sources is a list; its entries are data.prepare.sources.0 to .*1"
+    ):
+        load_config(path, ["data.prepare.sources.2.path=c"])
 
 
 def test_missing_sections_are_named():
