@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -93,18 +94,23 @@ def _ended(child: int) -> bool:
 
 
 def _kill_at_random(kills: int, seed: int) -> int:
-    """Starts a preparation until one ends, killing the first `kills`; how many were killed."""
+    """Starts a preparation until it was killed so many times and then ends; how many were killed. One that ends before
+    its kill comes begins from nothing again."""
     rng = random.Random(seed)
-    killed = 0
+    killed, longest = 0, 0.25
     while True:
         by_time, doomed = killed % 2 == 1, killed < kills
         child = _child(None if by_time or not doomed else rng.randint(1, 150), CALLS)
         if by_time and doomed:
-            time.sleep(rng.uniform(0.0, 0.25))
+            time.sleep(rng.uniform(0.0, longest))
             os.kill(child, signal.SIGKILL)
-        if _ended(child):
+        if not _ended(child):
+            killed += 1
+        elif doomed:
+            longest *= 0.8
+            shutil.rmtree("out")
+        else:
             return killed
-        killed += 1
 
 
 def _kill_at_renames(**options) -> int:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import chdir
+from contextlib import chdir, suppress
 from pathlib import Path
 
 import pytest
@@ -55,11 +55,11 @@ def test_killed_at_random_moments(tmp_path, wanted):
         write_corpus(tmp_path / name)
     with chdir(tmp_path / "old"):
         prepare(config(vocab_size=290), quiet)
-    command = [sys.executable, str(HERE / "preparation.py"), "25", str(tmp_path / "new"), str(tmp_path / "old")]
+    command = [sys.executable, str(HERE / "preparation.py"), "12", str(tmp_path / "new"), str(tmp_path / "old")]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=200)
     assert done.returncode == 0, done.stderr
     kills = [int(count) for count in done.stdout.split()]
-    assert min(kills[::3]) >= 15
+    assert kills[::3] == [12, 12]
     assert min(kills[1::3] + kills[2::3]) >= 4  # before and behind the two renames of a replacement
     for name in ("new", "old"):
         assert content(tmp_path / name / "out") == wanted
@@ -220,7 +220,11 @@ def test_workers_end_with_their_reader(place, how):
     process = start(place, 2)
     assert len(children(process.pid)) >= 3
     if how == signal.SIGINT:
-        os.killpg(process.pid, how)  # as a terminal does it
+        for _ in range(6):  # Python loses an interrupt that falls into a finaliser: then it is typed again
+            os.killpg(process.pid, how)  # as a terminal does it
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+                break
     else:
         process.kill()
     _, errors = process.communicate(timeout=60)
