@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -187,18 +188,36 @@ def batches(
         worker_init_fn=_leave_signals_to_the_run,
         generator=torch.Generator(),  # its own, so that the run's random numbers do not depend on the loader
     )
-    micro_batches = iter(loader)
+    with _signals_held():
+        micro_batches = iter(loader)  # which starts the workers
     while True:
         yield [next(micro_batches) for _ in range(share // micro_batch_size)]
+
+
+_OF_A_JOB = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)}
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Signals wait inside, and in processes that start here until they say what is to become of them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_A_JOB)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _leave_signals_to_the_run(worker: int) -> None:
     """A signal to all processes of a job must not end the workers before the run has finished its step and saved. The
     SIGTERM by which the run itself ends them still does."""
-    for name in ("SIGINT", "SIGUSR1", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in _OF_A_JOB - {signal.SIGTERM}:
+        signal.signal(number, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):  # nothing there tells who sent a signal
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         return
     run = os.getppid()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
