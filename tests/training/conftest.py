@@ -1,5 +1,6 @@
 """A tiny prepared data folder, and recipes for runs of a second."""
 
+import gc
 import os
 import random
 import signal
@@ -20,6 +21,14 @@ from hybridlm.training.signals import RunInterrupted
 
 SENTENCE = "the sea was calm and a grey ship went slowly past our old house while she wrote one more letter to him"
 WORDS = SENTENCE.split()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_collections():
+    """A run ends with a full garbage collection, which takes a second or more once thousands of tests left their modules
+    and caches in the process: what is there before a file of tests is not looked through again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

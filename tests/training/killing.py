@@ -58,7 +58,7 @@ def main(recipe: str, kills: int, seed: int) -> dict[str, int]:
     run.rename(run.with_name("whole"))
     begun = time.monotonic()
     assert ended(child(config), 120)
-    longest = (time.monotonic() - begun) / 2
+    longest = (time.monotonic() - begun) / 3
     shutil.rmtree(run)
     counts = {"kills": 0, "torn": 0, "resumed": 0, "finished": 1}
     while counts["kills"] < kills or not (run / "final").is_dir():

@@ -128,14 +128,16 @@ def test_a_checkpoint_that_knows_fewer_settings_goes_on(recipe, interrupted):
     interrupted(config, 2)
     path = checkpoints(config.run.path)[-1] / STATE / "state.json"
     state = json.loads(path.read_text(encoding="utf-8"))
-    for name in ("optimizer.kind", "optimizer.muon", "training.ema_decay", "training.init_from"):
+    for name in ("optimizer.kind", "optimizer.muon", "training.ema_decay", "training.init_from", "training.z_loss"):
         del state["settings"][name]
-    for name in ("early_stopping", "stopped_early"):
+    for name in ("early_stopping", "stopped_early", "losses", "overflows"):
         del state[name]
     path.write_text(json.dumps(state), encoding="utf-8")
     seal(path.parents[1])
     with pytest.raises(UserError, match=r"optimizer\.kind: was adamw, is now muon"):
         pretrain(recipe("optimizer.kind=muon"))
+    with pytest.raises(UserError, match=r"training\.z_loss: was 0\.0, is now 0\.1"):
+        pretrain(recipe("training.z_loss=0.1"))
     assert read_rows(pretrain(config).metrics)[-1]["step"] == 4
 
 

@@ -191,22 +191,6 @@ def test_other_data_is_refused(recipe, monkeypatch):
         pretrain(config)
 
 
-def test_a_run_from_before_a_setting_came_goes_on_without_it(recipe, monkeypatch):
-    config = recipe("training.steps=6")
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 2)
-        with pytest.raises(RunInterrupted):
-            pretrain(config)
-    path = checkpoints(config.run.path)[-1] / STATE / "state.json"
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    del saved["settings"]["training.z_loss"], saved["losses"]
-    path.write_text(json.dumps(saved), encoding="utf-8")
-    seal(path.parents[1])
-    with pytest.raises(UserError, match=r"training\.z_loss: was 0\.0, is now 0\.1"):
-        pretrain(recipe("training.steps=6", "training.z_loss=0.1"))
-    assert [row["step"] for row in read_rows(pretrain(config).metrics) if "lr" in row] == [1, 2, 3, 4, 5, 6]
-
-
 def test_resume_modes(recipe):
     with pytest.raises(UserError, match=r"no checkpoint in .*run\.resume=must"):
         pretrain(recipe("run.resume=must"))
