@@ -25,8 +25,8 @@ WORDS = SENTENCE.split()
 
 @pytest.fixture(scope="module", autouse=True)
 def short_collections():
-    """A run ends with a full garbage collection, which takes a second or more once thousands of tests left their modules
-    and caches in the process: what is there before a file of tests is not looked through again."""
+    """A run ends with a full garbage collection, which takes a second or more once thousands of tests left their
+    modules and caches in the process: what is there before a file of tests is not looked through again."""
     gc.collect()
     gc.freeze()
 
