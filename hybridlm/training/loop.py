@@ -93,8 +93,8 @@ def pretrain(config: PretrainConfig) -> RunResult:
     with accelerator_session(config) as accelerator:
         micro_batch_size(config, accelerator.num_processes)  # refused before anything is read or written
         on_main(accelerator, lambda: check_run_folder(config.run.path))
-        data = open_data(config, accelerator)
         with _held(config.run.path, accelerator):
+            data = open_data(config, accelerator)
             plan = on_main(accelerator, lambda: plan_run(config, data.train.fingerprint, accelerator.print))
             if plan.kind == "finished":
                 accelerator.print(f"This run is finished; nothing to do.{_early(plan)} Its model is in {plan.folder}")

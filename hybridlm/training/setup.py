@@ -12,10 +12,10 @@ from safetensors import SafetensorError
 
 from hybridlm import HybridLMConfig, HybridLMForCausalLM
 from hybridlm.data.loader import Windows
-from hybridlm.data.prepare import prepare
 from hybridlm.data.shards import TokenShards
 from hybridlm.errors import UserError
 from hybridlm.training.initial import load_initial
+from hybridlm.training.known_data import prepared_folder
 from hybridlm.training.sections import PretrainConfig
 from hybridlm.training.session import on_main
 from hybridlm.training.state import quiet
@@ -56,7 +56,7 @@ def _verify(*splits: TokenShards) -> None:
 
 def _data_folder(config: PretrainConfig, accelerator: Accelerator) -> str:
     if config.data.prepare is not None:
-        return str(prepare(config.data.prepare, accelerator.print))
+        return str(prepared_folder(config, accelerator.print))
     assert config.data.folder is not None
     return config.data.folder
 

@@ -1,0 +1,69 @@
+"""The data folder of a run that has begun: opened as it is, so that a resumed run reads no source again.
+
+`prepare` looks at every document to find out whether a data folder is what its section describes. For a run that has a
+checkpoint that is known already: the checkpoint holds the data's fingerprint, and RUN/config.yaml the section.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hybridlm.data.prepare import PrepareConfig, prepare
+from hybridlm.data.shards import TokenShards
+from hybridlm.errors import OtherSettingsError, UserError
+from hybridlm.training.checkpoints import checkpoints
+from hybridlm.training.config import settings
+from hybridlm.training.sections import PretrainConfig
+from hybridlm.training.state import read_state
+
+_HOW = ("workers", "overwrite")
+"""Entries of data.prepare that say how the folder is made, not what is in it."""
+
+
+def prepared_folder(config: PretrainConfig, log: Callable[[str], None]) -> Path:
+    """The data folder that `config.data.prepare` describes, made where it is missing.
+
+    The folder that a run has begun with is never replaced, whatever data.prepare.overwrite says, as long as the run
+    folder holds a checkpoint. Raises UserError.
+    """
+    section = config.data.prepare
+    assert section is not None
+    output = Path(section.output).expanduser()
+    if not _run_began_with(config.run.path, output):
+        return prepare(section, log)
+    if _as_begun(config, section):
+        log(f"Data folder {output} is the one that this run began with; its sources are not read again.")
+        return output
+    try:
+        return prepare(replace(section, overwrite=False), log)
+    except OtherSettingsError as error:
+        raise OtherSettingsError(
+            f"{error.found}The run in {config.run.path} began with it. ",
+            "Give the old data.prepare back, or choose another data.prepare.output and another run.name.",
+        ) from None
+
+
+def _run_began_with(run: Path, output: Path) -> bool:
+    """Whether the run's newest state was made with what now lies in `output`."""
+    for saved in (run / "final", *reversed(checkpoints(run))):
+        try:
+            return TokenShards(output, "train").fingerprint == read_state(saved).data_fingerprint
+        except UserError:  # not there or damaged: it says nothing
+            continue
+    return False
+
+
+def _as_begun(config: PretrainConfig, section: PrepareConfig) -> bool:
+    """Whether `section` is the one that the run's last session had."""
+    try:
+        before = yaml.safe_load((config.run.path / "config.yaml").read_text(encoding="utf-8"))["data"]["prepare"]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return False
+    return isinstance(before, dict) and _what(before) == _what(settings(config)["data"]["prepare"])
+
+
+def _what(section: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in section.items() if name not in _HOW}
