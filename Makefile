@@ -20,7 +20,7 @@ demo: $(VENV)/.installed-demo
 
 # Two at a time; a module, or a class of tests, stays in one process, with what it sets up. PYTEST_ARGS="-n 0": one by one.
 test: lint transformers-suite
-	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadscope $(PYTEST_ARGS)
+	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 
 # transformers' own model tests, from its source archive on the package index; downloads nothing where they are there.
 transformers-suite: $(VENV)/.installed-dev

@@ -1,10 +1,11 @@
 """Where a step's time goes: every operation is counted once, under what it is for."""
 
 import runpy
-import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from launching import launch
 
 from hybridlm import ops
 from hybridlm.bench import profiles
@@ -46,12 +47,12 @@ def test_table():
 
 
 def test_script():
-    command = [sys.executable, "scripts/profile_training.py", "--quick", "--length", "16", "--rows", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    script = Path(__file__).parents[2] / "scripts" / "profile_training.py"
+    done = launch([script, "--quick", "--length", "16", "--rows", "1"])
     assert done.returncode == 0, done.stderr
     assert "| matrix products |" in done.stdout
     assert [line for line in done.stderr.splitlines() if " of 3: " in line][-1] == "3 of 3: pure PyTorch"
-    done = subprocess.run([*command[:2], "--model", "bmu"], capture_output=True, text=True, check=False)
+    done = launch([script, "--model", "bmu"])
     assert done.returncode == 2
     assert "error:" in done.stderr
     assert "1 of 3: kernels, memory kept" not in done.stderr

@@ -1,12 +1,11 @@
 """What a draft gains: the same tokens, forwards counted, ratios of the same run; and a draft that is trained once."""
 
 import itertools
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from launching import launch
 
 from hybridlm.errors import UserError
 from hybridlm.evaluation.assisted import (
@@ -138,18 +137,12 @@ def test_a_draft_is_trained_once(run, tmp_path, capsys):
 
 
 def test_the_script(run, tmp_path):
-    command = [sys.executable, SCRIPT, run.checkpoint, "--draft", tmp_path / "draft", "--prompts", "1", "--rounds", "1"]
+    command = [SCRIPT, run.checkpoint, "--draft", tmp_path / "draft", "--prompts", "1", "--rounds", "1"]
     command += ["--prompt-tokens", "12", "--new-tokens", "8"]
     command += [part for field in SMALL for part in ("--set", field)]
-    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=200, check=False)
+    result = launch(command)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("yes") == 6
-    missing = subprocess.run(
-        [sys.executable, SCRIPT, tmp_path / "nothing" / "final"],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+    missing = launch([SCRIPT, tmp_path / "nothing" / "final"])
     assert missing.returncode == 2
     assert "error: checkpoint" in missing.stderr

@@ -2,11 +2,10 @@
 
 import io
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
+from launching import launch
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
 from hybridlm.cli import main
@@ -136,8 +135,7 @@ def test_an_answer_goes_on_from_the_end_of_the_text(build, tokenizer, text):
 
 
 def test_a_process_reads_and_others_answer(checkpoint, book, tmp_path, capsys):
-    command = [sys.executable, "-m", "hybridlm.cli", "read", str(checkpoint), str(book), "--out", "book.state"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = launch(["-m", "hybridlm.cli", "read", checkpoint, book, "--out", "book.state"])
     assert done.returncode == 0, done.stderr
     size = (tmp_path / "book.state").stat().st_size
     assert f"book.state, {size:,} bytes, however long the text is" in done.stdout

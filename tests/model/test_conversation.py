@@ -3,12 +3,11 @@
 import copy
 import io
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 from conversations import GREEDY, MIXED, SAMPLING, STACK, contents, generate, identical, read, saved, shares_memory
+from launching import launch
 from models import PATTERNS, make_ids, make_model
 from transformers import DynamicCache, StaticCache
 
@@ -92,8 +91,7 @@ def test_another_process_goes_on_with_the_same_tokens(tmp_path):
         model.save_cache(cache, folder / "state.safetensors")
         options = {"past_key_values": cache, "do_sample": True, "pad_token_id": 0}
         wanted.append(generate(model, inputs=question, **options)[0].tolist())
-    command = [sys.executable, "-c", ELSEWHERE, *map(str, folders)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = launch(["-c", ELSEWHERE, *folders])
     assert done.returncode == 0, done.stderr
     assert [json.loads(line) for line in done.stdout.splitlines()] == wanted
 

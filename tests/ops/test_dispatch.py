@@ -153,8 +153,8 @@ def test_a_variable_that_cannot_be_is_named_by_whatever_meets_it(fresh, monkeypa
             ops.linear_scan(x, x, path=path)
 
 
-@pytest.mark.parametrize("path", ["banana", "CPU"])
-def test_the_command_ends_in_one_message(path):
+def test_the_command_ends_in_one_message():
+    path = "CPU"  # in capitals it is another word
     code = (
         "import hybridlm_command, sys; sys.argv = ['hybridlm', 'generate', 'none']; sys.exit(hybridlm_command.main())"
     )

@@ -17,7 +17,7 @@ from hybridlm.model.surrogate_hybridlm import heaviside, sign
 from hybridlm.ops import reference
 
 OPERATIONS = ("linear_scan", "lru_scan", "memory_scan")
-LENGTHS = (1, 2, 3, 31, 33, 63, 64, 65, 1000)
+LENGTHS = (1, 2, 3, 31, 33, 63, 64, 65, 257)
 WIDTHS = (1, 3, 64, 130)
 
 
@@ -73,6 +73,11 @@ def compare(fast, name, rows, length, width, dtype, reset, mask, start, toleranc
 def test_equals_reference_in_float64(fast, name, length):
     for (reset, mask), start, width in product([(0, 0), (1, 0), (0, 1), (1, 1)], (False, True), (1, 3)):
         compare(fast, name, 2, length, width, torch.float64, reset, mask, start, tolerance=1e-10)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equals_reference_at_a_thousand_steps(fast, name):
+    compare(fast, name, 2, 1000, 3, torch.float64, True, True, True, tolerance=1e-10)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,4 +1,4 @@
-"""Two processes under torchrun train as one does, and a checkpoint goes on under another number of processes."""
+"""Two processes train as one does, and a checkpoint goes on under another number of processes."""
 
 import json
 import os
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from launching import launch
 from safetensors.torch import load_file
 
 from hybridlm.training.checkpoints import checkpoints
@@ -27,27 +28,12 @@ SETTINGS = (
 )
 
 
-def torchrun(config, folder: Path, name: str = "two_processes.py") -> list[dict]:
+def in_two(config, folder: Path, name: str = "two_processes.py") -> list[dict]:
     """Runs the recipe in two processes of the script `name`; what each of them wrote down."""
     folder.mkdir()
     recipe = folder / "recipe.yaml"
     recipe.write_text(config_yaml(config), encoding="utf-8")
-    script = Path(__file__).with_name(name)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        script,
-        recipe,
-        folder,
-    ]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    done = subprocess.run(
-        [str(part) for part in command], env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
+    done = launch([Path(__file__).with_name(name), recipe, folder], ranks=2)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return [json.loads((folder / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
 
@@ -65,7 +51,7 @@ def training_rows(config) -> list[dict]:
 def one_and_two(recipe, tmp_path):
     one, two = recipe(*SETTINGS, "run.name=one"), recipe(*SETTINGS, "run.name=two")
     pretrain(one)
-    return one, two, torchrun(two, tmp_path / "torchrun")
+    return one, two, in_two(two, tmp_path / "facts")
 
 
 def test_two_processes_train_as_one(one_and_two, recipe):
@@ -103,7 +89,7 @@ def test_two_processes_agree_on_averages_and_an_early_end(recipe, tmp_path):
     )  # fmt: skip
     one, two = recipe(*settings, "run.name=one"), recipe(*settings, "run.name=two")
     pretrain(one)
-    facts = torchrun(two, tmp_path / "torchrun")
+    facts = in_two(two, tmp_path / "facts")
     assert facts[0]["validation"] == facts[1]["validation"]
     states = [
         json.loads((config.run.path / "final" / "training_state" / "state.json").read_text(encoding="utf-8"))
@@ -120,7 +106,7 @@ def test_two_processes_agree_on_averages_and_an_early_end(recipe, tmp_path):
 
 def test_all_processes_name_the_tensor_that_one_of_them_has(recipe, tmp_path):
     config = recipe(*SETTINGS)
-    facts = torchrun(config, tmp_path / "torchrun", "two_divergences.py")
+    facts = in_two(config, tmp_path / "facts", "two_divergences.py")
     assert [fact["rank"] for fact in facts] == [0, 1]
     for kind in ("forward", "backward"):
         message = facts[0][kind]

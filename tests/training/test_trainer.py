@@ -1,13 +1,11 @@
 """transformers.Trainer trains the models: epsilon annealed, evaluation at 0, a resumed run equal to the last bit."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from launching import launch
 from models import VOCABULARY, make_ids, make_model
 from torch import nn
 from transformers import (
@@ -376,17 +374,7 @@ def test_two_processes_train_as_one(trainer, tmp_path):
     one.train()
     labelled = trainer(head(AutoModelForTokenClassification), data=labelled_tokens(32))
     labelled.train()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    script = Path(__file__).with_name("two_trainers.py")
-    done = subprocess.run(
-        [*command, str(script), str(tmp_path)],
-        env=environment | {"PYTHONWARNINGS": "default"},
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
+    done = launch([Path(__file__).with_name("two_trainers.py"), tmp_path], ranks=2)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     facts = [json.loads((tmp_path / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
     assert [(fact["rank"], fact["world"]) for fact in facts] == [(0, 2), (1, 2)]

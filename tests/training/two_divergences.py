@@ -1,4 +1,4 @@
-"""Started by torchrun in test_processes.py: runs in which one process computes a NaN; each writes down its error."""
+"""Started by test_processes.py: runs in which one process computes a NaN; each writes down its error."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Started by torchrun in test_processes.py: pretrains from a recipe and writes down the world that it ran in."""
+"""Started by test_processes.py: pretrains from a recipe and writes down the world that it ran in."""
 
 import json
 import os

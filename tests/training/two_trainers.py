@@ -1,13 +1,16 @@
-"""Started by torchrun in test_trainer.py: transformers.Trainer in each of two processes; what each of them saw."""
+"""Started by test_trainer.py: transformers.Trainer in each of two processes; what each of them saw."""
 
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 
 from models import make_model
 from test_trainer import PATTERN, SMOOTH, STEPS, Spy, annealing, counting, head, labelled_tokens, logged
 from transformers import AutoModelForTokenClassification, Trainer, TrainingArguments
+
+warnings.simplefilter("default")
 
 
 def train(model, callbacks, folder, resume=None, data=None, **arguments):

@@ -130,8 +130,9 @@ class ModelTester:
         return self.get_config(), {"input_ids": input_ids, "attention_mask": attention_mask}
 
 
-class HybridLMSuite(test_modeling_common.ModelTesterMixin, TrainingTesterMixin, test_fsdp_mixin.FSDPTesterMixin):
-    """transformers' tests for one pattern: `class T(HybridLMSuite, unittest.TestCase): pattern = "..."`.
+class HybridLMSuite(test_modeling_common.ModelTesterMixin, TrainingTesterMixin):
+    """transformers' tests for one pattern: `class T(HybridLMSuite, unittest.TestCase): pattern = "..."`. Those of FSDP,
+    each of which starts two to four processes, are in `ShardedSuite`.
 
     Left out: TensorParallelTesterMixin and ExpertParallelTesterMixin, for plans that the configuration does not have;
     PipelineTesterMixin, whose every test loads a model from the Hub.
@@ -150,7 +151,7 @@ class HybridLMSuite(test_modeling_common.ModelTesterMixin, TrainingTesterMixin, 
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        cls.has_attentions = "attention" in cls.pattern
+        cls.has_attentions = "attention" in getattr(cls, "pattern", "")
 
     def setUp(self):
         self.model_tester = ModelTester(self.pattern)
@@ -285,3 +286,7 @@ class HybridLMSuite(test_modeling_common.ModelTesterMixin, TrainingTesterMixin, 
         torch.testing.assert_close(compiled_loss, loss)
         for name, weight in model.named_parameters():
             torch.testing.assert_close(weight.grad, gradients[name], rtol=1e-4, atol=1e-4)
+
+
+class ShardedSuite(HybridLMSuite, test_fsdp_mixin.FSDPTesterMixin):
+    """The same, with the tests of FSDP."""

@@ -34,8 +34,8 @@ def test_a_missing_package_may_be_there():
 def test_every_name_in_the_table_is_a_test():
     if (missing := fetch.what_is_missing()) is not None:
         pytest.skip(missing)
-    from suite import HybridLMSuite
+    from suite import ShardedSuite
 
-    tests = [name for name in dir(HybridLMSuite) if name.startswith("test_")]
+    tests = [name for name in dir(ShardedSuite) if name.startswith("test_")]
     unknown = [name for skip in skips.SKIPS for name in skip.tests if not any(fnmatchcase(t, name) for t in tests)]
     assert not unknown

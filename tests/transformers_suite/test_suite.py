@@ -8,7 +8,7 @@ import pytest
 if (missing := fetch.what_is_missing()) is not None:
     pytest.skip(missing, allow_module_level=True)
 
-from suite import HybridLMSuite
+from suite import HybridLMSuite, ShardedSuite
 
 
 class RecurrentTest(HybridLMSuite, unittest.TestCase):
@@ -19,7 +19,7 @@ class MemoryTest(HybridLMSuite, unittest.TestCase):
     pattern = "bmru cmru"
 
 
-class ParallelTest(HybridLMSuite, unittest.TestCase):
+class ParallelTest(ShardedSuite, unittest.TestCase):
     pattern = "(rglru+bmru)*2"
 
 
@@ -27,5 +27,5 @@ class AttentionTest(HybridLMSuite, unittest.TestCase):
     pattern = "rglru+bmru attention"
 
 
-class Mamba2Test(HybridLMSuite, unittest.TestCase):
+class Mamba2Test(ShardedSuite, unittest.TestCase):
     pattern = "mamba2 sliding_attention"
