@@ -157,11 +157,13 @@ def batches(
     rank: int = 0,
     world_size: int = 1,
     num_workers: int = 0,
+    part: int = 0,
+    parts: int = 1,
 ) -> Iterator[list[dict[str, Tensor]]]:
     """Endless optimizer steps from `start_step`, each the list of this rank's micro-batches, (micro_batch_size, T)
-    int64 tensors.
+    int64 tensors; (micro_batch_size, T / parts) where a rank reads part number `part` of its samples.
 
-    Step k holds the samples [k batch_size, (k + 1) batch_size) over all ranks, a contiguous part for each. Raises
+    Step k holds the samples [k batch_size, (k + 1) batch_size) over all ranks, a contiguous share for each. Raises
     UserError where batch_size is no multiple of world_size * micro_batch_size.
     """
     if batch_size % (world_size * micro_batch_size):
@@ -191,7 +193,7 @@ def batches(
     with _signals_held():
         micro_batches = iter(loader)  # which starts the workers
     while True:
-        yield [next(micro_batches) for _ in range(share // micro_batch_size)]
+        yield [part_of(next(micro_batches), part, parts) for _ in range(share // micro_batch_size)]
 
 
 _OF_A_JOB = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)}
@@ -231,14 +233,36 @@ def _leave_signals_to_the_run(worker: int) -> None:
 
 
 def validation_batches(
-    windows: Windows, *, batch_size: int, rank: int = 0, world_size: int = 1, limit: int | None = None
+    windows: Windows,
+    *,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    limit: int | None = None,
+    part: int = 0,
+    parts: int = 1,
 ) -> Iterator[dict[str, Tensor]]:
-    """The first `limit` windows (None: all) once, in order, dealt to the ranks batch by batch, the last one short."""
+    """The first `limit` windows (None: all) once, in order, dealt to the ranks batch by batch, the last one short.
+
+    Every rank gets as many batches, since they may compute together: one that has run out gets a window whose targets
+    do not count.
+    """
     count = windows.per_epoch if limit is None else min(limit, windows.per_epoch)
-    for at in range(rank * batch_size, count, world_size * batch_size):
-        yield collate([windows.sample(i) for i in range(at, min(at + batch_size, count))])
+    for begin in range(0, count, world_size * batch_size):
+        at = begin + rank * batch_size
+        batch = collate([windows.sample(i) for i in range(at, min(at + batch_size, count))] or [windows.sample(0)])
+        if at >= count:
+            batch["shift_labels"].fill_(IGNORED)
+        yield part_of(batch, part, parts)
 
 
 def collate(samples: list[dict[str, np.ndarray]]) -> dict[str, Tensor]:
     """Samples of (T,) to one batch of (B, T)."""
     return {name: torch.from_numpy(np.stack([sample[name] for sample in samples])) for name in samples[0]}
+
+
+def part_of(batch: dict[str, Tensor], part: int, parts: int) -> dict[str, Tensor]:
+    """Part number `part` of `parts` equal ones along T, (B, T / parts)."""
+    if parts == 1:
+        return batch
+    return {name: tensor.chunk(parts, dim=1)[part] for name, tensor in batch.items()}

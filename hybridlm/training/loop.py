@@ -41,6 +41,7 @@ from hybridlm.training.lock import run_lock
 from hybridlm.training.memory import MemoryStatistics
 from hybridlm.training.metrics import read_rows
 from hybridlm.training.optimizer import build_optimizer
+from hybridlm.training.parallel import arrange
 from hybridlm.training.peaks import Utilisation
 from hybridlm.training.progress import clock
 from hybridlm.training.report import startup_report
@@ -141,7 +142,7 @@ class _Run:
 
     def __init__(self, config: PretrainConfig, accelerator: Accelerator, data: RunData, plan: Plan):
         self.config, self.accelerator, self.data = config, accelerator, data
-        self.folder = config.run.path
+        self.folder, self.layout = config.run.path, arrange(config, accelerator)
         self.total = total_steps(config, data.windows.per_epoch)
         self.step_tokens = tokens_per_step(config)
         self.done, self.seconds_before = (plan.state.step, plan.state.seconds) if plan.state is not None else (0, 0.0)
@@ -275,7 +276,7 @@ class _Run:
         if self.data.validation is None:
             return
         choice = self.config.validation
-        measured = self.data.validation, choice.batch_size, choice.max_windows
+        measured = self.data.validation, choice.batch_size, choice.max_windows, self.layout
         with self.compiling.uncompiled():
             found = validate(self.accelerator, self.plain, *measured)
         if self.average is not None:
@@ -375,15 +376,16 @@ class _Run:
         return int(everyone.max())  # pyright: ignore[reportAttributeAccessIssue]
 
     def _stream(self) -> Iterator[list[dict[str, torch.Tensor]]]:
-        training, accelerator = self.config.training, self.accelerator
         return batches(
             self.data.windows,
             start_step=self.done,
-            batch_size=training.batch_size,
-            micro_batch_size=micro_batch_size(self.config, accelerator.num_processes),
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
+            batch_size=self.config.training.batch_size,
+            micro_batch_size=micro_batch_size(self.config, self.layout.world),
+            rank=self.layout.data_rank,
+            world_size=self.layout.data_world,
             num_workers=self.config.data.num_workers,
+            part=self.layout.part,
+            parts=self.layout.parts,
         )
 
     def _due(self, every: int) -> bool:

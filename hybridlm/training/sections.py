@@ -294,6 +294,32 @@ class LoggingConfig:
 
 
 @dataclass(config=_SECTION, kw_only=True)
+class ParallelConfig:
+    """How the processes of a launcher share a run. In one process nothing is shared, whatever stands here."""
+
+    kind: Literal["ddp", "fsdp"] = "ddp"
+    """ddp: each process holds the whole model, gradients are exchanged. fsdp: weights, gradients and optimizer state
+    are dealt out over the processes (torch's `fully_shard`), gathered layer by layer."""
+    shard: Count | None = None
+    """fsdp only: how many processes hold one copy of the model between them, such as those of one machine; each such
+    group has a copy. null: all of them one."""
+    reshard: bool = True
+    """fsdp only: give gathered weights back after a layer's forward and gather them again for its backward, which takes
+    less memory and half as many bytes again."""
+    sequence: Count = 1
+    """How many processes share each sequence, a part of its tokens for each: for sequences too long for one of them.
+    Recurrent layers alone (not attention, gru, lstm)."""
+    timeout: Annotated[float, Field(gt=0.0)] = 30.0
+    """Minutes after which a process that waits for another one in a step gives up."""
+
+    @model_validator(mode="after")
+    def _fsdp_where_it_is_used(self) -> "ParallelConfig":
+        if self.kind == "ddp" and (self.shard is not None or not self.reshard):
+            raise ValueError("'shard' and 'reshard' are for kind: fsdp; set kind to fsdp, or leave them out")
+        return self
+
+
+@dataclass(config=_SECTION, kw_only=True)
 class RunConfig:
     """Where the run lives."""
 
@@ -338,6 +364,8 @@ class PretrainConfig:
     """Bits per byte on the validation split."""
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
     """What is printed."""
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
+    """How several processes share the run."""
     run: RunConfig = Field(default_factory=RunConfig)
     """Where the run lives."""
 

@@ -16,6 +16,7 @@ from hybridlm.data.shards import TokenShards
 from hybridlm.errors import UserError
 from hybridlm.training.initial import load_initial
 from hybridlm.training.known_data import prepared_folder
+from hybridlm.training.parallel import data_places
 from hybridlm.training.sections import PretrainConfig
 from hybridlm.training.session import on_main
 from hybridlm.training.state import quiet
@@ -63,13 +64,15 @@ def _data_folder(config: PretrainConfig, accelerator: Accelerator) -> str:
 
 def micro_batch_size(config: PretrainConfig, processes: int) -> int:
     """Sequences in one forward of one process. Raises UserError where a step cannot be dealt out evenly."""
-    training = config.training
-    micro = training.micro_batch_size or max(1, training.batch_size // processes)
-    if training.batch_size % (micro * processes):
-        factors = f"{processes} processes" if training.micro_batch_size is None else f"{processes} processes x {micro}"
+    training, places = config.training, data_places(config, processes)
+    micro = training.micro_batch_size or max(1, training.batch_size // places)
+    if training.batch_size % (micro * places):
+        shared = "" if places == processes else f" / {processes // places} that share each sequence (parallel.sequence)"
+        factors = f"{processes} processes{shared}"
+        own = "" if training.micro_batch_size is None else f" x {micro} (training.micro_batch_size)"
         raise UserError(
-            f"training.batch_size={training.batch_size} cannot be dealt out evenly: it must be a multiple of {factors}"
-            f"{'' if training.micro_batch_size is None else ' (training.micro_batch_size)'}. Change it, or the launch."
+            f"training.batch_size={training.batch_size} cannot be dealt out evenly: it must be a multiple of "
+            f"{factors}{own}. Change it, or the launch."
         )
     return micro
 

@@ -1,7 +1,7 @@
 """Validation at epsilon = 0: nats of the text's own tokens, and bits per byte.
 
-Start and end symbols are no bytes of the text and are left out of the sum. Each process takes every world-size-th
-batch of the windows; sums are exact over any number of processes.
+Start and end symbols are no bytes of the text and are left out of the sum. The batches are dealt out over the
+processes, or over groups of them that share sequences; sums are exact over any number.
 """
 
 import math
@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from hybridlm.data.loader import Windows, validation_batches
+from hybridlm.training.parallel import Layout
 
 
 @contextmanager
@@ -30,11 +31,16 @@ def evaluating(model: Any) -> Iterator[None]:
 
 
 def validate(
-    accelerator: Accelerator, model: Any, windows: Windows, batch_size: int, max_windows: int | None
+    accelerator: Accelerator,
+    model: Any,
+    windows: Windows,
+    batch_size: int,
+    max_windows: int | None,
+    layout: Layout,
 ) -> dict[str, Any]:
     """Bits per byte over the first `max_windows` windows (None: all).
 
-    windows: made with shuffle=False, text_only=True.
+    windows: made with shuffle=False, text_only=True. layout: where this process stands.
     Returns bits_per_byte, loss (nats per text token), n_bytes, n_tokens, windows.
     """
     plain = accelerator.unwrap_model(model)
@@ -44,13 +50,13 @@ def validate(
         2, device=accelerator.device, dtype=torch.float32 if accelerator.device.type == "mps" else torch.float64
     )
     with evaluating(plain), torch.no_grad(), accelerator.autocast():
-        mine = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
+        mine: dict[str, Any] = {"rank": layout.data_rank, "world_size": layout.data_world}
+        mine |= {"part": layout.part, "parts": layout.parts}
         for batch in validation_batches(windows, batch_size=batch_size, limit=count, **mine):
             inputs = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
-            valid = (inputs["shift_labels"] != -100).sum()
-            if valid:
-                sums[0] += plain(**inputs, use_cache=False, keep_logits=False, num_items_in_batch=1).loss
-                sums[1] += valid
+            # Without a target too, since the others may need this process's part of the forward; its loss is 0 then.
+            sums[0] += plain(**inputs, use_cache=False, keep_logits=False, num_items_in_batch=1).loss
+            sums[1] += (inputs["shift_labels"] != -100).sum()
     nats, tokens = accelerator.reduce(sums, reduction="sum").tolist()  # pyright: ignore[reportAttributeAccessIssue]
     n_bytes = windows.n_bytes(count)
     return {

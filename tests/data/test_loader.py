@@ -104,14 +104,23 @@ def test_the_loader_leaves_the_random_state_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_parts_of_a_batch_make_it_up():
+    windows = Windows(Tokens([[2, 3, 4, 5]] * 5), 6)
+    options = {"start_step": 3, "batch_size": 4, "micro_batch_size": 2}
+    whole = next(batches(windows, **options))
+    parts = [next(batches(windows, **options, part=part, parts=3)) for part in range(3)]
+    for index, batch in enumerate(whole):
+        for name, tensor in batch.items():
+            assert torch.equal(torch.cat([part[index][name] for part in parts], dim=1), tensor)
+            assert parts[0][index][name].shape == (2, 2)
+
+
 def test_validation_batches_hold_every_window_once():
     windows = Windows(Tokens([[2, 3, 4, 5]] * 5), 3, shuffle=False)
     for world in (1, 2, 3):
-        rows = [
-            batch["input_ids"]
-            for rank in range(world)
-            for batch in validation_batches(windows, batch_size=2, rank=rank, world_size=world)
-        ]
+        ranks = [list(validation_batches(windows, batch_size=2, rank=rank, world_size=world)) for rank in range(world)]
+        assert len({len(batches) for batches in ranks}) == 1, "ranks that compute together need as many batches each"
+        rows = [batch["input_ids"] for batches in ranks for batch in batches if (batch["shift_labels"] >= 0).any()]
         found = Counter(tuple(row.tolist()) for batch in rows for row in batch)
         assert found == Counter(tuple(windows.sample(i)["input_ids"].tolist()) for i in range(windows.per_epoch))
 

@@ -8,6 +8,7 @@ import torch
 from hybridlm import HybridLMConfig, HybridLMForCausalLM
 from hybridlm.data.loader import Windows
 from hybridlm.data.shards import TokenShards
+from hybridlm.training.parallel import Layout
 from hybridlm.training.samples import write_samples
 from hybridlm.training.sections import SamplesConfig
 from hybridlm.training.session import accelerator_session
@@ -48,7 +49,7 @@ def nats_by_hand(model, windows, count: int) -> tuple[float, int]:
 def test_bits_per_byte_by_hand(shards, model, recipe, max_windows):
     windows = Windows(shards, 16, seed=0, shuffle=False, text_only=True)
     with accelerator_session(recipe()) as accelerator:
-        found = validate(accelerator, model, windows, batch_size=4, max_windows=max_windows)
+        found = validate(accelerator, model, windows, batch_size=4, max_windows=max_windows, layout=Layout())
     count = max_windows or windows.per_epoch
     with evaluating(model), torch.no_grad():
         nats, tokens = nats_by_hand(model, windows, count)
