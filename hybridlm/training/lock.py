@@ -18,13 +18,14 @@ LOCK = ".lock"
 
 @contextmanager
 def run_lock(run: Path) -> Iterator[None]:
-    """Holds the run folder, which is made where there is none (and removed again where nothing came into it). Raises
-    UserError where another process holds it."""
+    """Holds the run folder, which is made where there is none (and removed again where nothing came into it, with the
+    folders above that were made for it). Raises UserError where another process holds it."""
     try:
         import fcntl
     except ImportError:  # not a POSIX system
         yield
         return
+    above = [folder for folder in run.parents if not folder.exists()]
     run.mkdir(parents=True, exist_ok=True)
     path = run / LOCK
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -47,7 +48,8 @@ def run_lock(run: Path) -> Iterator[None]:
         if [entry.name for entry in run.iterdir()] == [LOCK]:
             with suppress(OSError):
                 path.unlink()
-                run.rmdir()
+                for folder in (run, *above):
+                    folder.rmdir()
 
 
 def is_used(run: Path) -> bool:
