@@ -162,6 +162,11 @@ def test_one_process_at_a_time(tmp_path):
 def test_a_lock_leaves_nothing_where_nothing_came_of_it(tmp_path):
     with run_lock(tmp_path / "runs" / "one"):
         assert (tmp_path / "runs" / "one").is_dir()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "runs").mkdir()
+    with run_lock(tmp_path / "runs" / "one"):
+        pass
+    assert list(tmp_path.iterdir()) == [tmp_path / "runs"]
     assert list((tmp_path / "runs").iterdir()) == []
 
 
