@@ -34,7 +34,7 @@ from hybridlm.training.config import config_yaml
 from hybridlm.training.diagnosis import FailedStep, RandomState
 from hybridlm.training.early_stopping import early_stopping
 from hybridlm.training.ema import WeightAverage
-from hybridlm.training.guard import DivergedError, SpikeGuard
+from hybridlm.training.guard import DivergedError, OverflowsError, SpikeGuard
 from hybridlm.training.halt import forget_halt, halted
 from hybridlm.training.journal import Journal
 from hybridlm.training.lock import run_lock
@@ -241,17 +241,11 @@ class _Run:
             result = optimizer_step(
                 self.accelerator, self.model, self.optimizer, loss.cross_entropy, self.config.optimizer.clip_norm
             )
+            self._count_overflows(result.skipped)
         except DivergedError as error:
             where = self.accelerator, self.plain, failed_if, self.config, self.done + 1, self.total
             raise halted(error, *where) from None
         self.guard.note(result.loss)
-        self.overflows = self.overflows + 1 if result.skipped else 0
-        if self.overflows == MAX_OVERFLOWS:
-            raise DivergedError(
-                f"Stopped at step {self.done + 1} of {self.total}: the gradient overflowed fp16 in {MAX_OVERFLOWS} "
-                "steps in "
-                "a row, so nothing was learned. Use training.mixed_precision=bf16, or lower optimizer.lr."
-            )
         if self.average is not None and not result.skipped:
             self.average.update(self.plain)
         self.done += 1
@@ -264,6 +258,13 @@ class _Run:
             "tokens": self.done * self.step_tokens,
             **counted,
         }
+
+    def _count_overflows(self, skipped: bool) -> None:
+        self.overflows = self.overflows + 1 if skipped else 0
+        if self.overflows == MAX_OVERFLOWS:
+            raise OverflowsError(
+                f"The gradient overflowed fp16 in {MAX_OVERFLOWS} steps in a row, so nothing was learned in them."
+            )
 
     def _memory(self) -> AbstractContextManager[MemoryStatistics | None]:
         """What counts the writes of the step about to be taken, if that is due."""
