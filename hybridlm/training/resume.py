@@ -5,6 +5,7 @@ into micro-batches may change between sessions.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -106,6 +107,7 @@ def plan_run(config: PretrainConfig, data_fingerprint: str, log: Callable[[str],
         )
         if final.is_dir():
             set_aside(final)
+        _know_best(run, state, log)
         return Plan("resume", found, state)
     if final.is_dir():
         raise UserError(
@@ -118,6 +120,27 @@ def plan_run(config: PretrainConfig, data_fingerprint: str, log: Callable[[str],
             "run.resume=auto to start."
         )
     return Plan("fresh")
+
+
+def _know_best(run: Path, state: TrainingState, log: Callable[[str], None]) -> None:
+    """Makes `state` forget its best model where `best` holds another one, such as that of a step which is taken again,
+    or none: the next validation then writes it anew. When the run stops getting better is not touched by that."""
+    folder, seen = run / "best", state.early_stopping or {}
+    known, there = seen.get("best_step"), None
+    if folder.is_dir():
+        with suppress(UserError):  # damaged
+            there = read_state(folder).step
+    if there == known:
+        return
+    if there is None:
+        log(f"{folder}, the model of step {known:,}, is not there or damaged. The next validation writes it anew.")
+    else:
+        log(
+            f"{folder} is the model of step {there:,}, which the checkpoint of step {state.step:,} does not know. The "
+            "next validation writes its own in its place: copy the folder now if you want to keep it."
+        )
+    if seen:
+        state.early_stopping = seen | {"best": None, "best_step": None}
 
 
 def _unset_settings() -> dict[str, Any]:
