@@ -57,7 +57,8 @@ def manifest_text(manifest: dict[str, Any]) -> str:
 
 
 def _with_weights(fingerprint: str, weights: list[float]) -> str:
-    """A run that goes on must have the same mixture: other weights are other data to it."""
+    """A run that goes on must have the same mixture: other weights are other data to it. The weights that a recipe
+    gives belong to its run, so that several runs can read one folder, each with its own."""
     if all(weight == 1 for weight in weights):
         return fingerprint
     return hashlib.sha256(f"{fingerprint} {json.dumps(weights)}".encode()).hexdigest()
@@ -74,11 +75,11 @@ class TokenShards:
 
     Attributes: n_tokens (start and end symbols included), n_documents, n_bytes (UTF-8 bytes of the text), vocab_size,
     fingerprint (of the content, and of the weights where they are not all 1), lengths (n_documents,) int64 tokens of
-    each, weights: one for each source, source_edges (sources + 1,) int64: where each source's documents begin. Raises
-    UserError for a folder that is missing or damaged.
+    each, weights: one for each source, as given or else the manifest's, source_edges (sources + 1,) int64: where each
+    source's documents begin. Raises UserError for a folder that is missing or damaged.
     """
 
-    def __init__(self, folder: str | Path, split: str):
+    def __init__(self, folder: str | Path, split: str, weights: list[float] | None = None):
         if split not in SPLITS:
             raise UserError(f"split={split!r}: must be one of {', '.join(SPLITS)}.")
         self.folder, self.split = Path(folder).expanduser(), split
@@ -86,7 +87,12 @@ class TokenShards:
             raise UserError(f"data folder {str(folder)!r}: there is no such folder. Make it with `hybridlm prepare`.")
         manifest = read_manifest(self.folder)
         self.vocab_size: int = manifest["vocab_size"]
-        self.weights: list[float] = [float(weight) for weight in manifest["weights"]]
+        self.weights = [float(weight) for weight in (manifest["weights"] if weights is None else weights)]
+        if len(self.weights) != len(manifest["weights"]):
+            raise UserError(
+                f"data folder {str(folder)!r}: it has {len(manifest['weights'])} sources, but {len(self.weights)} "
+                "weights are given. Give one for each, or prepare the folder again with overwrite: true."
+            )
         self.fingerprint = _with_weights(manifest["fingerprint"], self.weights)
         self._shards: list[dict[str, Any]] = manifest["splits"][split]
         dtype = np.dtype(manifest["dtype"])

@@ -149,14 +149,17 @@ def _unset_settings() -> dict[str, Any]:
 
 
 def _refuse_changes(config: PretrainConfig, state: TrainingState, data_fingerprint: str, what: str) -> None:
-    now, before = frozen_settings(config), _unset_settings() | state.settings
+    given, kept = frozen_settings(config), _unset_settings() | state.settings
     changes = [
-        f"{name}: was {before.get(name, 'not set')}, is now {now.get(name, 'not set')}"
-        for name in dict.fromkeys([*now, *before])
-        if now.get(name, "not set") != before.get(name, "not set")
+        f"{name}: was {kept.get(name, 'not set')}, is now {given.get(name, 'not set')}"
+        for name in dict.fromkeys([*given, *kept])
+        if given.get(name, "not set") != kept.get(name, "not set")
     ]
     if state.data_fingerprint != data_fingerprint:
-        changes.append(f"the data: its fingerprint was {state.data_fingerprint[:16]}, is now {data_fingerprint[:16]}")
+        before, now = state.data_fingerprint[:16], data_fingerprint[:16]
+        changes.append(
+            f"the data: its fingerprint was {before}, is now {now} (the weights of its sources are part of it)"
+        )
     if changes:
         listing = "\n".join(f"  - {change}" for change in changes)
         advice = "Give the old settings back, choose another run.name, or remove the folder."
