@@ -39,7 +39,7 @@ from hybridlm.training.halt import forget_halt, halted
 from hybridlm.training.journal import Journal
 from hybridlm.training.lock import run_lock
 from hybridlm.training.memory import MemoryStatistics
-from hybridlm.training.metrics import read_rows
+from hybridlm.training.metrics import last_validation
 from hybridlm.training.optimizer import build_optimizer
 from hybridlm.training.parallel import arrange
 from hybridlm.training.peaks import Utilisation
@@ -132,9 +132,7 @@ def _early(plan: Plan) -> str:
 
 def _result(run: Path) -> RunResult:
     metrics = run / "metrics.jsonl"
-    rows = read_rows(metrics) if metrics.exists() else []
-    validations = [row for row in rows if "bits_per_byte" in row]
-    return RunResult(run, run / "final", metrics, validations[-1] if validations else {})
+    return RunResult(run, run / "final", metrics, last_validation(metrics))
 
 
 class _Run:
