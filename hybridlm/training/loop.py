@@ -31,7 +31,7 @@ from hybridlm.files import replace_file
 from hybridlm.training.checkpoints import checkpoints, write_sealed
 from hybridlm.training.compiling import Compiling
 from hybridlm.training.config import config_yaml
-from hybridlm.training.diagnosis import FailedStep, RandomState
+from hybridlm.training.diagnosis import FailedStep
 from hybridlm.training.early_stopping import early_stopping
 from hybridlm.training.ema import WeightAverage
 from hybridlm.training.guard import DivergedError, OverflowsError, SpikeGuard
@@ -44,6 +44,7 @@ from hybridlm.training.optimizer import build_optimizer
 from hybridlm.training.parallel import arrange
 from hybridlm.training.peaks import Utilisation
 from hybridlm.training.progress import clock
+from hybridlm.training.random_state import RandomState
 from hybridlm.training.report import startup_report
 from hybridlm.training.resume import Plan, check_run_folder, frozen_settings, plan_run, unwritable
 from hybridlm.training.samples import write_samples
