@@ -4,18 +4,21 @@ A run goes on only under the settings that decide its numbers (`FROZEN`). How it
 into micro-batches may change between sessions.
 """
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from accelerate import Accelerator
 
 from hybridlm.errors import OtherSettingsError, UserError
 from hybridlm.files import try_folder
 from hybridlm.training.checkpoints import damage, newest_valid, remove_leftovers, set_aside
 from hybridlm.training.config import load_config, settings
-from hybridlm.training.lock import is_used
+from hybridlm.training.lock import is_used, run_lock
 from hybridlm.training.sections import PretrainConfig
+from hybridlm.training.session import on_main
 from hybridlm.training.state import TrainingState, read_state
 
 FROZEN = (
@@ -70,6 +73,21 @@ def check_run_folder(run: Path) -> None:
         try_folder(run)
     except OSError as error:
         raise unwritable(run, error) from error
+
+
+@contextmanager
+def held_folder(run: Path, accelerator: Accelerator) -> Iterator[None]:
+    """The main process holds the run folder inside. Raises UserError on every process."""
+    with ExitStack() as held:
+
+        def hold() -> None:
+            try:
+                held.enter_context(run_lock(run))
+            except OSError as error:
+                raise unwritable(run, error) from error
+
+        on_main(accelerator, hold)
+        yield
 
 
 def unwritable(run: Path, error: OSError) -> UserError:

@@ -68,7 +68,7 @@ def accelerator_session(config: PretrainConfig) -> Iterator[Accelerator]:
         memory.close()  # last: it hands back what the lines above freed
 
 
-def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
+def on_main(accelerator: accelerate.Accelerator, action: Callable[[], T]) -> T:
     """Runs `action` on the main process; every process returns its result, or raises its UserError."""
     answer: list[Any] = [None, None]
     raised: Exception | None = None

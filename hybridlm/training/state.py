@@ -53,6 +53,8 @@ class TrainingState:
     """Of a final model: whether it ended before `total_steps`, since validation had stopped getting better."""
     overflows: int = 0
     """fp16: steps in a row that were left out."""
+    validation_due: bool = False
+    """A signal came while the model was validated: that is done again first."""
     losses: list[float] = field(default_factory=list)
     """The last losses, oldest first, that the spike guard compares the next one with; empty where it is off."""
 
