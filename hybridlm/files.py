@@ -4,7 +4,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -13,10 +13,15 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems, s
 
 def replace_file(path: Path, text: str) -> None:
     """Writes a text file so that the path holds either the old or the new text, also after a crash."""
+    replace_pieces(path, [text.encode("utf-8")])
+
+
+def replace_pieces(path: Path, pieces: Iterable[bytes]) -> None:
+    """The same of a file that comes in pieces, which may be read from the old one. If they break off, that stays."""
     aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        with aside.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with aside.open("wb") as file:
+            file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)

@@ -15,7 +15,7 @@ import numpy as np
 
 
 class Items(NamedTuple):
-    """Documents, or pieces of them, that an epoch reads; (items,) int64 each, in no particular order."""
+    """Documents, or pieces of them, that an epoch reads; (items,) each, in no particular order, int32 or int64."""
 
     documents: np.ndarray
     firsts: np.ndarray
@@ -28,6 +28,11 @@ def order(count: int, bits: np.random.Philox) -> np.ndarray:
     """A permutation drawn from raw bits, which numpy keeps the same in every version (its `permutation` is not
     promised)."""
     return np.argsort(bits.random_raw(count), kind="stable")
+
+
+def narrow(numbers: np.ndarray, below: int) -> np.ndarray:
+    """Whole numbers from 0 up to `below`, in 32 bits where they fit."""
+    return numbers.astype(np.int32 if below <= 2**31 else np.int64, copy=False)
 
 
 def epoch_tokens(lengths: np.ndarray, edges: np.ndarray, weights: list[float]) -> int:
@@ -46,6 +51,8 @@ def epoch_items(lengths: np.ndarray, edges: np.ndarray, weights: list[float], se
         share = _share(lengths[begin:end], weight)
         if share:
             parts += _stretch(lengths[begin:end], begin, epoch * share, (epoch + 1) * share, (seed, source))
+    if len(parts) == 1:
+        return parts[0]
     return Items(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
@@ -60,13 +67,17 @@ def _stretch(lengths: np.ndarray, first_document: int, start: int, stop: int, ke
     for number in range(start // total, (stop - 1) // total + 1):
         a, b = max(start - number * total, 0), min(stop - number * total, total)
         whole = a == 0 and b == total
-        found.append(_whole(lengths) if whole else _piece(lengths, a, b, _pass_bits(key, number)))
-        found[-1] = found[-1]._replace(documents=found[-1].documents + first_document)
+        items = _whole(lengths) if whole else _piece(lengths, a, b, _pass_bits(key, number))
+        documents = narrow(items.documents, first_document + len(lengths))
+        documents += first_document
+        found.append(items._replace(documents=documents))
     return found
 
 
 def _whole(lengths: np.ndarray) -> Items:
-    return Items(np.arange(len(lengths)), np.zeros(len(lengths), dtype=np.int64), lengths)
+    count = len(lengths)
+    firsts = np.broadcast_to(np.int64(0), count)  # takes no room
+    return Items(narrow(np.arange(count), count), firsts, lengths)
 
 
 def _piece(lengths: np.ndarray, a: int, b: int, bits: np.random.Philox) -> Items:

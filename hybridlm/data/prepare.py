@@ -78,8 +78,9 @@ class PrepareConfig:
         return self
 
 
-def prepare(config: PrepareConfig, log: Callable[[str], None] = print) -> Path:
-    """Makes the data folder and returns its path; one that was made from the same things is kept. Raises UserError."""
+def prepare(config: PrepareConfig, log: Callable[[str], None] = print, *, set_weights: bool = True) -> Path:
+    """Makes the data folder and returns its path; one that was made from the same things is kept, and gets the weights
+    of `config` with `set_weights`. Raises UserError."""
     output = Path(config.output).expanduser()
     _put_right(output)
     corpus = Corpus(config.sources)
@@ -97,10 +98,10 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] = print) -> Path:
             )
             progress.pause()
             made_of = _ingredients(config, found, given)
-            if not _keep(config, output, made_of, log):
+            if not _keep(config, output, made_of, log, set_weights):
                 _check_splits(config, found)
-                plan = Plan(output, made_of, fingerprint(made_of), found, _weights(config))
-                _make(config, plan, corpus, given or sample, progress)
+                plan = Plan(output, made_of, fingerprint(made_of), found, source_weights(config))
+                _make(config, plan, corpus, given or sample, progress, set_weights)
     finally:
         if sample is not None:
             sample.close()
@@ -120,13 +121,14 @@ def _make(
     corpus: Corpus,
     tokenizer: PreTrainedTokenizerBase | Sample | None,
     progress: PrepareProgress,
+    set_weights: bool,
 ) -> None:
     """Writes the folder, one process at a time, and reports."""
     log, output = progress.log, plan.output
     assert tokenizer is not None, "one is given, or there is text to train one on"
     try:
         with locked(output, lambda: log(f"Another process is making {output}; waiting for it.")):
-            if _keep(config, output, plan.made_of, log):
+            if _keep(config, output, plan.made_of, log, set_weights):
                 return
             _write_shards(config, plan, corpus, tokenizer, progress)
     except OSError as error:
@@ -184,7 +186,8 @@ def fingerprint(made_of: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 
 
-def _weights(config: PrepareConfig) -> list[float]:
+def source_weights(config: PrepareConfig) -> list[float]:
+    """How often an epoch reads each source."""
     return [source.weight for source in config.sources]
 
 
@@ -204,17 +207,19 @@ def _check_splits(config: PrepareConfig, found: Scan) -> None:
             )
 
 
-def _keep(config: PrepareConfig, output: Path, made_of: dict[str, Any], log: Callable[[str], None]) -> bool:
-    """Whether `output` is what would be made; it then gets the weights of `config`. Raises UserError where it is
-    something else that must not be replaced."""
+def _keep(
+    config: PrepareConfig, output: Path, made_of: dict[str, Any], log: Callable[[str], None], set_weights: bool
+) -> bool:
+    """Whether `output` is what would be made; it then gets the weights of `config`, if it is to. Raises UserError where
+    it is something else that must not be replaced."""
     wanted = fingerprint(made_of)
     if not _is_finished(output, wanted, made_of, config.overwrite):
         return False
     log(f"Data folder {output} is up to date (fingerprint {wanted[:12]}).")
     manifest = read_manifest(output)
-    if manifest["weights"] != _weights(config):
-        log(f"  Its sources' weights were {manifest['weights']} and are now {_weights(config)}.")
-        manifest["weights"] = _weights(config)
+    if set_weights and manifest["weights"] != source_weights(config):
+        log(f"  Its sources' weights were {manifest['weights']} and are now {source_weights(config)}.")
+        manifest["weights"] = source_weights(config)
         try:
             replace_file(output / MANIFEST, manifest_text(manifest))
         except OSError as error:

@@ -1,5 +1,5 @@
-"""A prepared data folder, opened: memory-mapped tokens and the index of their documents. Memory grows with documents,
-not tokens."""
+"""A prepared data folder, opened: tokens and the index of their documents, memory-mapped, so that the processes of a
+machine share them. What is held of an open folder does not grow with it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ def manifest_text(manifest: dict[str, Any]) -> str:
 
 
 def _with_weights(fingerprint: str, weights: list[float]) -> str:
-    """A run that goes on must have the same mixture: other weights are other data to it."""
+    """A run that goes on must have the same mixture: other weights are other data to it. The weights that a recipe
+    gives belong to its run, so that several runs can read one folder, each with its own."""
     if all(weight == 1 for weight in weights):
         return fingerprint
     return hashlib.sha256(f"{fingerprint} {json.dumps(weights)}".encode()).hexdigest()
@@ -73,12 +74,12 @@ class TokenShards:
     """One split of a data folder; documents numbered through all shards.
 
     Attributes: n_tokens (start and end symbols included), n_documents, n_bytes (UTF-8 bytes of the text), vocab_size,
-    fingerprint (of the content, and of the weights where they are not all 1), lengths (n_documents,) int64 tokens of
-    each, weights: one for each source, source_edges (sources + 1,) int64: where each source's documents begin. Raises
-    UserError for a folder that is missing or damaged.
+    fingerprint (of the content, and of the weights where they are not all 1), weights: one for each source, as given or
+    else the manifest's, source_edges (sources + 1,) int64: where each source's documents begin. Raises UserError for a
+    folder that is missing or damaged.
     """
 
-    def __init__(self, folder: str | Path, split: str):
+    def __init__(self, folder: str | Path, split: str, weights: list[float] | None = None):
         if split not in SPLITS:
             raise UserError(f"split={split!r}: must be one of {', '.join(SPLITS)}.")
         self.folder, self.split = Path(folder).expanduser(), split
@@ -86,23 +87,24 @@ class TokenShards:
             raise UserError(f"data folder {str(folder)!r}: there is no such folder. Make it with `hybridlm prepare`.")
         manifest = read_manifest(self.folder)
         self.vocab_size: int = manifest["vocab_size"]
-        self.weights: list[float] = [float(weight) for weight in manifest["weights"]]
+        self.weights = [float(weight) for weight in (manifest["weights"] if weights is None else weights)]
+        if len(self.weights) != len(manifest["weights"]):
+            raise UserError(
+                f"data folder {str(folder)!r}: it has {len(manifest['weights'])} sources, but {len(self.weights)} "
+                "weights are given. Give one for each, or prepare the folder again with overwrite: true."
+            )
         self.fingerprint = _with_weights(manifest["fingerprint"], self.weights)
         self._shards: list[dict[str, Any]] = manifest["splits"][split]
         dtype = np.dtype(manifest["dtype"])
-        self._tokens, offsets, n_bytes = [], [], []
-        for shard in self._shards:
-            self._tokens.append(self._map(shard, dtype))
-            offsets.append(self._load(shard, "docs", shard["documents"] + 1))
-            n_bytes.append(self._load(shard, "bytes", shard["documents"]))
-        self._offsets = offsets
+        self._tokens = [self._map(shard, dtype) for shard in self._shards]
+        self._offsets = [self._index(shard, "docs", shard["documents"] + 1) for shard in self._shards]
+        self._bytes = [self._index(shard, "bytes", shard["documents"]) for shard in self._shards]
         self._first = np.cumsum([0, *(shard["documents"] for shard in self._shards)], dtype=np.int64)
         counts = [sum(shard["sources"][i]["documents"] for shard in self._shards) for i in range(len(self.weights))]
         self.source_edges = np.cumsum([0, *counts], dtype=np.int64)
-        self.lengths = np.concatenate([np.diff(edges) for edges in offsets] or [np.zeros(0, np.int64)])
-        self._bytes = np.concatenate(n_bytes or [np.zeros(0, np.int64)])
-        self.n_documents, self.n_tokens = len(self.lengths), int(self.lengths.sum())
-        self.n_bytes = int(self._bytes.sum())
+        self.n_documents = int(self._first[-1])
+        self.n_tokens: int = sum(shard["tokens"] for shard in self._shards)
+        self.n_bytes: int = sum(shard["bytes"] for shard in self._shards)
 
     def _map(self, shard: dict[str, Any], dtype: np.dtype) -> np.ndarray:
         path = self.folder / f"{shard['name']}.bin"
@@ -115,10 +117,10 @@ class TokenShards:
             )
         return np.memmap(path, dtype=dtype, mode="r")
 
-    def _load(self, shard: dict[str, Any], kind: str, length: int) -> np.ndarray:
+    def _index(self, shard: dict[str, Any], kind: str, length: int) -> np.ndarray:
         path = self.folder / f"{shard['name']}.{kind}.npy"
         try:
-            array = np.load(path)
+            array = np.asarray(np.load(path, mmap_mode="r"))
         except (OSError, ValueError, EOFError) as error:
             raise UserError(
                 f"{path}: it cannot be read ({error}). Prepare the folder again with overwrite: true."
@@ -135,19 +137,44 @@ class TokenShards:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return load_tokenizer(self.tokenizer_path)
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each document, (n_documents,): int32 where that is enough, else int64. Made anew at each call."""
+        wide = any(shard["tokens"] >= 2**31 for shard in self._shards)
+        lengths = np.empty(self.n_documents, dtype=np.int64 if wide else np.int32)
+        for first, edges in zip(self._first, self._offsets, strict=False):
+            np.subtract(edges[1:], edges[:-1], out=lengths[first : first + len(edges) - 1])
+        return lengths
+
+    def _place(self, i: int) -> tuple[int, int]:
+        """Document i's shard, and its number there."""
+        shard = int(np.searchsorted(self._first, i, side="right")) - 1
+        return shard, i - int(self._first[shard])
+
+    def length(self, i: int) -> int:
+        """Tokens of document i."""
+        shard, number = self._place(i)
+        return int(self._offsets[shard][number + 1]) - int(self._offsets[shard][number])
+
     def read(self, i: int, start: int, stop: int) -> np.ndarray:
         """Tokens [start, stop) of document i, a view of the file."""
-        shard = int(np.searchsorted(self._first, i, side="right")) - 1
-        begin = int(self._offsets[shard][i - self._first[shard]])
+        shard, number = self._place(i)
+        begin = int(self._offsets[shard][number])
         return self._tokens[shard][begin + start : begin + stop]
 
     def document(self, i: int) -> np.ndarray:
         """All tokens of document i, its start symbol first."""
-        return self.read(i, 0, int(self.lengths[i]))
+        return self.read(i, 0, self.length(i))
 
     def document_bytes(self, i: int) -> int:
         """UTF-8 bytes of document i's text."""
-        return int(self._bytes[i])
+        shard, number = self._place(i)
+        return int(self._bytes[shard][number])
+
+    def bytes_before(self, i: int) -> int:
+        """UTF-8 bytes of the texts of all documents before number i."""
+        counted = zip(self._first, self._bytes, strict=False)
+        return sum(int(n_bytes[: max(0, i - int(first))].sum()) for first, n_bytes in counted)
 
     def verify(self) -> None:
         """Reads every file of the split and compares checksums. Raises UserError that names the damaged file."""

@@ -34,7 +34,8 @@ class Source:
     """Texts that come with the package: austen, two novels."""
     weight: Annotated[float, Field(ge=0.0, le=1000.0)] = 1.0
     """How often an epoch of training reads this source: 2 twice, 0.5 one half (the next epoch the other one), 0 never.
-    Validation reads every source once. Changing it tokenises nothing anew."""
+    Validation reads every source once. Changing it tokenises nothing anew. In a recipe it belongs to the run: others
+    read the same data folder with weights of their own."""
     documents: Literal["file", "paragraph", "line"] = "file"
     """What a document is in a text file; paragraphs are separated by blank lines. A document is held in memory."""
     field: str = "text"

@@ -49,7 +49,7 @@ class _ScannedMemoryCell(ThresholdCell):
         return (wide(self.alpha) * s).to(x.dtype), {"s": s}
 
     def record(self, step: Any, v: int, state: State) -> int:
-        if self.record_writes:
+        if self.notes_writes:
             raise Otherwise
         c, threshold = step.linear(v, self.candidate), step.linear(v, self.threshold)
         return step.ops.memory(c, threshold, step.own(self.alpha), state["s"], self.epsilon)

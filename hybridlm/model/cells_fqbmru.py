@@ -32,7 +32,7 @@ class FqbmruCell(MemoryCell):
         u = torch.relu(wide(self.drive(x)))
         set_ = 1 - heaviside(self.beta_hi - u, self.slope)  # strictly above
         unset = 1 - heaviside(u - self.beta_lo, self.slope)  # strictly below
-        if self.record_writes:
+        if self.notes_writes:
             self.note_writes(set_ + unset, mask)
         b = torch.where(u.isnan(), u, set_)  # no comparison holds for a NaN; it must not look like a state
         s, _ = linear_scan((1 - set_) * (1 - unset), b, state["s"], reset=reset, mask=mask)

@@ -29,8 +29,9 @@ class WriteCounts(NamedTuple):
 
 
 class MemoryCell(Cell):
-    """A cell that writes or holds. `record_writes` keeps the mean of z of the last forward, for a penalty or a log;
-    `count_writes` beside it each unit's writes."""
+    """A cell that writes or holds. `record_writes` keeps the mean of z of the last forward, with its gradient, for a
+    penalty; `count_writes` each unit's writes, without one. What a backward runs again under gradient checkpointing is
+    not kept: its graph would hold the recomputed layer until the next forward."""
 
     epsilon: float
 
@@ -42,12 +43,25 @@ class MemoryCell(Cell):
         self.count_writes = False
         self.write_counts: tuple[Tensor, Tensor] | None = None
 
+    @property
+    def notes_writes(self) -> bool:
+        """Whether the forward calls `note_writes`."""
+        return self.record_writes or self.count_writes
+
     def note_writes(self, z: Tensor, mask: Tensor | None) -> None:
         """z (B, T, N), 1 where a unit writes; padding does not count."""
-        self.write_share = z.mean() if mask is None else z[mask].mean()
-        if self.count_writes:
+        if self.record_writes:
+            share = z.mean() if mask is None else z[mask].mean()  # computed again too: checkpointing expects the same
+            if not _in_backward():
+                self.write_share = share
+        if self.count_writes and not _in_backward():
             valid = torch.ones_like(z[..., 0], dtype=torch.bool) if mask is None else mask
             self.write_counts = ((z > 0) & valid.unsqueeze(2)).sum((0, 1)), valid.sum()
+
+
+def _in_backward() -> bool:
+    """Whether autograd is at work in this thread, so that a forward is one of gradient checkpointing."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 class ThresholdCell(MemoryCell):
@@ -61,6 +75,6 @@ class ThresholdCell(MemoryCell):
     def drive(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """c and beta, (B, T, N) each, fp32."""
         c, beta = wide(self.candidate(x)), wide(self.threshold(x)).abs()
-        if self.record_writes:
+        if self.notes_writes:
             self.note_writes(heaviside(c.abs() - beta, self.slope), mask)
         return c, beta

@@ -90,10 +90,10 @@ class HybridLMPreTrainedModel(  # pyright: ignore[reportIncompatibleVariableOver
         return scan_path(self.device, torch.float32) if RECURRENT_LAYER in self.config.layer_types else None
 
     def record_writes(self, record: bool = True, *, counts: bool = False) -> None:
-        """Whether memory cells keep the mean of z, the share of units that write, of their last forward; with `counts`
-        also how often each unit wrote, for `write_counts`."""
+        """Whether memory cells keep the mean of z, the share of units that write, of their last forward, for
+        `write_penalty`; and with `counts`, how often each unit wrote, for `write_counts`."""
         for cell in self._memory_cells():
-            cell.record_writes, cell.count_writes = record or counts, counts
+            cell.record_writes, cell.count_writes = record, counts
             cell.write_share = cell.write_counts = None
 
     def write_penalty(self) -> Tensor | None:

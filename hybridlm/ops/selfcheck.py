@@ -171,7 +171,9 @@ def _convolution(dtype: torch.dtype) -> Pair:
             conv = import_module("hybridlm.model.conv_hybridlm").ShortConv(WIDTH, 4)
         del conv.weight, conv.bias
         conv.weight, conv.bias = weight, bias
-        return conv(u, past, None, flags["reset"])[0]
+        # Not called as a module: hooks of all modules, such as FlopCounterMode's, hold for every thread and break this
+        # backward.
+        return conv.forward(u, past, None, flags["reset"])[0]
 
     def kernel(u: Tensor, past: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return fused().conv(u, past, weight, bias, flags["reset"])

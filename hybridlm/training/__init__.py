@@ -7,7 +7,8 @@
     beside the steps        ema.py (averaged weights), early_stopping.py, initial.py (weights to begin with)
     looking at the model    validation.py, samples.py, memory.py (what memory units do)
     stopping by itself      guard.py (loss spikes), diagnosis.py and probes.py (the first bad tensor), halt.py
-    stopping and going on   checkpoints.py (folders), state.py (their contents), resume.py, signals.py, lock.py
+    stopping and going on   checkpoints.py (folders), state.py (their contents), random_state.py, resume.py, signals.py,
+                            lock.py
     telling                 journal.py, on metrics.py, trackers.py and progress.py (pace.py, output.py); report.py
     before it begins        dryrun.py, on memory_estimate.py, memory_trace.py, flops.py and peaks.py
     other trainers          callbacks.py (epsilon for transformers.Trainer), lora.py (adapters with peft)

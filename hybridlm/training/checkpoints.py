@@ -10,7 +10,8 @@ RUN/checkpoints/step-00000100/training_state/
     checksums.json                       sha256 of every other file; written last
 RUN/final/                               the model at the end, epsilon = 0, with state.json and checksums.json only
 RUN/final-ema/                           the averaged weights at the end, in the same form
-RUN/best/                                the model with the fewest bits per byte so far, in the same form
+RUN/best/                                the model with the fewest bits per byte so far, in the same form;
+                                         once steps were undone, since then (early_stopping.py)
 
 A rename is all or nothing, so what lies under a final name was whole once. The checksums find what happened to it
 since: a disk that lost a block, a copy that was cut short, an edit.

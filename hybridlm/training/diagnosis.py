@@ -16,20 +16,8 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from hybridlm.training.probes import LOSS, BackwardProbe, Blame, ForwardProbe, Numbers, numbers
+from hybridlm.training.random_state import RandomState, kept_random_state
 from hybridlm.training.step import Terms, micro_batch_loss
-
-
-class RandomState:
-    """torch's random state on the CPU and on `device`, now."""
-
-    def __init__(self, device: torch.device):
-        self.device, self.cpu = device, torch.get_rng_state()
-        self.cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-    def restore(self) -> None:
-        torch.set_rng_state(self.cpu)
-        if self.cuda is not None:
-            torch.cuda.set_rng_state(self.cuda, self.device)
 
 
 @dataclass
@@ -104,13 +92,9 @@ def _search(accelerator: Accelerator, model: Any, step: FailedStep) -> Finding |
 @contextmanager
 def _as_before(accelerator: Accelerator, step: FailedStep) -> Iterator[None]:
     """The random numbers of the step inside; those of now afterwards. Compiled models run as they are written."""
-    now = RandomState(accelerator.device)
-    step.random.restore()
-    try:
-        with torch.compiler.set_stance("force_eager"):
-            yield
-    finally:
-        now.restore()
+    with kept_random_state(accelerator.device), torch.compiler.set_stance("force_eager"):
+        step.random.restore()
+        yield
 
 
 def _forward(accelerator: Accelerator, model: Any, batch: dict[str, Tensor], step: FailedStep) -> Finding | None:

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 
 from hybridlm import HybridLMConfig, HybridLMForCausalLM
 from hybridlm.data.mixture import epoch_tokens
+from hybridlm.data.prepare import source_weights
 from hybridlm.data.shards import MANIFEST, TokenShards
 from hybridlm.errors import UserError
 from hybridlm.model.cell_hybridlm import RECURRENT_LAYER
@@ -195,7 +196,10 @@ def _data(config: PretrainConfig) -> DataFacts:
     folder = Path((config.data.folder or "") if prepare is None else prepare.output).expanduser()
     if prepare is None or (folder / MANIFEST).is_file():
         shards = TokenShards(folder, "train")  # which says what to do where it is not there
-        epoch = epoch_tokens(shards.lengths, shards.source_edges, shards.weights)
+        weights = shards.weights if prepare is None else source_weights(prepare)
+        if len(weights) != len(shards.weights):  # made of other sources: what pretraining says of it is no matter here
+            weights = shards.weights
+        epoch = epoch_tokens(shards.lengths, shards.source_edges, weights)
         facts = shards.n_tokens, shards.n_documents, epoch
         return DataFacts(shards.vocab_size, f"the prepared data in {folder}", *facts)
     unknown = None, None, None

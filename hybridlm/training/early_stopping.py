@@ -3,6 +3,10 @@
 Two marks: `best` is the lowest bits per byte, whose model is kept; `mark` is the last one that counted as an
 improvement of at least `min_improvement`, from which patience counts. Many steps that are each too small can so beat
 the best one while the run still ends.
+
+A run that goes on from an older checkpoint than the one that `best` was written before takes steps again, and on a GPU
+not to the same bits. `best` is then no model of its history: it stays until the next validation, which writes its own
+(`resume`). So `best` is the best model since then, and what the run says of it is true.
 """
 
 from dataclasses import asdict, dataclass
@@ -18,7 +22,7 @@ class Seen:
     """What the validations so far said; part of `state.json`."""
 
     best: float | None = None
-    """Lowest bits per byte; None before the first validation."""
+    """Lowest bits per byte; None before the first validation, and where its model is not the one in `best`."""
     best_step: int | None = None
     """The step after which it was measured."""
     mark: float | None = None

@@ -28,6 +28,10 @@ class SpikeError(DivergedError):
     """The loss jumped. Raised on every process, before the weights are touched."""
 
 
+class OverflowsError(DivergedError):
+    """fp16: the gradient overflowed in too many steps in a row. The weights of all of them are as they were."""
+
+
 class SpikeGuard:
     """`check` before the update, `note` behind it. losses: the last ones, oldest first, as a checkpoint has them."""
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from hybridlm.files import replace_file
 from hybridlm.training.checkpoints import checkpoints
 from hybridlm.training.diagnosis import FailedStep, Finding, find_cause
-from hybridlm.training.guard import DivergedError, SpikeError
+from hybridlm.training.guard import DivergedError, OverflowsError, SpikeError
 from hybridlm.training.sections import PretrainConfig
 from hybridlm.training.session import on_main
 
@@ -93,7 +93,8 @@ def _cause(error: DivergedError, finding: Finding | None, failed: FailedStep) ->
     where = ""
     if finding.micro_batch is not None:
         where = f"; micro-batch {finding.micro_batch + 1} of {len(failed.batches)} on process {finding.process}"
-    return f"The first tensor that is not finite is {finding.text}{where}."
+    first = f"The first tensor that is not finite is {finding.text}{where}."
+    return f"{error} {first}" if isinstance(error, OverflowsError) else first
 
 
 def _advice(kind: str, config: PretrainConfig) -> str:

@@ -3,6 +3,7 @@
 Every process has one; only the main process's writes.
 """
 
+from contextlib import ExitStack
 from typing import Any
 
 from accelerate import Accelerator
@@ -14,27 +15,39 @@ from hybridlm.training.output import Hangup
 from hybridlm.training.pace import Pace
 from hybridlm.training.progress import RunProgress
 from hybridlm.training.sections import PretrainConfig
+from hybridlm.training.session import on_main
 from hybridlm.training.trackers import Trackers
 
 
 class Journal:
     """`with Journal(...) as journal`. `done` steps are behind; rows of the records after them are cut off if the
-    run resumes, all rows if not."""
+    run resumes, all rows if not. Every process makes it at once, and raises the UserError of a record that cannot be
+    read or written, which the main process alone finds out."""
 
     def __init__(self, config: PretrainConfig, accelerator: Accelerator, done: int, total: int, resumed: bool):
         self.config, self.accelerator, self.total = config, accelerator, total
-        main = accelerator.is_main_process
-        keep_until = done if resumed else -1
-        folder, samples = config.run.path, config.logging.samples
+        main, samples = accelerator.is_main_process, config.logging.samples
         self._progress = RunProgress(done, total, visible=main, print_every=config.logging.every)
-        self._trackers = Trackers(config, done, resumed, self.log) if main else None
-        if self._trackers is not None:
-            self._trackers.open(_flat(settings(config)))
-        self._metrics = JsonLines(folder / "metrics.jsonl", keep_until, self.log) if main else None
-        self._samples = JsonLines(folder / "samples.jsonl", keep_until, self.log) if main and samples.every else None
+        self._trackers: Trackers | None = None
+        self._metrics: JsonLines | None = None
+        self._samples: JsonLines | None = None
         pauses = {"validation": config.validation.every, "samples": samples.every}
         self._pace = Pace(done, total, pauses | {"checkpoint": config.checkpoint.every})
         self._hangup, self._hangup_said = Hangup(), False
+        on_main(accelerator, lambda: self._open(done, resumed))
+
+    def _open(self, done: int, resumed: bool) -> None:
+        """On the main process: trackers, then the records, whose rows of before trackers want to see."""
+        folder, keep_until = self.config.run.path, done if resumed else -1
+        with ExitStack() as opened:
+            self._trackers = Trackers(self.config, done, resumed, self.log)
+            opened.callback(self._trackers.close)
+            self._trackers.open(_flat(settings(self.config)))
+            self._metrics = JsonLines(folder / "metrics.jsonl", keep_until, self.log)
+            opened.callback(self._metrics.close)
+            if self.config.logging.samples.every:
+                self._samples = JsonLines(folder / "samples.jsonl", keep_until, self.log)
+            opened.pop_all()  # nothing failed: they stay open
 
     def __enter__(self) -> "Journal":
         self._hangup.__enter__()

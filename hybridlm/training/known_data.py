@@ -2,16 +2,19 @@
 
 `prepare` looks at every document to find out whether a data folder is what its section describes. For a run that has a
 checkpoint that is known already: the checkpoint holds the data's fingerprint, and RUN/config.yaml the section.
+
+The weights of data.prepare are the run's own: the folder keeps those that it has, for runs that only name the folder.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from hybridlm.data.prepare import PrepareConfig, prepare
+from hybridlm.data.prepare import prepare, source_weights
 from hybridlm.data.shards import TokenShards
 from hybridlm.errors import OtherSettingsError, UserError
 from hybridlm.training.checkpoints import checkpoints
@@ -32,13 +35,13 @@ def prepared_folder(config: PretrainConfig, log: Callable[[str], None]) -> Path:
     section = config.data.prepare
     assert section is not None
     output = Path(section.output).expanduser()
-    if not _run_began_with(config.run.path, output):
-        return prepare(section, log)
-    if _as_begun(config, section):
+    if not _run_began_with(config.run.path, output, source_weights(section)):
+        return prepare(section, log, set_weights=False)
+    if _as_begun(config):
         log(f"Data folder {output} is the one that this run began with; its sources are not read again.")
         return output
     try:
-        return prepare(replace(section, overwrite=False), log)
+        return prepare(replace(section, overwrite=False), log, set_weights=False)
     except OtherSettingsError as error:
         raise OtherSettingsError(
             f"{error.found}The run in {config.run.path} began with it. ",
@@ -46,23 +49,35 @@ def prepared_folder(config: PretrainConfig, log: Callable[[str], None]) -> Path:
         ) from None
 
 
-def _run_began_with(run: Path, output: Path) -> bool:
-    """Whether the run's newest state was made with what now lies in `output`."""
+def _run_began_with(run: Path, output: Path, given: list[float]) -> bool:
+    """Whether the run's newest state was made with what now lies in `output`, under any weights that it may have had:
+    those of its last session, those `given` now, the folder's own."""
+    before = [source.get("weight", 1.0) for source in _section_before(run).get("sources", [])]
     for saved in (run / "final", *reversed(checkpoints(run))):
         try:
-            return TokenShards(output, "train").fingerprint == read_state(saved).data_fingerprint
+            fingerprint = read_state(saved).data_fingerprint
         except UserError:  # not there or damaged: it says nothing
             continue
+        for weights in (before, given, None):
+            with suppress(UserError):  # no folder, or another number of sources
+                if TokenShards(output, "train", weights).fingerprint == fingerprint:
+                    return True
+        return False
     return False
 
 
-def _as_begun(config: PretrainConfig, section: PrepareConfig) -> bool:
-    """Whether `section` is the one that the run's last session had."""
+def _as_begun(config: PretrainConfig) -> bool:
+    """Whether the recipe's section is the one that the run's last session had."""
+    return _what(_section_before(config.run.path)) == _what(settings(config)["data"]["prepare"])
+
+
+def _section_before(run: Path) -> dict[str, Any]:
+    """data.prepare of the run's last session; empty where that is not known."""
     try:
-        before = yaml.safe_load((config.run.path / "config.yaml").read_text(encoding="utf-8"))["data"]["prepare"]
+        before = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["data"]["prepare"]
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
-        return False
-    return isinstance(before, dict) and _what(before) == _what(settings(config)["data"]["prepare"])
+        return {}
+    return before if isinstance(before, dict) else {}
 
 
 def _what(section: dict[str, Any]) -> dict[str, Any]:

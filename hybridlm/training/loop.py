@@ -17,8 +17,8 @@ stopped.
 import math
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,21 +31,21 @@ from hybridlm.files import replace_file
 from hybridlm.training.checkpoints import checkpoints, write_sealed
 from hybridlm.training.compiling import Compiling
 from hybridlm.training.config import config_yaml
-from hybridlm.training.diagnosis import FailedStep, RandomState
+from hybridlm.training.diagnosis import FailedStep
 from hybridlm.training.early_stopping import early_stopping
 from hybridlm.training.ema import WeightAverage
-from hybridlm.training.guard import DivergedError, SpikeGuard
+from hybridlm.training.guard import DivergedError, OverflowsError, SpikeGuard
 from hybridlm.training.halt import forget_halt, halted
 from hybridlm.training.journal import Journal
-from hybridlm.training.lock import run_lock
 from hybridlm.training.memory import MemoryStatistics
-from hybridlm.training.metrics import read_rows
+from hybridlm.training.metrics import last_validation
 from hybridlm.training.optimizer import build_optimizer
 from hybridlm.training.parallel import arrange
 from hybridlm.training.peaks import Utilisation
 from hybridlm.training.progress import clock
+from hybridlm.training.random_state import RandomState
 from hybridlm.training.report import startup_report
-from hybridlm.training.resume import Plan, check_run_folder, frozen_settings, plan_run, unwritable
+from hybridlm.training.resume import Plan, check_run_folder, frozen_settings, held_folder, plan_run, unwritable
 from hybridlm.training.samples import write_samples
 from hybridlm.training.schedules import epsilon, learning_rate
 from hybridlm.training.sections import PretrainConfig
@@ -94,7 +94,7 @@ def pretrain(config: PretrainConfig) -> RunResult:
     with accelerator_session(config) as accelerator:
         micro_batch_size(config, accelerator.num_processes)  # refused before anything is read or written
         on_main(accelerator, lambda: check_run_folder(config.run.path))
-        with _held(config.run.path, accelerator):
+        with held_folder(config.run.path, accelerator):
             data = open_data(config, accelerator)
             plan = on_main(accelerator, lambda: plan_run(config, data.train.fingerprint, accelerator.print))
             if plan.kind == "finished":
@@ -108,21 +108,6 @@ def pretrain(config: PretrainConfig) -> RunResult:
                 return run.train(journal, stop)
 
 
-@contextmanager
-def _held(folder: Path, accelerator: Accelerator) -> Iterator[None]:
-    """The main process holds the run folder inside. Raises UserError on every process."""
-    with ExitStack() as held:
-
-        def hold() -> None:
-            try:
-                held.enter_context(run_lock(folder))
-            except OSError as error:
-                raise unwritable(folder, error) from error
-
-        on_main(accelerator, hold)
-        yield
-
-
 def _early(plan: Plan) -> str:
     state = plan.state
     if state is None or not state.stopped_early:
@@ -132,9 +117,7 @@ def _early(plan: Plan) -> str:
 
 def _result(run: Path) -> RunResult:
     metrics = run / "metrics.jsonl"
-    rows = read_rows(metrics) if metrics.exists() else []
-    validations = [row for row in rows if "bits_per_byte" in row]
-    return RunResult(run, run / "final", metrics, validations[-1] if validations else {})
+    return RunResult(run, run / "final", metrics, last_validation(metrics))
 
 
 class _Run:
@@ -146,6 +129,7 @@ class _Run:
         self.total = total_steps(config, data.windows.per_epoch)
         self.step_tokens = tokens_per_step(config)
         self.done, self.seconds_before = (plan.state.step, plan.state.seconds) if plan.state is not None else (0, 0.0)
+        self.validation_due = plan.state is not None and plan.state.validation_due
         self.began, self.overflows = time.perf_counter(), plan.state.overflows if plan.state is not None else 0
         self.guard = SpikeGuard(config.guard, plan.state.losses if plan.state is not None else ())
         self.plain = build_model(config, data, plan.folder)
@@ -184,9 +168,10 @@ class _Run:
 
     def train(self, journal: Journal, stop: StopFlag) -> RunResult:
         """All remaining steps, the last validation, the final model."""
-        every = self.config
-        if self.done == 0 and every.validation.at_start:
+        if self.done == 0 and self.config.validation.at_start:
             self._validate(journal)
+        if self.validation_due:
+            self._after_step(journal, stop)
         stream = self._stream()
         while self.done < self.total and not self.watch.stopped:
             began = time.perf_counter()
@@ -199,23 +184,30 @@ class _Run:
                 self.step_tokens,
                 seconds,
             )
-            last = self.done == self.total
-            if last or self._due(every.validation.every):
-                self._validate(journal)
-            last = last or self._agree(int(self.watch.stopped)) > 0
-            if every.logging.samples.every and (last or self._due(every.logging.samples.every)):
-                self._sample(journal)
-            number = self._agree(stop.signal)
-            if number or last or self._due(every.checkpoint.every):
-                path = self._save(journal, must=bool(number) or last)
-                if number and not last and path is not None:
-                    name = signal.Signals(number).name
-                    journal.log(
-                        f"{name}: stopped after step {self.done} of {self.total}. Start the same command again to "
-                        f"go on from {path}"
-                    )
-                    raise RunInterrupted(128 + number, self.done, path)
+            self._after_step(journal, stop)
         return self._finish(journal)
+
+    def _after_step(self, journal: Journal, stop: StopFlag) -> None:
+        """Validation, samples and checkpoint, where they are due. A validation that a signal breaks off is due again
+        after the resume, and so is all that follows it."""
+        every, last = self.config, self.done == self.total
+        self.validation_due = False
+        if last or self._due(every.validation.every):
+            self.validation_due = not self._validate(journal, lambda: self._agree(stop.signal) > 0)
+        last = last or self._agree(int(self.watch.stopped)) > 0
+        samples = every.logging.samples.every
+        if samples and not self.validation_due and (last or self._due(samples)):
+            self._sample(journal)
+        number = self._agree(stop.signal)
+        if number or last or self._due(every.checkpoint.every):
+            path = self._save(journal, must=bool(number) or last)
+            if number and (self.validation_due or not last) and path is not None:
+                name = signal.Signals(number).name
+                journal.log(
+                    f"{name}: stopped after step {self.done} of {self.total}. Start the same command again to go on "
+                    f"from {path}"
+                )
+                raise RunInterrupted(128 + number, self.done, path)
 
     def _step(self, micro_batches: list[dict[str, torch.Tensor]]) -> dict[str, Any]:
         """One optimizer step; the training row without its times."""
@@ -241,17 +233,11 @@ class _Run:
             result = optimizer_step(
                 self.accelerator, self.model, self.optimizer, loss.cross_entropy, self.config.optimizer.clip_norm
             )
+            self._count_overflows(result.skipped)
         except DivergedError as error:
             where = self.accelerator, self.plain, failed_if, self.config, self.done + 1, self.total
             raise halted(error, *where) from None
         self.guard.note(result.loss)
-        self.overflows = self.overflows + 1 if result.skipped else 0
-        if self.overflows == MAX_OVERFLOWS:
-            raise DivergedError(
-                f"Stopped at step {self.done + 1} of {self.total}: the gradient overflowed fp16 in {MAX_OVERFLOWS} "
-                "steps in "
-                "a row, so nothing was learned. Use training.mixed_precision=bf16, or lower optimizer.lr."
-            )
         if self.average is not None and not result.skipped:
             self.average.update(self.plain)
         self.done += 1
@@ -265,6 +251,13 @@ class _Run:
             **counted,
         }
 
+    def _count_overflows(self, skipped: bool) -> None:
+        self.overflows = self.overflows + 1 if skipped else 0
+        if self.overflows == MAX_OVERFLOWS:
+            raise OverflowsError(
+                f"The gradient overflowed fp16 in {MAX_OVERFLOWS} steps in a row, so nothing was learned in them."
+            )
+
     def _memory(self) -> AbstractContextManager[MemoryStatistics | None]:
         """What counts the writes of the step about to be taken, if that is due."""
         every, step = self.config.logging.memory_every, self.done + 1
@@ -272,16 +265,19 @@ class _Run:
             return MemoryStatistics(self.plain, recording=self.config.write_penalty > 0)
         return nullcontext()
 
-    def _validate(self, journal: Journal) -> None:
+    def _validate(self, journal: Journal, give_up: Callable[[], bool] = lambda: False) -> bool:
+        """Whether it came to its end."""
         if self.data.validation is None:
-            return
+            return True
         choice = self.config.validation
-        measured = self.data.validation, choice.batch_size, choice.max_windows, self.layout
+        measured = self.data.validation, choice.batch_size, choice.max_windows, self.layout, give_up
         with self.compiling.uncompiled():
             found = validate(self.accelerator, self.plain, *measured)
-        if self.average is not None:
+        if found is not None and self.average is not None:
             average = validate(self.accelerator, self.average.model, *measured)
-            found["bits_per_byte_ema"] = average["bits_per_byte"]
+            found = average and found | {"bits_per_byte_ema": average["bits_per_byte"]}
+        if found is None:
+            return False
         bad = [name for name, value in found.items() if not math.isfinite(value)]
         if bad:
             newest = f"The newest checkpoint is {paths[-1]}." if (paths := checkpoints(self.folder)) else ""
@@ -298,6 +294,7 @@ class _Run:
             except SaveError as error:
                 self.watch.seen.best, self.watch.seen.best_step = before
                 journal.log(f"{error} The model that was best before, if there was one, is there still.")
+        return True
 
     def _sample(self, journal: Journal) -> None:
         if self.accelerator.is_main_process:
@@ -366,6 +363,7 @@ class _Run:
             early_stopping=self.watch.state() if self.data.validation is not None else None,
             losses=self.guard.losses,
             overflows=self.overflows,
+            validation_due=self.validation_due,
         )
 
     def _agree(self, number: int) -> int:

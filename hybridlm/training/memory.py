@@ -30,7 +30,7 @@ COLUMNS = ("write_share", "mean_hold", "dead_units", "always_writing_units")
 class MemoryStatistics:
     """`with MemoryStatistics(model) as memory`: cells count inside; `add` after each forward, before its backward.
 
-    model: unwrapped. Behind it cells record again only if `recording` says so.
+    model: unwrapped. recording: whether cells also keep what the write penalty needs, inside and behind it.
     """
 
     def __init__(self, model: Any, recording: bool = False):
@@ -39,7 +39,7 @@ class MemoryStatistics:
         self._sums: Tensor | None = None
 
     def __enter__(self) -> "MemoryStatistics":
-        self.model.record_writes(counts=True)
+        self.model.record_writes(self.recording, counts=True)
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -135,7 +135,7 @@ class _Run:
         """The gradients of a step in which memory units are counted, if any is; what was in use between the layers and
         the loss."""
         counts = self.config.logging.memory_every > 0
-        self.model.record_writes(counts or self.config.write_penalty > 0, counts=counts)
+        self.model.record_writes(self.config.write_penalty > 0, counts=counts)
         for _ in range(2 if self.several else 1):  # the gradients of one micro-batch are there while the next runs
             self.trace.purpose = "activations"
             extra = {"z_loss": self.config.training.z_loss} if self.config.training.z_loss else {}

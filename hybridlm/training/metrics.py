@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from hybridlm.errors import UserError
-from hybridlm.files import replace_file
+from hybridlm.files import replace_pieces
 
 
 class JsonLines:
-    """Appends rows to a file. Rows of steps after `keep_until` (by default all), and a torn last line, are cut
-    off first.
+    """Appends rows to a file. Rows of steps after `keep_until` (by default all), and a torn last line, are cut off
+    first; the others stay byte for byte. Memory does not grow with them.
 
     A row that cannot be written, on a full disk for example, waits and is tried again with every row that follows;
     `report` is told of the first one. `sync` raises OSError while any waits.
@@ -36,8 +36,7 @@ class JsonLines:
         self.path, self._report = path, report
         try:
             if path.exists():
-                kept = [json.dumps(row) for row in _readable(path, keep_until) if row["step"] <= keep_until]
-                replace_file(path, "".join(line + "\n" for line in kept))
+                replace_pieces(path, (line for line, step in _readable(path, keep_until) if step <= keep_until))
             self._file = path.open("ab", buffering=0)  # readable while the run goes on
         except OSError as error:
             raise UserError(
@@ -80,31 +79,52 @@ class JsonLines:
             self._end += len(self._waiting.pop(0))
 
 
-def _readable(path: Path, needed: int) -> Iterator[dict[str, Any]]:
-    """Rows up to the first line that a power cut left unreadable. Raises UserError where that comes before the last row
-    of step `needed`, which was on the disk before its checkpoint was."""
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The whole lines of a file, each with its number from 1; a last one without its end is left out."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.endswith(b"\n"):
+                yield number, line
+
+
+def _readable(path: Path, needed: int) -> Iterator[tuple[bytes, int]]:
+    """Each row as it stands in the file, and its step, up to the first line that a power cut left unreadable. Raises
+    UserError where that comes before the last row of step `needed`, which was on the disk before its checkpoint was."""
     last = -1
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+    for number, line in _lines(path):
         try:
-            row = json.loads(line)
-            last = row["step"]
+            last = json.loads(line)["step"]
         except (ValueError, KeyError, TypeError) as error:
             if last >= needed:
                 return
             raise UserError(
                 f"{path}:{number} is no row of a record ({error}). Restore the file, or move it away to begin anew."
             ) from None
-        yield row
+        yield line, last
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file; a last line that was cut short by a crash is left out."""
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], start=1):
+def each_row(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a metrics file, one after another; a last line that was cut short by a crash is left out. Raises
+    UserError for any other line that is no JSON."""
+    for number, line in _lines(path):
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line.decode("utf-8"))
         except json.JSONDecodeError as error:
             raise UserError(
                 f"{path}:{number} is no JSON ({error}). Restore the file, or move it away to start a new record."
             ) from None
-    return rows
+        yield row
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """All of them."""
+    return list(each_row(path))
+
+
+def last_validation(path: Path) -> dict[str, Any]:
+    """The last validation row of a metrics file; empty where there is none, or no file."""
+    found: dict[str, Any] = {}
+    if path.exists():
+        for row in each_row(path):
+            found = row if "bits_per_byte" in row else found
+    return found

@@ -4,17 +4,21 @@ A run goes on only under the settings that decide its numbers (`FROZEN`). How it
 into micro-batches may change between sessions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from accelerate import Accelerator
 
 from hybridlm.errors import OtherSettingsError, UserError
 from hybridlm.files import try_folder
 from hybridlm.training.checkpoints import damage, newest_valid, remove_leftovers, set_aside
 from hybridlm.training.config import load_config, settings
-from hybridlm.training.lock import is_used
+from hybridlm.training.lock import is_used, run_lock
 from hybridlm.training.sections import PretrainConfig
+from hybridlm.training.session import on_main
 from hybridlm.training.state import TrainingState, read_state
 
 FROZEN = (
@@ -71,6 +75,21 @@ def check_run_folder(run: Path) -> None:
         raise unwritable(run, error) from error
 
 
+@contextmanager
+def held_folder(run: Path, accelerator: Accelerator) -> Iterator[None]:
+    """The main process holds the run folder inside. Raises UserError on every process."""
+    with ExitStack() as held:
+
+        def hold() -> None:
+            try:
+                held.enter_context(run_lock(run))
+            except OSError as error:
+                raise unwritable(run, error) from error
+
+        on_main(accelerator, hold)
+        yield
+
+
 def unwritable(run: Path, error: OSError) -> UserError:
     return UserError(f"run folder {run}: it cannot be written ({error.strerror or error}). Choose another run.folder.")
 
@@ -106,6 +125,7 @@ def plan_run(config: PretrainConfig, data_fingerprint: str, log: Callable[[str],
         )
         if final.is_dir():
             set_aside(final)
+        _know_best(run, state, log)
         return Plan("resume", found, state)
     if final.is_dir():
         raise UserError(
@@ -120,20 +140,44 @@ def plan_run(config: PretrainConfig, data_fingerprint: str, log: Callable[[str],
     return Plan("fresh")
 
 
+def _know_best(run: Path, state: TrainingState, log: Callable[[str], None]) -> None:
+    """Makes `state` forget its best model where `best` holds another one, such as that of a step which is taken again,
+    or none: the next validation then writes it anew. When the run stops getting better is not touched by that."""
+    folder, seen = run / "best", state.early_stopping or {}
+    known, there = seen.get("best_step"), None
+    if folder.is_dir():
+        with suppress(UserError):  # damaged
+            there = read_state(folder).step
+    if there == known:
+        return
+    if there is None:
+        log(f"{folder}, the model of step {known:,}, is not there or damaged. The next validation writes it anew.")
+    else:
+        log(
+            f"{folder} is the model of step {there:,}, which the checkpoint of step {state.step:,} does not know. The "
+            "next validation writes its own in its place: copy the folder now if you want to keep it."
+        )
+    if seen:
+        state.early_stopping = seen | {"best": None, "best_step": None}
+
+
 def _unset_settings() -> dict[str, Any]:
     """What a checkpoint of a version that had fewer settings was made with: the defaults of those it did not know."""
     return frozen_settings(load_config(None, ["data.folder=unknown", "training.steps=1"]))
 
 
 def _refuse_changes(config: PretrainConfig, state: TrainingState, data_fingerprint: str, what: str) -> None:
-    now, before = frozen_settings(config), _unset_settings() | state.settings
+    given, kept = frozen_settings(config), _unset_settings() | state.settings
     changes = [
-        f"{name}: was {before.get(name, 'not set')}, is now {now.get(name, 'not set')}"
-        for name in dict.fromkeys([*now, *before])
-        if now.get(name, "not set") != before.get(name, "not set")
+        f"{name}: was {kept.get(name, 'not set')}, is now {given.get(name, 'not set')}"
+        for name in dict.fromkeys([*given, *kept])
+        if given.get(name, "not set") != kept.get(name, "not set")
     ]
     if state.data_fingerprint != data_fingerprint:
-        changes.append(f"the data: its fingerprint was {state.data_fingerprint[:16]}, is now {data_fingerprint[:16]}")
+        before, now = state.data_fingerprint[:16], data_fingerprint[:16]
+        changes.append(
+            f"the data: its fingerprint was {before}, is now {now} (the weights of its sources are part of it)"
+        )
     if changes:
         listing = "\n".join(f"  - {change}" for change in changes)
         advice = "Give the old settings back, choose another run.name, or remove the folder."

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from hybridlm.data.tokenizer import prompt_ids
+from hybridlm.training.random_state import kept_random_state
 from hybridlm.training.sections import SamplesConfig
 from hybridlm.training.validation import evaluating
 
@@ -15,13 +16,12 @@ def write_samples(model: Any, tokenizer: Any, config: SamplesConfig, seed: int) 
     model: unwrapped HybridLMForCausalLM; its mode and epsilon are as before afterwards.
     """
     texts = []
-    devices = [model.device] if model.device.type == "cuda" else []
     choice = (
         {"do_sample": True, "temperature": config.temperature, "top_k": 0}
         if config.temperature > 0
         else {"do_sample": False}
     )
-    with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=devices):
+    with evaluating(model), torch.no_grad(), kept_random_state(model.device):
         torch.manual_seed(seed)
         for prompt in config.prompts:
             ids = torch.tensor([prompt_ids(tokenizer, prompt)], device=model.device)

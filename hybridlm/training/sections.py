@@ -33,7 +33,8 @@ class DataConfig:
     """What is read."""
 
     folder: str | None = None
-    """A data folder that `hybridlm prepare` wrote. Give this or `prepare`."""
+    """A data folder that `hybridlm prepare` wrote; its sources have the weights that were given there. Give this or
+    `prepare`."""
     prepare: PrepareConfig | None = None
     """How to prepare the data folder on first use. Give this or `folder`."""
     sequence_length: Count = 256

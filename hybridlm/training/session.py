@@ -5,13 +5,14 @@ leaves none, so that several runs, each with its own settings, can follow one an
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import accelerate
 import torch
-from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType
@@ -19,6 +20,7 @@ from accelerate.utils import DistributedType
 from hybridlm.allocator import kept_memory
 from hybridlm.errors import UserError, install_command
 from hybridlm.training.muon import refuse_sharded_muon
+from hybridlm.training.output import LastingOutput
 from hybridlm.training.sections import PretrainConfig
 
 T = TypeVar("T")
@@ -27,6 +29,13 @@ _SUPPORTED = {
     DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_XPU,
     DistributedType.MULTI_NPU,
 }  # fmt: skip
+
+
+class Accelerator(accelerate.Accelerator):
+    """Accelerate's, whose `print` cannot stop a run either: what is said before its record and progress are there."""
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        super().print(*args, **{"file": LastingOutput(sys.stdout), "flush": True} | kwargs)
 
 
 @contextmanager
@@ -59,7 +68,7 @@ def accelerator_session(config: PretrainConfig) -> Iterator[Accelerator]:
         memory.close()  # last: it hands back what the lines above freed
 
 
-def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
+def on_main(accelerator: accelerate.Accelerator, action: Callable[[], T]) -> T:
     """Runs `action` on the main process; every process returns its result, or raises its UserError."""
     answer: list[Any] = [None, None]
     raised: Exception | None = None

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 
 from hybridlm import HybridLMConfig, HybridLMForCausalLM
 from hybridlm.data.loader import Windows
+from hybridlm.data.prepare import source_weights
 from hybridlm.data.shards import TokenShards
 from hybridlm.errors import UserError
 from hybridlm.training.initial import load_initial
@@ -40,7 +41,8 @@ def open_data(config: PretrainConfig, accelerator: Accelerator) -> RunData:
     """Prepares the data if need be (on the main process), checks and opens it. Raises UserError."""
     data = config.data
     folder = Path(on_main(accelerator, lambda: _data_folder(config, accelerator)))
-    train, validation = TokenShards(folder, "train"), TokenShards(folder, "validation")
+    weights = None if data.prepare is None else source_weights(data.prepare)
+    train, validation = TokenShards(folder, "train", weights), TokenShards(folder, "validation", weights)
     if data.verify:
         on_main(accelerator, lambda: _verify(train, validation))
     windows = Windows(train, data.sequence_length, seed=config.training.seed)

@@ -1,6 +1,7 @@
 """Ctrl-C, SIGTERM, SIGUSR1: finish the step, save a checkpoint, leave. A second signal leaves at once.
 
-The handler only sets a flag; the loop looks at it between steps and all processes agree on it there. Launchers and
+The handler only sets a flag; the loop looks at it between steps, and a validation between its batches, and all
+processes agree on it there. A validation that is given up is done again by the session that goes on. Launchers and
 terminals often deliver one signal twice in a moment (Ctrl-C reaches every process of the terminal, and torchrun hands
 it on besides), so what follows within `AGAIN` seconds is the same signal.
 """

@@ -22,6 +22,7 @@ from transformers.utils import logging
 from hybridlm.errors import UserError
 from hybridlm.training.checkpoints import STATE, checkpoint_path, prune, write_sealed
 from hybridlm.training.ema import WeightAverage
+from hybridlm.training.random_state import RandomState
 from hybridlm.training.sections import CheckpointConfig
 from hybridlm.training.session import on_main
 
@@ -52,6 +53,8 @@ class TrainingState:
     """Of a final model: whether it ended before `total_steps`, since validation had stopped getting better."""
     overflows: int = 0
     """fp16: steps in a row that were left out."""
+    validation_due: bool = False
+    """A signal came while the model was validated: that is done again first."""
     losses: list[float] = field(default_factory=list)
     """The last losses, oldest first, that the spike guard compares the next one with; empty where it is off."""
 
@@ -123,7 +126,7 @@ def save_checkpoint(
     sync: puts on the disk what the checkpoint counts on. Raises SaveError on every process.
     """
     target = checkpoint_path(run, state.step)
-    random_states = gather_object([_random_state(accelerator.device)])
+    random_states = gather_object([RandomState(accelerator.device).state_dict()])
 
     def fill(folder: Path) -> None:
         save_model(folder, accelerator.unwrap_model(model), tokenizer, state)
@@ -170,15 +173,8 @@ def load_random_state(folder: Path, accelerator: Accelerator) -> bool:
     states = _load(folder / STATE / "rng.pt")
     if len(states) != accelerator.num_processes:
         return False
-    state = states[accelerator.process_index]
-    torch.set_rng_state(state["cpu"])
-    if accelerator.device.type == "cuda" and state["cuda"] is not None:
-        torch.cuda.set_rng_state(state["cuda"], accelerator.device)
+    RandomState.from_state_dict(states[accelerator.process_index], accelerator.device).restore()
     return True
-
-
-def _random_state(device: torch.device) -> dict[str, torch.Tensor | None]:
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None}
 
 
 def _store(state: Any, path: Path) -> None:

@@ -13,6 +13,7 @@ import json
 import threading
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTrack
 
 from hybridlm.errors import UserError
 from hybridlm.files import replace_file
-from hybridlm.training.metrics import read_rows
+from hybridlm.training.metrics import each_row
 from hybridlm.training.sections import PretrainConfig
 
 FINISH_SECONDS = 60.0
@@ -123,13 +124,10 @@ def _last_steps(run: Path) -> dict[str, int]:
     """How far the records go, by kind of row: what trackers have been given, up to a row or two."""
     last: dict[str, int] = {}
     for file in (run / "metrics.jsonl", run / "samples.jsonl"):
-        try:
-            rows = read_rows(file)
-        except (OSError, UserError):
-            continue
-        for row in rows:
-            kind = "sample" if "prompt" in row else "validation" if "bits_per_byte" in row else "train"
-            last[kind] = max(last.get(kind, -1), row["step"])
+        with suppress(OSError, UserError):  # not there, or damaged from some line on
+            for row in each_row(file):
+                kind = "sample" if "prompt" in row else "validation" if "bits_per_byte" in row else "train"
+                last[kind] = max(last.get(kind, -1), row["step"])
     return last
 
 

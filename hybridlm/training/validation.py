@@ -5,7 +5,7 @@ processes, or over groups of them that share sequences; sums are exact over any 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,11 +37,13 @@ def validate(
     batch_size: int,
     max_windows: int | None,
     layout: Layout,
-) -> dict[str, Any]:
+    give_up: Callable[[], bool] = lambda: False,
+) -> dict[str, Any] | None:
     """Bits per byte over the first `max_windows` windows (None: all).
 
-    windows: made with shuffle=False, text_only=True. layout: where this process stands.
-    Returns bits_per_byte, loss (nats per text token), n_bytes, n_tokens, windows.
+    windows: made with shuffle=False, text_only=True. layout: where this process stands. give_up: asked before each
+    batch, with the same answer in all processes.
+    Returns bits_per_byte, loss (nats per text token), n_bytes, n_tokens, windows; None where it was given up.
     """
     plain = accelerator.unwrap_model(model)
     count = windows.per_epoch if max_windows is None else min(max_windows, windows.per_epoch)
@@ -53,6 +55,8 @@ def validate(
         mine: dict[str, Any] = {"rank": layout.data_rank, "world_size": layout.data_world}
         mine |= {"part": layout.part, "parts": layout.parts}
         for batch in validation_batches(windows, batch_size=batch_size, limit=count, **mine):
+            if give_up():
+                return None
             inputs = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
             # Without a target too, since the others may need this process's part of the forward; its loss is 0 then.
             sums[0] += plain(**inputs, use_cache=False, keep_logits=False, num_items_in_batch=1).loss

@@ -17,5 +17,8 @@ class Tokens:
         self.weights = list(weights)
         self.source_edges = np.searchsorted(sources or [0] * len(documents), np.arange(len(weights) + 1))
 
+    def length(self, i):
+        return int(self.lengths[i])
+
     def read(self, i, start, stop):
         return self.documents[i][start:stop]

@@ -7,7 +7,7 @@ from math import lcm
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from memory_shards import Tokens
 
@@ -29,7 +29,11 @@ def mixtures(draw):
             first = 2 + 1000 * source + 100 * number
             documents.append(list(range(first, first + size)))
             sources.append(source)
-    weights = draw(st.lists(st.sampled_from(WEIGHTS), min_size=count, max_size=count).filter(any))
+    weights = draw(st.lists(st.sampled_from(WEIGHTS), min_size=count, max_size=count))
+    sizes = Counter()
+    for ids, source in zip(documents, sources, strict=True):
+        sizes[source] += len(ids) + 1
+    assume(any(round(weight * sizes[source]) for source, weight in enumerate(weights)))  # else there is no epoch
     return documents, sources, weights
 
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from launching import launch
 
 from hybridlm import HybridLMConfig, HybridLMForCausalLM, ops
 from hybridlm.errors import UserError
@@ -195,3 +196,36 @@ def test_the_model_gives_the_same_on_every_path():
 def test_the_model_says_which_path_it_takes():
     config = HybridLMConfig(pattern="rglru", vocab_size=20, hidden_size=16, num_attention_heads=2)
     assert HybridLMForCausalLM(config).scan_path == ops.explain()
+
+
+WATCHED = """
+import logging, sys
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+from hybridlm import HybridLMConfig, HybridLMForCausalLM
+from hybridlm.ops import decode, dispatch, fused
+
+class Watching(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+logging.basicConfig(stream=sys.stderr)
+config = HybridLMConfig(pattern="rglru+bmru lru mingru", vocab_size=30, hidden_size=16, num_attention_heads=2)
+model, ids = HybridLMForCausalLM(config), torch.arange(8)[None]
+with FlopCounterMode(display=False) as counted, Watching():
+    model(input_ids=ids, labels=ids).loss.backward()
+    tried = [check.cache_info().misses for check in (dispatch._choose, fused._right)]
+    print(tried, model.scan_path.split(":")[0], fused._right(torch.float32), decode._right(torch.float32))
+assert counted.get_total_flops() > 0
+"""
+
+
+@pytest.mark.skipif(ops.explain("cpu").split(":")[0] != "cpu", reason="the C kernels cannot run here")
+def test_kernels_are_tried_whatever_watches_torch():
+    """A process whose first use of the kernels is inside modes that see all operations, and hooks of all modules: what
+    they do to the trial must not turn the kernels off until the process ends."""
+    done = launch(["-c", WATCHED])
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout == "[1, 1] cpu True True\n"
+    assert "slower" not in done.stderr

@@ -10,10 +10,11 @@ from hybridlm.data.loader import batches
 from hybridlm.errors import UserError
 from hybridlm.training import loop, setup
 from hybridlm.training.checkpoints import checkpoints
-from hybridlm.training.diagnosis import FailedStep, RandomState, find_cause
+from hybridlm.training.diagnosis import FailedStep, find_cause
 from hybridlm.training.guard import DivergedError
 from hybridlm.training.lock import LOCK
 from hybridlm.training.loop import pretrain
+from hybridlm.training.random_state import RandomState
 from hybridlm.training.step import Terms, backward, valid_targets
 
 LAYERS = (

@@ -1,6 +1,7 @@
 """A run that stops getting better: the best model is kept, the end is the same after a resume."""
 
 import json
+import shutil
 
 import pytest
 
@@ -60,12 +61,13 @@ def bits(monkeypatch):
     def use(values: dict[int, float]) -> None:
         measure, steps = loop.validate, loop._Run._validate
 
-        def note(self, journal):
+        def note(self, *args):
             note.at = self.done
-            steps(self, journal)
+            return steps(self, *args)
 
         def found(*args):
-            return measure(*args) | {"bits_per_byte": values[note.at]}
+            result = measure(*args)
+            return result and result | {"bits_per_byte": values[note.at]}
 
         monkeypatch.setattr(loop._Run, "_validate", note)
         monkeypatch.setattr(loop, "validate", found)
@@ -143,6 +145,51 @@ def test_the_best_model_is_kept_without_stopping_too(recipe, bits, same_weights)
     assert state_of(result.checkpoint)["stopped_early"] is False
     assert same_weights(config.run.path / "best", checkpoints(config.run.path)[1])
     assert [path.name for path in config.run.path.glob(".*")] == [LOCK]
+
+
+@pytest.fixture
+def undone(recipe, bits):
+    """A run of six steps whose best model is that of the last one; it is now about to take steps 5 and 6 again."""
+    bits(CURVE)
+    config = recipe("training.steps=6", "validation.every=1", "checkpoint={every: 1, keep: 9}")
+    pretrain(config)
+    run = config.run.path
+    assert state_of(run / "best")["step"] == 6
+    for name in ("final", "checkpoints/step-00000005", "checkpoints/step-00000006"):
+        shutil.rmtree(run / name)
+    return config, run
+
+
+def test_a_best_model_whose_step_was_undone_is_replaced(undone, bits, capsys, same_weights):
+    """By that of the next validation, even one that is worse than what the checkpoint knows: that model is gone."""
+    config, run = undone
+    bits({5: 2.55, 6: 2.6})  # not the numbers of before, as on a GPU
+    pretrain(config)
+    said = capsys.readouterr().out
+    assert f"{run / 'best'} is the model of step 6, which the checkpoint of step 4 does not know." in said
+    assert state_of(run / "best")["step"] == 5
+    assert same_weights(run / "best", run / "checkpoints" / "step-00000005")
+    seen = state_of(run / "final")["early_stopping"]
+    assert seen == {"best": 2.55, "best_step": 5, "mark": 2.5, "waited": 4, "windows": 4}  # patience as ever
+
+
+def test_on_a_cpu_the_same_best_model_comes_again(undone, bits, recipe, capsys, same_run):
+    config, run = undone
+    bits(CURVE)
+    again = pretrain(config)
+    whole = pretrain(recipe("training.steps=6", "validation.every=1", "run.name=whole"))
+    assert same_run(whole, again, "best")
+    assert state_of(run / "final")["early_stopping"] == state_of(whole.checkpoint)["early_stopping"]
+    # One that was removed is made anew, and the run does not speak of a folder that is not there.
+    for name in ("final", "best"):
+        shutil.rmtree(run / name)
+    shutil.rmtree(run / "checkpoints" / "step-00000006")
+    bits({6: 9.0})
+    pretrain(config)
+    assert "best, the model of step 5, is not there or damaged. The next validation writes it anew." in (
+        capsys.readouterr().out
+    )
+    assert state_of(run / "best")["early_stopping"]["best"] == 9.0
 
 
 def test_patience_without_a_validation_split_is_refused(recipe, tmp_path):

@@ -3,6 +3,7 @@
 torch scales and autocasts on CPUs too; Accelerate and the session alone ask for a GPU.
 """
 
+import json
 from itertools import pairwise
 
 import pytest
@@ -11,6 +12,7 @@ from accelerate.state import AcceleratorState
 
 from hybridlm.training import loop, session
 from hybridlm.training.checkpoints import STATE, checkpoints
+from hybridlm.training.guard import DivergedError
 from hybridlm.training.loop import pretrain
 from hybridlm.training.metrics import read_rows
 
@@ -73,3 +75,48 @@ def test_the_scale_goes_on(recipe, scaled, interrupted, same_run, kind, at):
         for run in (whole, halves)
     ]
     assert states[0]["scaler"] == states[1]["scaler"]
+
+
+class _Overflow(torch.autograd.Function):
+    """The identity, whose gradient is infinite."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return torch.full_like(grad, float("inf"))
+
+
+def test_overflows_without_end_name_the_tensor_where_they_begin(recipe, scaled, monkeypatch):
+    """As any other stop by itself does, on the screen and in diverged.json."""
+    build, name = loop.build_model, "model.layers.1.mixer.cells.0"
+
+    def planted(*args):
+        model = build(*args)
+        cell = model.get_submodule(name)
+        forward = cell.forward
+
+        def overflowing(*inputs, **keywords):
+            outputs = forward(*inputs, **keywords)
+            return (_Overflow.apply(outputs[0]), *outputs[1:]) if loop._Run._step.step >= 5 else outputs
+
+        cell.forward = overflowing
+        return model
+
+    monkeypatch.setattr(loop, "build_model", planted)
+    monkeypatch.setattr(loop, "MAX_OVERFLOWS", 3)
+    config = recipe(*RUN, "training.steps=9")
+    with pytest.raises(DivergedError) as caught:
+        pretrain(config)
+    message = str(caught.value)
+    assert message.startswith("Stopped at step 7 of 9, before the weights were changed. The gradient overflowed")
+    assert (
+        " fp16 in 3 steps in a row, so nothing was learned in them. The first tensor that is not finite is" in message
+    )
+    assert f" a gradient that {name} (BmruCell) hands back" in message
+    report = json.loads((config.run.path / "diverged.json").read_text(encoding="utf-8"))
+    assert (report["kind"], report["step"], report["tensor"], report["message"]) == ("backward", 7, name, message)
+    assert report["checkpoint"] == str(checkpoints(config.run.path)[-1])
+    assert checkpoints(config.run.path)[-1].name == "step-00000006"

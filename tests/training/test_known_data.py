@@ -29,9 +29,9 @@ def describe(recipe, tmp_path):
 def counted(monkeypatch) -> list[str]:
     calls = []
 
-    def spy(section, log=print):
+    def spy(section, log=print, **how):
         calls.append(section.output)
-        return prepare(section, log)
+        return prepare(section, log, **how)
 
     monkeypatch.setattr(known_data, "prepare", spy)
     return calls

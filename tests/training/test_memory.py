@@ -1,6 +1,7 @@
 """What memory units do, in the log: counted exactly, where it is due, and without a trace in the numbers of the run."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hybridlm.training.loop import pretrain
 from hybridlm.training.memory import MemoryStatistics, flat_statistics, statistics
 from hybridlm.training.metrics import read_rows
 from hybridlm.training.session import accelerator_session
-from hybridlm.training.step import backward, valid_targets
+from hybridlm.training.step import Terms, backward, valid_targets
 
 CELLS = "model={pattern: bmru+cmru rglru acmru attention fqbmru+bmru+bmru, hidden_size: 16, num_attention_heads: 2}"
 
@@ -107,7 +108,53 @@ def test_micro_batches_add_up(recipe, model, checkpointing):
     want = own_count(model, input_ids=ids[:, :-1])
     assert [row["write_share"] for row in rows[0]] == [float(z.double().mean()) for z in want.values()]
     assert model.write_counts() == []
-    assert not any(cell.record_writes for cell in model._memory_cells())
+    assert not any(cell.notes_writes for cell in model._memory_cells())
+
+
+@pytest.mark.parametrize("penalty", [False, True])
+def test_counting_holds_no_graph_of_a_layer_that_ran_again(model, penalty):
+    """What checkpointing computes again during the backward is gone behind it: nothing that the cells keep leads
+    there."""
+    model.activation_checkpointing_enable()
+    model.record_writes(penalty, counts=True)
+    ids = torch.randint(30, (3, 9))
+    loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+    cells = list(model._memory_cells())
+    shares, counts = [cell.write_share for cell in cells], [cell.write_counts for cell in cells]
+    assert [share is not None and share.requires_grad for share in shares] == [penalty] * 4
+    runs = []
+    for cell in cells:
+        cell.register_forward_pre_hook(lambda *_: runs.append(1))
+    (loss + model.write_penalty() if penalty else loss).backward()
+    assert len(runs) == 4  # each layer did run again
+    assert all(cell.write_share is share for cell, share in zip(cells, shares, strict=True))
+    assert all(cell.write_counts is count for cell, count in zip(cells, counts, strict=True))
+
+
+def test_the_penalty_has_its_gradient_under_checkpointing(recipe, model):
+    """The same as without, counted or not, and it is not nothing."""
+    ids = torch.randint(30, (4, 9))
+    batch = {"input_ids": ids[:, :-1], "shift_labels": ids[:, 1:], "position_ids": torch.arange(8).expand(4, 8)}
+    parts = [{name: tensor[part] for name, tensor in batch.items()} for part in (slice(0, 1), slice(1, 4))]
+    found = {}
+    with accelerator_session(recipe()) as accelerator:
+        for checkpointing in (False, True):
+            if checkpointing:
+                model.activation_checkpointing_enable()
+            for weight, counted in ((0.0, True), (3.0, False), (3.0, True)):
+                model.zero_grad()
+                model.record_writes(weight > 0)
+                with MemoryStatistics(model, recording=weight > 0) if counted else nullcontext() as memory:
+                    backward(accelerator, model, parts, 32, Terms(write_penalty=weight), memory)
+                found[checkpointing, weight, counted] = {
+                    name: parameter.grad.clone() for name, parameter in model.named_parameters()
+                }
+    for name, tensor in found[False, 3.0, True].items():
+        for checkpointing, counted in ((False, False), (True, False), (True, True)):
+            assert torch.equal(found[checkpointing, 3.0, counted][name], tensor), name
+        assert torch.equal(found[True, 0.0, True][name], found[False, 0.0, True][name])
+        if ".threshold." in name:
+            assert (found[True, 0.0, True][name] - tensor).abs().max() > 1e-3  # thresholds are what it pushes
 
 
 @pytest.mark.parametrize("penalty", [0.0, 1e-3])

@@ -1,9 +1,11 @@
 """metrics.jsonl holds each step once, whatever happened in between."""
 
+import tracemalloc
+
 import pytest
 
 from hybridlm.errors import UserError
-from hybridlm.training.metrics import JsonLines, read_rows
+from hybridlm.training.metrics import JsonLines, last_validation, read_rows
 
 
 def write(path, rows, keep_until=-1):
@@ -35,6 +37,31 @@ def test_a_torn_last_line_is_left_out(tmp_path):
     path.write_text('{"step": 1}\n{"step": 2}\n{"st', encoding="utf-8")
     assert read_rows(path) == [{"step": 1}, {"step": 2}]
     write(path, [{"step": 3}], keep_until=2)
+    assert read_rows(path) == [{"step": 1}, {"step": 2}, {"step": 3}]
+
+
+def test_a_long_record_is_not_held(tmp_path):
+    """Nor is what is kept of it written anew: the same bytes."""
+    path = tmp_path / "metrics.jsonl"
+    line = b'{"step":%d,  "loss": 2.50, "note": "\xe2\x80\xa8 and blanks"}\n'
+    lines = [line % (step // 2) for step in range(60_000)]
+    path.write_bytes(b"".join(lines) + b'{"step": 1')
+    for keep_until, count in ((40_000, 60_000), (20_000, 40_002)):
+        tracemalloc.start()
+        JsonLines(path, keep_until).close()
+        held = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert held < 2**20 < 3 * path.stat().st_size
+        assert path.read_bytes() == b"".join(lines[:count])
+    assert last_validation(path) == {}
+    write(path, [{"step": 20_000, "bits_per_byte": 3.0}, {"step": 20_001, "loss": 1.0}], keep_until=20_000)
+    assert last_validation(path) == {"step": 20_000, "bits_per_byte": 3.0}
+
+
+def test_rows_out_of_order_are_cut_off_one_by_one(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(path, [{"step": step} for step in (1, 5, 2, 7, 3)])
+    JsonLines(path, keep_until=3).close()
     assert read_rows(path) == [{"step": 1}, {"step": 2}, {"step": 3}]
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 from hybridlm.training import progress
 from hybridlm.training.config import config_yaml
+from hybridlm.training.loop import pretrain
 from hybridlm.training.metrics import read_rows
 from hybridlm.training.output import Hangup, LastingOutput
 
@@ -78,6 +80,18 @@ def test_a_pipe_without_a_reader(monkeypatch):
         for _ in range(2):
             console.print("not read")
         print("by anybody", flush=True)
+
+
+def test_a_run_begins_though_nobody_reads(recipe, monkeypatch):
+    """The recipe, the report and what is said of a resume come before the progress, and end no run either."""
+    for settings in (("training.steps=2", "checkpoint.every=1"), ("training.steps=2", "validation.every=1")):
+        reading, writing = os.pipe()
+        os.close(reading)
+        with monkeypatch.context() as patch, open(writing, "w", buffering=1, encoding="utf-8") as stream:
+            patch.setattr(sys, "stdout", stream)
+            result = pretrain(recipe(*settings))
+        assert (result.checkpoint / "config.json").is_file()
+        shutil.rmtree(result.checkpoint)
 
 
 def test_sighup_sets_a_flag_and_is_put_back():

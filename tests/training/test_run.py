@@ -265,7 +265,7 @@ def test_divergence_names_step_and_advice_and_keeps_the_checkpoint(recipe, monke
 def test_endless_overflow_stops(recipe, monkeypatch):
     monkeypatch.setattr(loop, "optimizer_step", lambda *_: StepResult(1.0, float("inf"), skipped=True))
     config = recipe("training.steps=40")
-    with pytest.raises(UserError, match="step 30 of 40: the gradient overflowed fp16 in 30 steps"):
+    with pytest.raises(UserError, match=r"step 30 of 40, .*The gradient overflowed fp16 in 30 steps"):
         pretrain(config)
     rows = read_rows(config.run.path / "metrics.jsonl")
     assert [row["grad_norm"] for row in rows] == [None] * 29
