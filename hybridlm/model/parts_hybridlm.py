@@ -9,6 +9,9 @@ from torch import Tensor
 from .mixers_hybridlm import MIXERS
 from .sequence_hybridlm import SequenceRanks
 
+SPLITTABLE = tuple(name for name, mixer in MIXERS.items() if mixer.passes_state)
+"""Mixers that pass a state on by a scan."""
+
 
 def unsplittable(blocks: Iterable[str]) -> list[str]:
     """Of the layers of a pattern those that need a whole sequence, as "layer 2: attention"."""
@@ -49,8 +52,8 @@ class SplitsSequences:
         if found:
             raise ValueError(
                 f"pattern={self.config.pattern!r}: {', '.join(found)} needs the whole sequence, which cannot be split "
-                "over processes. Use mixers that pass a state on by a scan instead (lru, rglru, mingru, mamba2, bmru, "
-                "cmru, acmru, fqbmru), or give each process whole sequences."
+                f"over processes. Use mixers that pass a state on by a scan ({', '.join(SPLITTABLE)}), or give each "
+                "process whole sequences."
             )
         for layer in self._layers():
             layer.ranks = ranks

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from hybridlm.data.tokenizer import prompt_ids
+from hybridlm.training.parallel import whole_sequences
 from hybridlm.training.sections import SamplesConfig
 from hybridlm.training.validation import evaluating
 
@@ -12,7 +13,8 @@ from hybridlm.training.validation import evaluating
 def write_samples(model: Any, tokenizer: Any, config: SamplesConfig, seed: int) -> list[str]:
     """One text for each prompt, prompt included: a pure function of weights, prompts and `seed`.
 
-    model: unwrapped HybridLMForCausalLM; its mode and epsilon are as before afterwards.
+    model: unwrapped HybridLMForCausalLM, whose sequences may be split over processes, of which one writes; that, its
+    mode and its epsilon are as before afterwards.
     """
     texts = []
     devices = [model.device] if model.device.type == "cuda" else []
@@ -21,7 +23,7 @@ def write_samples(model: Any, tokenizer: Any, config: SamplesConfig, seed: int) 
         if config.temperature > 0
         else {"do_sample": False}
     )
-    with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=devices):
+    with evaluating(model), whole_sequences(model), torch.no_grad(), torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         for prompt in config.prompts:
             ids = torch.tensor([prompt_ids(tokenizer, prompt)], device=model.device)
