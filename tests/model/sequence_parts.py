@@ -72,7 +72,7 @@ def compare_models(ranks: SequenceRanks, pattern: str, epsilon: float, shape: di
         model.zero_grad(set_to_none=True)
         model.split_sequence(ranks)
         if shape.get("checkpointing"):
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
         part = {name: tensor[:, mine] for name, tensor in whole.items()}
         logits, loss = loss_of(model, part, 1 / ranks.size)
         loss.backward()
@@ -105,6 +105,7 @@ def compare_scans(ranks: SequenceRanks) -> dict[str, float | bool]:
     # A gradient that arrives on the final state alone goes back through all parts.
     steps = rows, total, width
     a, b, s = (torch.rand(*size, dtype=torch.double) for size in (steps, steps, (rows, width)))
+    a, reset[0] = 0.9 + a / 10, False
     leaves = [x.clone().requires_grad_() for x in (a, b, s)]
     linear_scan(*leaves, reset=reset)[1].sum().backward()
     parts = [x.clone().requires_grad_() for x in (a[:, mine], b[:, mine], s)]

@@ -27,12 +27,12 @@ SHARED = {"two": (2, ()), "four": (4, ("training.gradient_checkpointing=true",))
 """Processes, of which two share each sequence, and what is set beside that."""
 
 
-def run(config, folder: Path, ranks: int, script: str = "two_processes.py") -> list[dict]:
+def run(config, folder: Path, ranks: int, script: str = "two_processes.py", *more: str) -> list[dict]:
     """Runs the recipe in so many processes; what each of them wrote down."""
     folder.mkdir()
     recipe = folder / "recipe.yaml"
     recipe.write_text(config_yaml(config), encoding="utf-8")
-    done = launch([Path(__file__).with_name(script), recipe, folder], ranks=ranks)
+    done = launch([Path(__file__).with_name(script), recipe, folder, *more], ranks=ranks)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return [json.loads((folder / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in range(ranks)]
 
@@ -63,6 +63,24 @@ def test_processes_that_share_sequences_train_as_one(recipe, tmp_path):
         for key, tensor in weights.items():
             torch.testing.assert_close(same[key], tensor, rtol=0, atol=1e-4)
         assert "the sea" in (shared.run.path / "samples.jsonl").read_text(encoding="utf-8")
+
+
+def test_all_processes_name_the_one_that_computes_a_nan(recipe, tmp_path):
+    """Though it goes on to the others: forward from the first part to the second, backward from the second."""
+    settings = (
+        "model={pattern: rglru bmru lru, hidden_size: 16, num_attention_heads: 2}",
+        "training={steps: 6, batch_size: 4, micro_batch_size: 2}",
+        "parallel.sequence=2",
+    )
+    config = recipe(*settings)
+    facts = run(config, tmp_path / "facts", 2, "two_divergences.py", "0", "1")
+    for kind, culprit in (("forward", 0), ("backward", 1)):
+        message = facts[0][kind]
+        assert facts[1][kind] == message
+        assert "Stopped at step 2 of 6, before the weights were changed." in message
+        report = json.loads((config.run.path.parent / kind / "diverged.json").read_text(encoding="utf-8"))
+        wanted = (kind, culprit, "model.layers.1.mixer.cells.0")
+        assert (report["kind"], report["process"], report["tensor"]) == wanted, message
 
 
 @pytest.mark.parametrize(
