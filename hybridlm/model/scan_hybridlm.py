@@ -16,6 +16,9 @@ behind a reset too (0 times NaN).
 `path` says which implementation runs: "torch" (pure PyTorch, always there), and where the hybridlm package is installed
 "cpu", "triton" and "reference". None, as the model has it, leaves the choice to `hybridlm.ops`. A checkpoint that runs
 without the package takes "torch".
+
+In a layer whose sequences are split over processes (`sequence_hybridlm`) a scan is given this process's part of them
+and passes the state on to the next: `initial_state` is then that of the whole sequence, and there is no `mask`.
 """
 
 from collections.abc import Callable
