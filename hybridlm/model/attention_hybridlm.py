@@ -30,6 +30,7 @@ class Attention(nn.Module):
     """hidden states (B, T, D) -> (B, T, D)."""
 
     layer_type = FULL_ATTENTION
+    passes_state = False
     is_causal = True
     sliding_window: int | None = None
 

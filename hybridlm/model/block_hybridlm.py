@@ -17,6 +17,7 @@ from .decode_hybridlm import DecodeStep, decode_step
 from .fused_hybridlm import RMSNorm, silu_gate
 from .mixers_hybridlm import ATTENTION, CELLS, STANDALONE
 from .recurrence_hybridlm import advance, convolve, states_of
+from .sequence_hybridlm import SequenceRanks
 
 
 class RecurrentMixer(nn.Module):
@@ -88,6 +89,7 @@ class HybridLMDecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config, block: str, layer_idx: int):
         super().__init__()
         self.layer_idx = layer_idx
+        self.ranks: SequenceRanks | None = None
         self.attention_type = ATTENTION[block].layer_type if block in ATTENTION else None
         self.mixer_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mixer = (
@@ -125,8 +127,11 @@ class HybridLMDecoderLayer(GradientCheckpointingLayer):
                 past_key_values=past_key_values,
                 **kwargs,
             )
-        else:
+        elif self.ranks is None:
             y = self.mixer(u, mask, reset, cache)
+        else:  # here and not around the model: checkpointing runs a layer again during the backward
+            with self.ranks.sharing():
+                y = self.mixer(u, mask, reset, cache)
         hidden_states = hidden_states + y
         if self.mlp is not None and self.mlp_norm is not None:
             hidden_states = hidden_states + self.mlp(self.mlp_norm(hidden_states))

@@ -36,6 +36,9 @@ class Cell(nn.Module, ABC):
     state_names: tuple[str, ...] = ("s",)
     """One tensor each, (B, N) where a cell does not say otherwise, fp32."""
 
+    passes_state = True
+    """Whether its sequences can be split over processes: its state enters through the scans alone."""
+
     anneals = False
     """Whether epsilon is a training schedule of this cell, rather than a constant."""
 

@@ -21,6 +21,7 @@ _Step = tuple[State, State]
 class _TorchCell(Cell):
     """Parameters as in torch.nn.GRU and LSTM of one layer: weight_ih, weight_hh (gates * N, N), biases (gates * N)."""
 
+    passes_state = False
     gates: int
 
     def __init__(self, config):

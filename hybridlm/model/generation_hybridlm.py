@@ -9,6 +9,7 @@ from transformers import GenerationMixin
 
 from .cache_hybridlm import stop_recording
 from .conversation_hybridlm import going_on
+from .parts_hybridlm import check_generation
 
 
 @dataclass
@@ -38,6 +39,7 @@ class HybridLMGenerationMixin(GenerationMixin):
         A longer one is the whole text, as in transformers, unless attention_mask has a column for every token of the
         cache and of the input. Assisted decoding leaves a cache that takes no steps back.
         """
+        check_generation(self.sequence_ranks)  # pyright: ignore[reportAttributeAccessIssue]
         given = inputs if inputs is not None else kwargs.get("input_ids")
         if given is not None and given.ndim == 2 and kwargs.get("inputs_embeds") is None:
             refuse_empty(given)

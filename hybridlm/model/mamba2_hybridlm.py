@@ -90,6 +90,7 @@ class Mamba2Mixer(nn.Module):
     `mamba_n_groups` groups."""
 
     layer_type = RECURRENT_LAYER
+    passes_state = True
 
     def __init__(self, config, layer_idx: int):
         super().__init__()

@@ -37,11 +37,12 @@ from .generation_hybridlm import HybridLMGenerationMixin, refuse_empty
 from .loss_hybridlm import IGNORED, CausalLMOutputWithZLoss, can_do_without, squared_log_z, without_logits
 from .masks_hybridlm import CAUSAL_MASKS, causal_masks, check_mask, document_starts
 from .memory_hybridlm import MemoryCell, WriteCounts
+from .parts_hybridlm import SplitsSequences, check_labels, check_part
 from .scan_hybridlm import scan_path
 
 
 class HybridLMPreTrainedModel(  # pyright: ignore[reportIncompatibleVariableOverride]
-    ConversationMixin, CarriesCode, PreTrainedModel
+    ConversationMixin, CarriesCode, SplitsSequences, PreTrainedModel
 ):
     """What both classes share: the start of the weights, and the training state epsilon."""
 
@@ -100,7 +101,10 @@ class HybridLMPreTrainedModel(  # pyright: ignore[reportIncompatibleVariableOver
         """(mean z)^2, averaged over the memory cells' last forward: a scalar with a gradient; None where nothing was
         recorded."""
         shares = [cell.write_share for cell in self._memory_cells() if cell.write_share is not None]
-        return torch.stack(shares).square().mean() if shares else None
+        if not shares:
+            return None
+        means, ranks = torch.stack(shares), self.sequence_ranks
+        return (means if ranks is None else ranks.mean(means)).square().mean()
 
     def write_counts(self) -> list[WriteCounts]:
         """How often each memory unit wrote in the last forward, cell by cell; empty where nothing was counted."""
@@ -116,6 +120,8 @@ class HybridLMPreTrainedModel(  # pyright: ignore[reportIncompatibleVariableOver
 
 class HybridLMModel(HybridLMPreTrainedModel):
     """The stack without a head: token ids to hidden states."""
+
+    needs_whole_sequences = False
 
     def __init__(self, config: HybridLMConfig):
         super().__init__(config)
@@ -151,6 +157,9 @@ class HybridLMModel(HybridLMPreTrainedModel):
         """
         if kwargs and may_look():
             _refuse_typos(kwargs)
+        ranks = self.sequence_ranks
+        if ranks is not None:
+            check_part(ranks, attention_mask, past_key_values, use_cache)
         inputs_embeds = self._embed(input_ids, inputs_embeds)
         rows, length = inputs_embeds.shape[:2]
         fresh = past_key_values is None
@@ -169,7 +178,8 @@ class HybridLMModel(HybridLMPreTrainedModel):
             mask, columns = padding_mask(attention_mask, length), attention_mask
         reset = None
         if position_ids is not None and (told or RECURRENT_LAYER in self.layer_types):  # else padding is not known
-            reset = document_starts(position_ids.expand(rows, length), mask, columns, seen)
+            before = seen if ranks is None else ranks.rank  # a part behind the first one has a history
+            reset = document_starts(position_ids.expand(rows, length), mask, columns, before)
         masks = position_embeddings = None
         if self.rotary_emb is not None:
             if position_ids is not None and reset is not None and not fresh and may_look():
@@ -242,6 +252,7 @@ _PACKED_CACHE = (
 class HybridLMForCausalLM(HybridLMPreTrainedModel, HybridLMGenerationMixin):
     """The language model: next-token logits, loss, and `generate` from a state of constant size."""
 
+    needs_whole_sequences = False
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
 
     def __init__(self, config: HybridLMConfig):
@@ -275,6 +286,9 @@ class HybridLMForCausalLM(HybridLMPreTrainedModel, HybridLMGenerationMixin):
         memory and most of their time. z_loss: weight of the mean of (log Z)^2 in the loss, Z the softmax's normaliser;
         above 0 the output also has `cross_entropy` and `z_loss`, the two terms.
         """
+        check_labels(self.sequence_ranks, labels)
+        if kwargs.get("shift_labels") is not None:
+            kwargs["shift_labels"] = kwargs["shift_labels"].contiguous()  # transformers wants it, a part of rows is not
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

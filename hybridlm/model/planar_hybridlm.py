@@ -12,11 +12,11 @@ from .twolevel_hybridlm import chunked, previous_states, recurrence_dtype, start
 Planar = tuple[Tensor, Tensor]
 
 
-def _times(x: Planar, y: Planar) -> Planar:
+def times(x: Planar, y: Planar) -> Planar:
     return x[0] * y[0] - x[1] * y[1], x[0] * y[1] + x[1] * y[0]
 
 
-def _times_plus(x: Planar, y: Planar, z: Planar) -> Planar:
+def times_plus(x: Planar, y: Planar, z: Planar) -> Planar:
     """x y + z, complex."""
     re = torch.addcmul(z[0], x[0], y[0]).addcmul_(x[1], y[1], value=-1)
     return re, torch.addcmul(z[1], x[0], y[1]).addcmul_(x[1], y[0])
@@ -46,7 +46,7 @@ class _Decay:
         """The product over a chunk: (N,) where lambda is plain, else (B, chunks, N)."""
         product = self.at(0)
         for i in range(1, self.steps):
-            product = _times(self.at(i), product)
+            product = times(self.at(i), product)
         return product
 
 
@@ -61,7 +61,7 @@ def _scan_planar(decay: Planar, b: Planar, start: Planar, reset: Tensor | None, 
     if chunks > 1:
         total_b: Planar = (re[:, :, 0], im[:, :, 0])
         for i in range(1, steps):
-            total_b = _times_plus(lam.at(i), total_b, (re[:, :, i], im[:, :, i]))
+            total_b = times_plus(lam.at(i), total_b, (re[:, :, i], im[:, :, i]))
         # The end of the last chunk may be filled up, and lambda is not 1 there: nothing is carried beyond that chunk.
         total_a = lam.total()
         carried = torch.empty_like(total_b[0]), torch.empty_like(total_b[1])
@@ -69,11 +69,11 @@ def _scan_planar(decay: Planar, b: Planar, start: Planar, reset: Tensor | None, 
         for j in range(chunks):
             carried[0][:, j], carried[1][:, j] = here
             factor = total_a if lam.plain else (total_a[0][:, j], total_a[1][:, j])
-            here = _times_plus(factor, here, (total_b[0][:, j], total_b[1][:, j]))
+            here = times_plus(factor, here, (total_b[0][:, j], total_b[1][:, j]))
         state = carried
     out_re, out_im = torch.empty_like(re), torch.empty_like(im)
     for i in range(steps):
-        state = _times_plus(lam.at(i), state, (re[:, :, i], im[:, :, i]))
+        state = times_plus(lam.at(i), state, (re[:, :, i], im[:, :, i]))
         out_re[:, :, i], out_im[:, :, i] = state
     return out_re.flatten(1, 2)[:, :length], out_im.flatten(1, 2)[:, :length]
 
@@ -118,7 +118,7 @@ def lru_backward(
     conj = lam_re.to(dtype), -lam_im.to(dtype)
     adj = _adjoint(conj, (grad_re.to(dtype), grad_im.to(dtype)), (grad_final_re, grad_final_im), reset, mask)
     first = _Decay(conj, None if reset is None else reset[:, :1], None if mask is None else mask[:, :1], 1).at(0)
-    to_start = _times(first, (adj[0][:, :1], adj[1][:, :1]))
+    to_start = times(first, (adj[0][:, :1], adj[1][:, :1]))
     if mask is not None:
         padding = ~mask.unsqueeze(2)
         adj = adj[0].masked_fill(padding, 0.0), adj[1].masked_fill(padding, 0.0)

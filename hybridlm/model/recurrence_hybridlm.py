@@ -13,6 +13,7 @@ from torch import Tensor
 from .cache_hybridlm import HybridRecurrentLayer
 from .cell_hybridlm import Cell, State
 from .conv_hybridlm import ShortConv, Window
+from .sequence_hybridlm import sharing
 
 
 def convolve(
@@ -23,7 +24,19 @@ def convolve(
     if conv is None:
         return v, None
     past = cache.conv if cache is not None and cache.is_initialized else None
+    if (ranks := sharing()) is not None and conv.kernel > 1:
+        past = ranks.window(_tail(v, reset, conv.kernel - 1))
     return conv(v, past, mask, reset, keep_window=cache is not None)
+
+
+def _tail(v: Tensor, reset: Tensor | None, taps: int) -> Tensor:
+    """What the part to the right of this one sees of v, (B, K-1, N): zeros for what belongs to an earlier document."""
+    if v.shape[1] < taps:
+        raise ValueError(
+            f"a part of {v.shape[1]} tokens is shorter than the {taps} inputs that the convolution of the next part "
+            f"reaches back. Give each process at least {taps} tokens of a sequence, or lower conv_kernel={taps + 1}."
+        )
+    return Window(v, None if reset is None else reset.long().cumsum(1), taps, None).tail()
 
 
 def advance(
@@ -40,8 +53,15 @@ def advance(
     """
     held = cache.states if cache is not None and cache.is_initialized else {}
     total, trajectories = None, []
+    ranks = sharing()
     for i, cell in enumerate(cells):
+        carried = 0 if ranks is None else ranks.carried
         h, states = cell(v, _state_of(cell, i, held, v), mask, reset)
+        if ranks is not None and ranks.carried == carried:
+            raise ValueError(
+                f"{type(cell).__name__} did not pass its state on to the next process. Run the state through a scan of "
+                "scan_hybridlm, or say passes_state = False in the class."
+            )
         total = h if total is None else total + h
         trajectories.append(states)
     assert total is not None

@@ -16,6 +16,9 @@ behind a reset too (0 times NaN).
 `path` says which implementation runs: "torch" (pure PyTorch, always there), and where the hybridlm package is installed
 "cpu", "triton" and "reference". None, as the model has it, leaves the choice to `hybridlm.ops`. A checkpoint that runs
 without the package takes "torch".
+
+In a layer whose sequences are split over processes (`sequence_hybridlm`) a scan is given this process's part of them
+and passes the state on to the next: `initial_state` is then that of the whole sequence, and there is no `mask`.
 """
 
 from collections.abc import Callable
@@ -27,6 +30,8 @@ from torch.autograd.function import once_differentiable
 
 from .planar_hybridlm import Planar, lru_backward, lru_forward
 from .seam_hybridlm import registered
+from .sequence_hybridlm import sharing
+from .splitscan_hybridlm import linear_split, lru_split, memory_split
 from .stepwise_hybridlm import exporting, linear_stepwise, planar_stepwise
 from .twolevel_hybridlm import (
     linear_backward,
@@ -61,10 +66,14 @@ def linear_scan(
     if exporting():
         decay, drive = linear_steps(a, b, reset, mask)
         return linear_stepwise(decay, drive, start_of(initial_state, b, drive.dtype), b.dtype)
+    common = torch.promote_types(a.dtype, b.dtype)
+    if (ranks := sharing()) is not None:
+        _refuse_padding(mask)
+        states, final = linear_split(ranks, a.to(common), b.to(common), initial_state, reset, path)
+        return states.to(b.dtype), final
     if _one_step(path, a, b, initial_state):
         decay, drive = linear_steps(a, b, reset, mask)
         return _step(decay, drive, start_of(initial_state, b, drive.dtype), b.dtype)
-    common = torch.promote_types(a.dtype, b.dtype)
     inputs = a.to(common), b.to(common), initial_state, reset, mask
     states, final = _LinearScan.apply(*inputs) if registered is None else registered.linear(*inputs, path)
     return states.to(b.dtype), final
@@ -101,6 +110,10 @@ def lru_scan(
         lam, drive = (decay[0].to(dtype), decay[1].to(dtype)), (b[0].to(dtype), b[1].to(dtype))
         start = start_of(s_re, b[0], dtype), start_of(s_im, b[0], dtype)
         return planar_stepwise(lam, drive, start, reset, mask, b[0].dtype)  # pyright: ignore[reportReturnType]
+    if (ranks := sharing()) is not None:
+        _refuse_padding(mask)
+        out = lru_split(ranks, decay, (b[0], b[1].to(b[0].dtype)), initial_state, reset, path)
+        return (out[0], out[1].to(b[1].dtype)), (out[2], out[3])
     if _one_step(path, *decay, *b, s_re, s_im):
         forward = _step_kernel("lru_forward", *b) or lru_forward
         re, im, final_re, final_im = forward(*decay, *b, s_re, s_im, reset, mask)
@@ -138,13 +151,18 @@ def memory_scan(
     if exporting():
         decay, drive = memory_steps(c, beta, epsilon, reset, reset_state, mask)
         return linear_stepwise(decay, drive, start_of(initial_state, c, drive.dtype), c.dtype)
+    common = torch.promote_types(c.dtype, beta.dtype)
+    if (ranks := sharing()) is not None:
+        _refuse_padding(mask)
+        wide = c.to(common), beta.to(common)
+        states, final = memory_split(ranks, *wide, initial_state, epsilon, slope, reset, reset_state, path)
+        return states.to(c.dtype), final
     if _one_step(path, c, beta, initial_state, reset_state):
         forward = _step_kernel("memory_forward", c, beta)
         if forward is not None:
             return forward(c, beta, initial_state, epsilon, reset, reset_state, mask)
         decay, drive = memory_steps(c, beta, epsilon, reset, reset_state, mask)
         return _step(decay, drive, start_of(initial_state, c, drive.dtype), c.dtype)
-    common = torch.promote_types(c.dtype, beta.dtype)
     inputs = c.to(common), beta.to(common), initial_state, epsilon, slope, reset, reset_state, mask
     states, final = _MemoryScan.apply(*inputs) if registered is None else registered.memory(*inputs, path)
     return states.to(c.dtype), final
@@ -173,6 +191,11 @@ def _step_kernel(name: str, *inputs: Tensor) -> Callable[..., Any] | None:
 def _step(decay: Tensor, drive: Tensor, start: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     state = torch.addcmul(drive[:, 0], decay[:, 0], start)
     return state.unsqueeze(1).to(dtype), state
+
+
+def _refuse_padding(mask: Tensor | None) -> None:
+    if mask is not None:
+        raise ValueError("mask: a sequence that is split over processes has no padding. Pack documents instead.")
 
 
 def _check_path(path: str | None) -> None:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .scan_hybridlm import linear_scan
+from .sequence_hybridlm import sharing
 from .stepwise_hybridlm import exporting, stepwise
 
 CHUNK = 64
@@ -56,12 +58,29 @@ def ssd_scan(
     # What each chunk leaves by itself, and the state that each one starts from.
     B, C = B.repeat_interleave(per_group, dim=3), C.repeat_interleave(per_group, dim=3)
     left = torch.einsum("bchj,bcjhp,bcjhk->bchpk", decays[..., -1, :], x, B)
-    state, starts = initial_state, []
+    starts, state = (_chunk_states if sharing() is None else _chunk_states_of_part)(left, whole, initial_state)
+    y = y + torch.einsum("bchi,bcihk,bchpk->bcihp", into, C, starts)
+    return y.flatten(1, 2)[:, :length], state
+
+
+def _chunk_states(left: Tensor, whole: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """The state before each chunk (B, chunks, H, P, K), and behind the last one, from what each leaves by itself, as
+    many, and its decay (B, chunks, H)."""
+    starts = []
     for i in range(left.shape[1]):
         starts.append(state)
         state = torch.addcmul(left[:, i], whole[:, i, :, None, None], state)
-    y = y + torch.einsum("bchi,bcihk,bchpk->bcihp", into, C, torch.stack(starts, 1))
-    return y.flatten(1, 2)[:, :length], state
+    return torch.stack(starts, 1), state
+
+
+def _chunk_states_of_part(left: Tensor, whole: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """The same by a scan over chunks, which knows how to pass states between processes. Its first step holds: the
+    state behind that is the one that this part starts from."""
+    shape = left.shape[2:]
+    left, whole = F.pad(left, (0, 0, 0, 0, 0, 0, 1, 0)), F.pad(whole, (0, 0, 1, 0), value=1.0)
+    decay = whole[..., None, None].expand_as(left).flatten(2)
+    states, last = linear_scan(decay, left.flatten(2), state.flatten(1))
+    return states[:, :-1].unflatten(2, shape), last.unflatten(1, shape)
 
 
 def _exported(

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from hybridlm.errors import UserError
 from hybridlm.ops import reference
 from hybridlm.ops.dispatch import check_path, choose, explain, forced, has_memory, kernels
 
-__all__ = ["check_path", "explain", "linear", "lru", "memory", "step_kernels"]
+__all__ = ["check_path", "explain", "kernel", "linear", "lru", "memory", "step_kernels"]
 
 
 def linear(a, b, initial_state, reset, mask, path: str | None = None) -> tuple[Tensor, Tensor]:
@@ -53,6 +54,17 @@ def step_kernels(x: Tensor, *others: Tensor) -> dict[str, Any] | None:
     if any(other.dtype != x.dtype for other in others):
         return None
     return kernels("cpu") if choose(x.device, x.dtype).path == "cpu" else None
+
+
+def kernel(name: str, x: Tensor, path: str | None = None) -> Any:
+    """One of the six functions by name, of the path for tensors like x: for a caller that differentiates by itself."""
+    choice = choose(x.device, x.dtype, path)
+    if choice.path == "reference":
+        raise UserError(
+            "path='reference': the loop over time runs in one process; a sequence that is split over several takes the "
+            "other paths. Leave it out, or do not split."
+        )
+    return kernels(choice.path)[name]
 
 
 def _kernel(name: str, x: Tensor, path: str) -> Any:

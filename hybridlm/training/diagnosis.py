@@ -2,10 +2,11 @@
 
 The step's own micro-batches run again, with the random numbers, precision and epsilon that they had: first forward
 alone, then with a backward whose gradients go nowhere. Weights, gradients and random states stay as they are. Every
-process searches its own micro-batches, without talking to the others; all of them end with the same finding.
+process searches its own micro-batches, all of them in each attempt, since a forward or backward of one may need those
+of the others; then they compare what they found. All of them end with the same finding.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -59,15 +60,29 @@ def find_cause(accelerator: Accelerator, model: Any, step: FailedStep) -> Findin
 
     model: unwrapped.
     """
-    try:
-        mine = _bad_parameter(model) or _search(accelerator, model, step)
-    except Exception as error:  # such as no memory for a second pass: the stop itself must still be told
-        accelerator.print(f"The search for the tensor broke off: {error}")
-        mine = None
+    found = _first(accelerator, _bad_parameter(model))
+    for attempt in (_forward, _backward):
+        if found is None:
+            try:
+                mine = _search(accelerator, model, step, attempt)
+            except Exception as error:  # such as no memory for a second pass: the stop itself must still be told
+                accelerator.print(f"The search for the tensor broke off: {error}")
+                mine = None
+            found = _first(accelerator, mine)
+    return found
+
+
+def _first(accelerator: Accelerator, mine: Finding | None) -> Finding | None:
+    """Of what the processes found, the same for all: the first cause. Within a micro-batch what is not finite goes on
+    from one to the next where they share sequences, in the backward from the last to the first."""
     if mine is not None:
         mine.process = accelerator.process_index
-    everyone = [finding for finding in gather_object([mine]) if finding is not None]
-    return min(everyone, key=lambda found: (KINDS.index(found.kind), found.micro_batch or 0), default=None)
+
+    def order(found: Finding) -> tuple[int, int, int]:
+        towards_first = found.kind == "backward"
+        return KINDS.index(found.kind), found.micro_batch or 0, -found.process if towards_first else found.process
+
+    return min((found for found in gather_object([mine]) if found is not None), key=order, default=None)
 
 
 def _bad_parameter(model: Any) -> Finding | None:
@@ -78,15 +93,15 @@ def _bad_parameter(model: Any) -> Finding | None:
     return None
 
 
-def _search(accelerator: Accelerator, model: Any, step: FailedStep) -> Finding | None:
-    for attempt in (_forward, _backward):
-        with _as_before(accelerator, step):
-            for index, batch in enumerate(step.batches):
-                found = attempt(accelerator, model, batch, step)
-                if found is not None:
-                    found.micro_batch = index
-                    return found
-    return None
+def _search(accelerator: Accelerator, model: Any, step: FailedStep, attempt: Callable[..., Finding | None]) -> Any:
+    """What `attempt` finds in the first micro-batch where it finds something; None: nothing in any."""
+    first = None
+    with _as_before(accelerator, step):
+        for index, batch in enumerate(step.batches):
+            found = attempt(accelerator, model, batch, step)
+            if first is None and found is not None:
+                first, found.micro_batch = found, index
+    return first
 
 
 @contextmanager

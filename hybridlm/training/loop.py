@@ -135,6 +135,8 @@ class _Run:
         self.plain = build_model(config, data, plan.folder)
         decay, device = config.training.ema_decay, accelerator.device
         self.average = WeightAverage(self.plain, decay, device) if decay is not None else None
+        for model in (self.plain, *([] if self.average is None else [self.average.model])):
+            self.layout.split(model)
         self.watch = early_stopping(config, data, plan.state.early_stopping if plan.state is not None else None)
         self.model, self.optimizer = accelerator.prepare(self.plain, build_optimizer(self.plain, config.optimizer))
         self.compiling = Compiling(config.training.compile, self.plain, accelerator)

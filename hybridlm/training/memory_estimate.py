@@ -23,6 +23,7 @@ from hybridlm.model.fused_hybridlm import RMSNorm, kernels_for
 from hybridlm.model.shapes_hybridlm import shapes_alone
 from hybridlm.training.memory_trace import MemoryTrace
 from hybridlm.training.optimizer import parameter_groups
+from hybridlm.training.parallel import data_places
 from hybridlm.training.sections import PretrainConfig
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -66,7 +67,7 @@ def estimate_memory(
         stack.enter_context(FakeTensorMode())
         model = _model(config, model_config, device_type)
         trace = stack.enter_context(MemoryTrace(device_type))
-        run = _Run(config, model, trace, micro_batch, config.training.batch_size > micro_batch * processes)
+        run = _Run(config, model, trace, micro_batch, data_places(config, processes), processes)
         trace.assign([*model.parameters(), *model.buffers()], "weights")
         beside = _beside(config, model, trace, processes)
         trace.forget()
@@ -123,9 +124,12 @@ def _model(config: PretrainConfig, model_config: HybridLMConfig, device_type: st
 class _Run:
     """What a run does with its model, on shapes; the trace is told what each part is for."""
 
-    def __init__(self, config: PretrainConfig, model: Any, trace: MemoryTrace, micro_batch: int, several: bool):
+    def __init__(
+        self, config: PretrainConfig, model: Any, trace: MemoryTrace, micro_batch: int, places: int, processes: int
+    ):
         self.config, self.model, self.trace = config, model, trace
-        self.rows, self.several = micro_batch, several
+        self.rows, self.several = micro_batch, config.training.batch_size > micro_batch * places
+        self.length = config.data.sequence_length // (processes // places)
         self.kept: Counter[str] = Counter()
         model.model.register_forward_hook(self._loss_begins)
         for parameter in model.parameters():
@@ -158,7 +162,7 @@ class _Run:
 
     def _batch(self, rows: int) -> dict[str, Tensor]:
         """A micro-batch as the loader makes it; of cells in LOOPED the same tokens in shorter rows."""
-        length = self.config.data.sequence_length
+        length = self.length
         looped = LOOPED & {name for block in self.model.config.block_types for name in block.split("+")}
         if looped and length > SHORT:
             rows, length = math.ceil(rows * length / SHORT), SHORT

@@ -8,13 +8,18 @@ Processes that share sequences follow one another, so that a launcher puts them 
 over all processes, whatever each of them read.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
+from hybridlm import HybridLMConfig
 from hybridlm.errors import UserError
+from hybridlm.model.parts_hybridlm import SPLITTABLE, unsplittable
+from hybridlm.model.sequence_hybridlm import SequenceRanks
 from hybridlm.training.sections import PretrainConfig
 
 
@@ -46,6 +51,22 @@ class Layout:
         """Which part of its sequences is this process's, from 0."""
         return self.rank % self.parts
 
+    def split(self, model: Any) -> None:
+        """Tells a model that processes share its sequences, where they do. Called by all of those."""
+        if self.parts > 1:
+            model.split_sequence(SequenceRanks(self.group))
+
+
+@contextmanager
+def whole_sequences(model: Any) -> Iterator[None]:
+    """Inside, the model of this process takes whole sequences, whoever shares them otherwise."""
+    ranks = model.sequence_ranks
+    model.split_sequence(None)
+    try:
+        yield
+    finally:
+        model.split_sequence(ranks)
+
 
 def data_places(config: PretrainConfig, processes: int) -> int:
     """Places that read rows of their own. Raises UserError where `processes` cannot be arranged as `config` asks."""
@@ -57,6 +78,8 @@ def data_places(config: PretrainConfig, processes: int) -> int:
             f"parallel.sequence={parallel.sequence}: {processes} processes cannot be dealt out over sequences that are "
             f"shared by {parallel.sequence} each. Launch a multiple of {parallel.sequence}, or lower parallel.sequence."
         )
+    if parallel.sequence > 1:
+        _check_split(config)
     if config.data.sequence_length % parallel.sequence:
         raise UserError(
             f"data.sequence_length={config.data.sequence_length} must be a multiple of parallel.sequence="
@@ -68,6 +91,28 @@ def data_places(config: PretrainConfig, processes: int) -> int:
             f"are held by {parallel.shard} each. Launch a multiple of {parallel.shard}, or change parallel.shard."
         )
     return processes // parallel.sequence
+
+
+def _check_split(config: PretrainConfig) -> None:
+    """Raises UserError where the sequences of this model cannot be split."""
+    asked, model = f"parallel.sequence={config.parallel.sequence}", HybridLMConfig(**config.model)
+    if found := unsplittable(model.block_types):
+        raise UserError(
+            f"{asked}: {', '.join(found)} of model.pattern={model.pattern!r} needs the whole sequence. Take a pattern "
+            f"of {', '.join(SPLITTABLE)}, or set parallel.sequence=1."
+        )
+    if config.training.compile:
+        raise UserError(
+            f"{asked} with training.compile=true: torch.compile does not trace what passes between the processes. Set "
+            "training.compile=false, or parallel.sequence=1."
+        )
+    part = config.data.sequence_length // config.parallel.sequence
+    if part < model.conv_kernel - 1:
+        raise UserError(
+            f"{asked}: a part of data.sequence_length={config.data.sequence_length} is {part} tokens, fewer than the "
+            f"{model.conv_kernel - 1} that a convolution of model.conv_kernel={model.conv_kernel} reaches back. Take "
+            "longer sequences, or share them by fewer processes."
+        )
 
 
 def arrange(config: PretrainConfig, accelerator: Accelerator) -> Layout:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from hybridlm.data.tokenizer import prompt_ids
+from hybridlm.training.parallel import whole_sequences
 from hybridlm.training.random_state import kept_random_state
 from hybridlm.training.sections import SamplesConfig
 from hybridlm.training.validation import evaluating
@@ -13,7 +14,8 @@ from hybridlm.training.validation import evaluating
 def write_samples(model: Any, tokenizer: Any, config: SamplesConfig, seed: int) -> list[str]:
     """One text for each prompt, prompt included: a pure function of weights, prompts and `seed`.
 
-    model: unwrapped HybridLMForCausalLM; its mode and epsilon are as before afterwards.
+    model: unwrapped HybridLMForCausalLM, whose sequences may be split over processes, of which one writes; that, its
+    mode and its epsilon are as before afterwards.
     """
     texts = []
     choice = (
@@ -21,7 +23,7 @@ def write_samples(model: Any, tokenizer: Any, config: SamplesConfig, seed: int) 
         if config.temperature > 0
         else {"do_sample": False}
     )
-    with evaluating(model), torch.no_grad(), kept_random_state(model.device):
+    with evaluating(model), whole_sequences(model), torch.no_grad(), kept_random_state(model.device):
         torch.manual_seed(seed)
         for prompt in config.prompts:
             ids = torch.tensor([prompt_ids(tokenizer, prompt)], device=model.device)

@@ -1,4 +1,5 @@
-"""Started by test_processes.py: runs in which one process computes a NaN; each writes down its error."""
+"""Started by test_processes.py and test_sequence.py: runs in which one process computes a NaN, number 1 where nothing
+else is said; each writes down its error."""
 
 import json
 import os
@@ -26,16 +27,17 @@ class _BadBackward(torch.autograd.Function):
 SPOIL = {"forward": lambda x: x * float("nan"), "backward": _BadBackward.apply}
 
 
-def main(recipe: str, out: str) -> None:
+def main(recipe: str, out: str, forward: str = "1", backward: str = "1") -> None:
+    bad = {"forward": int(forward), "backward": int(backward)}
     made = loop.build_model
     rank = int(os.environ["RANK"])
     facts: dict = {"rank": rank}
     Accelerator(cpu=True)  # a run that finds one leaves the processes joined for the next run
     for kind, spoil in SPOIL.items():
 
-        def build(*args, spoil=spoil):
+        def build(*args, spoil=spoil, kind=kind):
             model = made(*args)
-            if rank == 1:
+            if rank == bad[kind]:
                 _plant(model.model.layers[1].mixer.cells[0], spoil)
             return model
 
