@@ -92,7 +92,7 @@ class Windows(Dataset):
         bits = np.random.Philox(key=[self.seed, number])
         drawn = order(len(items.documents), bits)
         windows = narrow(order(self.per_epoch, bits), self.per_epoch)
-        cut = {int(np.flatnonzero(drawn == i)[0]): int(items.firsts[i]) for i in np.flatnonzero(items.firsts)}
+        cut = {int(np.flatnonzero(drawn == i)[0]): int(items.firsts[i]) for i in np.nonzero(items.firsts)[0]}
         return _Epoch(items.documents[drawn], items.lengths[drawn], windows, cut)
 
     def sample(self, i: int) -> dict[str, np.ndarray]:

@@ -41,7 +41,7 @@ def real(config, rows=4, repeat=1):
     if config.training.gradient_checkpointing:
         model.activation_checkpointing_enable()
     if config.logging.memory_every:
-        model.record_writes(counts=True)
+        model.record_writes(False, counts=True)
     with MemoryTrace("cpu") as trace:
         trace.assign([*model.parameters(), *model.buffers()], "weights")
         for _ in range(repeat):
