@@ -9,6 +9,7 @@ of the others; then they compare what they found. All of them end with the same 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,6 +52,8 @@ class Finding:
     process: int = 0
 
 
+Attempt = Callable[[Accelerator, Any, dict[str, Tensor], FailedStep], Finding | None]
+
 KINDS = ("parameter", "forward", "loss", "backward")
 """In the order of cause and effect."""
 
@@ -60,29 +63,26 @@ def find_cause(accelerator: Accelerator, model: Any, step: FailedStep) -> Findin
 
     model: unwrapped.
     """
-    found = _first(accelerator, _bad_parameter(model))
-    for attempt in (_forward, _backward):
-        if found is None:
-            try:
-                mine = _search(accelerator, model, step, attempt)
-            except Exception as error:  # such as no memory for a second pass: the stop itself must still be told
-                accelerator.print(f"The search for the tensor broke off: {error}")
-                mine = None
-            found = _first(accelerator, mine)
-    return found
+    step_again = partial(_search, accelerator, model, step)
+    for search in (partial(_bad_parameter, model), partial(step_again, _forward), partial(step_again, _backward)):
+        try:
+            mine = search()
+        except Exception as error:  # such as no memory for a second pass: the stop itself must still be told
+            accelerator.print(f"The search for the tensor broke off: {error}")
+            mine = None
+        if mine is not None:
+            mine.process = accelerator.process_index
+        everyone = [finding for finding in gather_object([mine]) if finding is not None]
+        if everyone:
+            return min(everyone, key=_order)
+    return None
 
 
-def _first(accelerator: Accelerator, mine: Finding | None) -> Finding | None:
-    """Of what the processes found, the same for all: the first cause. Within a micro-batch what is not finite goes on
-    from one to the next where they share sequences, in the backward from the last to the first."""
-    if mine is not None:
-        mine.process = accelerator.process_index
-
-    def order(found: Finding) -> tuple[int, int, int]:
-        towards_first = found.kind == "backward"
-        return KINDS.index(found.kind), found.micro_batch or 0, -found.process if towards_first else found.process
-
-    return min((found for found in gather_object([mine]) if found is not None), key=order, default=None)
+def _order(found: Finding) -> tuple[int, int, int]:
+    """First the cause: where processes share sequences, what is not finite goes on to the next part in the forward, to
+    the one before in the backward."""
+    process = -found.process if found.kind == "backward" else found.process
+    return KINDS.index(found.kind), found.micro_batch or 0, process
 
 
 def _bad_parameter(model: Any) -> Finding | None:
@@ -93,14 +93,13 @@ def _bad_parameter(model: Any) -> Finding | None:
     return None
 
 
-def _search(accelerator: Accelerator, model: Any, step: FailedStep, attempt: Callable[..., Finding | None]) -> Any:
-    """What `attempt` finds in the first micro-batch where it finds something; None: nothing in any."""
+def _search(accelerator: Accelerator, model: Any, step: FailedStep, attempt: Attempt) -> Finding | None:
     first = None
     with _as_before(accelerator, step):
         for index, batch in enumerate(step.batches):
             found = attempt(accelerator, model, batch, step)
-            if first is None and found is not None:
-                first, found.micro_batch = found, index
+            if found is not None and first is None:
+                found.micro_batch, first = index, found
     return first
 
 

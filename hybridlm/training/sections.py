@@ -309,7 +309,7 @@ class ParallelConfig:
     less memory and half as many bytes again."""
     sequence: Count = 1
     """How many processes share each sequence, a part of its tokens for each: for sequences too long for one of them.
-    Recurrent layers alone (not attention, gru, lstm)."""
+    Recurrent layers alone (not attention, gru, lstm), and without training.compile."""
     timeout: Annotated[float, Field(gt=0.0)] = 30.0
     """Minutes after which a process that waits for another one in a step gives up."""
 
