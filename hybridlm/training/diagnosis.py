@@ -1,13 +1,15 @@
 """Why a step is not finite: the weights themselves, or the first module of the forward or backward that made it so.
 
 The step's own micro-batches run again, with the random numbers, precision and epsilon that they had: first forward
-alone, then with a backward whose gradients go nowhere. Weights, gradients and random states stay as they are. Every
-process searches its own micro-batches, without talking to the others; all of them end with the same finding.
+alone, then with a backward whose gradients go nowhere (those of a sharded model are thrown away, with what the step had
+left). Weights and random states stay as they are. Every process searches its own micro-batches, all of them even behind
+a finding, since the others may need its part of each; all processes end with the same finding.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from hybridlm.training.probes import LOSS, BackwardProbe, Blame, ForwardProbe, Numbers, numbers
+from hybridlm.training.sharding import give_back, is_sharded, local
 from hybridlm.training.step import Terms, micro_batch_loss
 
 
@@ -62,6 +65,8 @@ class Finding:
     process: int = 0
 
 
+Attempt = Callable[[Accelerator, Any, dict[str, Tensor], FailedStep], Finding | None]
+
 KINDS = ("parameter", "forward", "loss", "backward")
 """In the order of cause and effect."""
 
@@ -71,34 +76,39 @@ def find_cause(accelerator: Accelerator, model: Any, step: FailedStep) -> Findin
 
     model: unwrapped.
     """
-    try:
-        mine = _bad_parameter(model) or _search(accelerator, model, step)
-    except Exception as error:  # such as no memory for a second pass: the stop itself must still be told
-        accelerator.print(f"The search for the tensor broke off: {error}")
-        mine = None
-    if mine is not None:
-        mine.process = accelerator.process_index
-    everyone = [finding for finding in gather_object([mine]) if finding is not None]
-    return min(everyone, key=lambda found: (KINDS.index(found.kind), found.micro_batch or 0), default=None)
+    step_again = partial(_search, accelerator, model, step)
+    for search in (partial(_bad_parameter, model), partial(step_again, _forward), partial(step_again, _backward)):
+        try:
+            mine = search()
+        except Exception as error:  # such as no memory for a second pass: the stop itself must still be told
+            accelerator.print(f"The search for the tensor broke off: {error}")
+            mine = None
+        if mine is not None:
+            mine.process = accelerator.process_index
+        everyone = [finding for finding in gather_object([mine]) if finding is not None]
+        if everyone:
+            return min(everyone, key=lambda found: (KINDS.index(found.kind), found.micro_batch or 0))
+    return None
 
 
 def _bad_parameter(model: Any) -> Finding | None:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            found = numbers([tensor])
+        mine = local(tensor)
+        if mine.is_floating_point() and not mine.isfinite().all():
+            found = numbers([mine])
             return Finding("parameter", name, f"the weight {name} itself ({_words(found)})", {"bad": found.asdict()})
     return None
 
 
-def _search(accelerator: Accelerator, model: Any, step: FailedStep) -> Finding | None:
-    for attempt in (_forward, _backward):
-        with _as_before(accelerator, step):
-            for index, batch in enumerate(step.batches):
-                found = attempt(accelerator, model, batch, step)
-                if found is not None:
-                    found.micro_batch = index
-                    return found
-    return None
+def _search(accelerator: Accelerator, model: Any, step: FailedStep, attempt: Attempt) -> Finding | None:
+    first = None
+    with _as_before(accelerator, step):
+        for index, batch in enumerate(step.batches):
+            found = attempt(accelerator, model, batch, step)
+            if found is not None and first is None:
+                found.micro_batch, first = index, found
+    give_back(model)
+    return first
 
 
 @contextmanager
@@ -139,8 +149,12 @@ def _backward(accelerator: Accelerator, model: Any, batch: dict[str, Tensor], st
         loss, *_ = _loss(accelerator, model, batch, step)
         scale = 1.0 if accelerator.scaler is None else accelerator.scaler.get_scale()
         weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        # Not into `.grad`, and past what DistributedDataParallel hangs there.
-        torch.autograd.grad(loss * accelerator.num_processes * scale, weights, allow_unused=True)
+        if is_sharded(model):  # whose graph begins at weights that it gathers and gives back by itself
+            (loss * accelerator.num_processes).backward()
+            for weight in weights:
+                weight.grad = None
+        else:  # not into `.grad`, and past what DistributedDataParallel hangs there
+            torch.autograd.grad(loss * accelerator.num_processes * scale, weights, allow_unused=True)
     blame = probe.blame()
     if blame is None:
         return None

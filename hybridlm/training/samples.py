@@ -6,13 +6,15 @@ import torch
 
 from hybridlm.data.tokenizer import prompt_ids
 from hybridlm.training.sections import SamplesConfig
+from hybridlm.training.sharding import is_sharded
 from hybridlm.training.validation import evaluating
 
 
 def write_samples(model: Any, tokenizer: Any, config: SamplesConfig, seed: int) -> list[str]:
     """One text for each prompt, prompt included: a pure function of weights, prompts and `seed`.
 
-    model: unwrapped HybridLMForCausalLM; its mode and epsilon are as before afterwards.
+    model: unwrapped HybridLMForCausalLM; its mode and epsilon are as before afterwards. A sharded one writes on all
+    processes alike, and each goes on until all have ended.
     """
     texts = []
     devices = [model.device] if model.device.type == "cuda" else []
@@ -30,6 +32,7 @@ def write_samples(model: Any, tokenizer: Any, config: SamplesConfig, seed: int) 
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=config.max_new_tokens,
                 pad_token_id=tokenizer.eos_token_id,
+                synced_gpus=is_sharded(model),
                 **choice,
             )
             texts.append(tokenizer.decode(written[0], skip_special_tokens=True, clean_up_tokenization_spaces=False))
