@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 _DESCRIPTION = {
     "torch.distributed.checkpoint.metadata": {
@@ -39,7 +41,7 @@ def write_parts(folder: Path, tensors: dict[str, Tensor], group: Any) -> None:
     Raises the same error in every process if one of them failed: an OSError where a disk refused.
     """
     try:
-        dcp.save(dict(tensors), storage_writer=_Writer(folder), process_group=group)
+        save(dict(tensors), storage_writer=_Writer(folder), process_group=group)
     except CheckpointException as error:
         raise _first(error) from error
 
@@ -59,7 +61,7 @@ def read_parts(folder: Path, tensors: dict[str, Tensor]) -> None:
     Raises ValueError, OSError, RuntimeError or KeyError where the folder is damaged or lacks one of them.
     """
     try:
-        dcp.load(dict(tensors), storage_reader=_Reader(folder), no_dist=True)
+        load(dict(tensors), storage_reader=_Reader(folder), no_dist=True)
     except CheckpointException as error:
         raise _first(error) from error
 
@@ -70,13 +72,13 @@ def missing_parts(folder: Path) -> list[str]:
     return sorted(name for name in files if not (folder / name).is_file())
 
 
-class _Writer(dcp.FileSystemWriter):
+class _Writer(FileSystemWriter):
     def storage_meta(self) -> StorageMeta:
         """Without the folder's name, which is another one once it is whole."""
         return StorageMeta(save_id=self.save_id)
 
 
-class _Reader(dcp.FileSystemReader):
+class _Reader(FileSystemReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """Raises ValueError for what is no description of tensors."""
         with (Path(self.path) / ".metadata").open("rb") as file:

@@ -93,7 +93,7 @@ def shard(model: Any, mesh: DeviceMesh, config: PretrainConfig) -> None:
             continue
         if config.training.mixed_precision == "bf16":
             products = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-            maps = [module for module in layer.modules() if type(module) is nn.Linear]
+            maps: list[nn.Module] = [module for module in layer.modules() if type(module) is nn.Linear]
             fully_shard(maps, mp_policy=products, **whole)
         fully_shard(layer, **whole)
     fully_shard(model, mesh=mesh, reshard_after_forward=False)

@@ -178,6 +178,9 @@ def _write_sharded(target: Path, accelerator: Accelerator, tensors: dict[str, to
             return folder_aside(target)
 
     def check() -> None:
+        with saving(target):
+            if failure is not None:
+                raise failure
         missing = missing_parts(parts)
         if missing:
             raise SaveError(
@@ -186,14 +189,18 @@ def _write_sharded(target: Path, accelerator: Accelerator, tensors: dict[str, to
             )
 
     aside = on_main(accelerator, begin)
-    parts = aside / STATE / SHARDED
+    parts, failure = aside / STATE / SHARDED, None
     try:
-        with saving(target):
-            write_parts(parts, tensors, patient_group())
+        write_parts(parts, tensors, patient_group())
+    except Exception as error:  # the same in every process, or they are not there any more
+        failure = error
+    try:
         on_main(accelerator, check)
     except UserError:
         on_main(accelerator, lambda: shutil.rmtree(aside, ignore_errors=True))
         raise
+    if failure is not None:
+        raise failure
     return aside
 
 
