@@ -10,6 +10,7 @@ the few classes of a description of tensors and no other, and objects that are n
 
 import importlib
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,11 @@ def read_parts(folder: Path, tensors: dict[str, Tensor]) -> None:
 
     Raises ValueError, OSError, RuntimeError or KeyError where the folder is damaged or lacks one of them.
     """
+    read_names(folder)  # here, as `load` goes on without a description that it cannot read
     try:
-        load(dict(tensors), storage_reader=_Reader(folder), no_dist=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*assuming the intent is to load in a single process")  # it is
+            load(dict(tensors), storage_reader=_Reader(folder), no_dist=True)
     except CheckpointException as error:
         raise _first(error) from error
 

@@ -41,13 +41,13 @@ def refuse_unshardable(config: PretrainConfig, processes: int) -> None:
     elif config.training.mixed_precision == "fp16":
         problem = (
             "training.mixed_precision='fp16'",
-            "torch looks for overflows in this process's part of a gradient alone",
+            "its loss scale is not tried on gradients that are dealt out",
             "Use training.mixed_precision=bf16",
         )
     elif config.training.compile:
         problem = (
             "training.compile=true",
-            "torch.compile cuts a sharded model to pieces at each gathering",
+            "weights that come and go layer by layer are not compiled",
             "Set training.compile=false",
         )
     if problem is not None:

@@ -12,7 +12,7 @@ from hybridlm.training.checkpoints import STATE, checkpoints, damage
 
 SETTINGS = (
     "training={steps: 6, batch_size: 8, ema_decay: 0.5}",
-    "optimizer={lr: 1e-2, eps: 1e-6}",
+    "optimizer={lr: 3e-3, eps: 1e-6}",
     "validation={every: 2, at_start: true, max_windows: 7, batch_size: 2}",
     "model={pattern: rglru bmru attention, hidden_size: 16, num_attention_heads: 2}",
     "logging={memory_every: 2, samples: {every: 2, max_new_tokens: 4, temperature: 0}}",
