@@ -1,14 +1,16 @@
 """A run goes on in another number of processes, sharded or not, as if it had never stopped."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from launching_runs import data_of, rows_of, run_all, start
 from safetensors.torch import load_file
 
-from hybridlm import HybridLMForCausalLM
+from hybridlm import HybridLMForCausalLM, cli
 from hybridlm.training.checkpoints import STATE, checkpoints, damage
+from hybridlm.training.sharded_state import read_names, read_parts
 
 SETTINGS = (
     "training={steps: 6, batch_size: 8, ema_decay: 0.5}",
@@ -89,6 +91,43 @@ def test_checkpoints_of_sharded_runs(elastic):
         assert model.lm_head.weight is model.model.embed_tokens.weight
     configs_json = [json.loads((run / "final" / "config.json").read_text()) for run in (path, whole.run.path)]
     assert configs_json[0] == configs_json[1]
+
+
+def test_parts_of_two_copies(elastic, make_recipe, tmp_path):
+    """What four processes wrote that held two copies, of an end that came from ddp, is what those with one copy
+    wrote; two processes make the final models of it again."""
+    _, configs, _ = elastic
+    folders = [checkpoints(configs[name].run.path)[-1] for name in ("to-fsdp", "fsdp")]
+    copies, one = (whole_state(folder / STATE / "sharded") for folder in folders)
+    assert copies.keys() == one.keys()
+    kinds = {name.rpartition(".")[2] for name in one if name.startswith("optimizer.")}
+    assert kinds == {"exp_avg", "exp_avg_sq", "step"}
+    assert {"average.n_averaged", "average.module.model.norm.weight"} <= one.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(copies[name], tensor, rtol=1e-4, atol=1e-6)
+    config = configs["to-fsdp"]
+    made = {name: load_file(config.run.path / name / "model.safetensors") for name in ("final", "final-ema")}
+    for name in made:
+        shutil.rmtree(config.run.path / name)
+    config.parallel.shard = None
+    run_all(tmp_path / "again", [config], 2)
+    for name, tensors in made.items():
+        again = load_file(config.run.path / name / "model.safetensors")
+        assert all(torch.equal(again[key], tensor) for key, tensor in tensors.items())
+
+
+def whole_state(folder):
+    tensors = {name: torch.zeros(size, dtype=dtype) for name, (size, dtype) in read_names(folder).items()}
+    read_parts(folder, tensors)
+    return tensors
+
+
+def test_the_commands_read_a_sharded_checkpoint(elastic, capsys):
+    _, configs, _ = elastic
+    folder = checkpoints(configs["fsdp"].run.path)[-1]
+    assert cli.main(["info", str(folder)]) == 0
+    assert cli.main(["generate", str(folder), "the sea", "--max-new-tokens", "3"]) == 0
+    assert "rglru bmru attention" in capsys.readouterr().out
 
 
 def test_a_process_that_is_killed_while_the_checkpoint_is_written(make_recipe, tmp_path):
