@@ -35,16 +35,18 @@ _DESCRIPTION = {
 """What `.metadata` is made of: module -> names."""
 
 
-def write_parts(folder: Path, tensors: dict[str, Tensor], group: Any) -> None:
+def write_parts(folder: Path, tensors: dict[str, Tensor], group: Any) -> Exception | None:
     """Every process writes what it holds of `tensors`, which have the same names in all; ends for all once all have
     written. group: torch.distributed's, to talk through.
 
-    Raises the same error in every process if one of them failed: an OSError where a disk refused.
+    Returns None, or what failed in one of them, the same in all: an OSError where a disk refused. Raises where a
+    process has gone.
     """
     try:
         save(dict(tensors), storage_writer=_Writer(folder), process_group=group)
     except CheckpointException as error:
-        raise _first(error) from error
+        return _first(error)
+    return None
 
 
 def read_names(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:

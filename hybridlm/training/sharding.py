@@ -158,7 +158,7 @@ def gathered(model: Any, main: bool) -> Any:
     for name, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) not in once:
             whole = full(tensor.detach())
-            once[id(tensor)] = whole.cpu() if main else whole[:0]
+            once[id(tensor)] = whole.cpu() if main else torch.empty(0)  # the next one needs the room
         tensors[name] = once[id(tensor)]
     if not main:
         return None

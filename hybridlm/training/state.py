@@ -127,7 +127,8 @@ def save_checkpoint(
     choice: CheckpointConfig,
     sync: Callable[[], None],
 ) -> Path:
-    """Called by every process; the main one writes. Returns the folder. Older checkpoints go once this one is whole.
+    """Called by every process; the main one writes, but for parts that are others'. Returns the folder. Older
+    checkpoints go once this one is whole.
 
     sync: puts on the disk what the checkpoint counts on. Raises SaveError on every process.
     """
@@ -189,18 +190,13 @@ def _write_sharded(target: Path, accelerator: Accelerator, tensors: dict[str, to
             )
 
     aside = on_main(accelerator, begin)
-    parts, failure = aside / STATE / SHARDED, None
-    try:
-        write_parts(parts, tensors, patient_group())
-    except Exception as error:  # the same in every process, or they are not there any more
-        failure = error
+    parts = aside / STATE / SHARDED
+    failure = write_parts(parts, tensors, patient_group())
     try:
         on_main(accelerator, check)
     except UserError:
         on_main(accelerator, lambda: shutil.rmtree(aside, ignore_errors=True))
         raise
-    if failure is not None:
-        raise failure
     return aside
 
 

@@ -146,7 +146,9 @@ TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.step": torch.tensor(3
 
 
 def test_parts_come_back(alone, tmp_path):
-    write_parts(tmp_path / "parts", TENSORS, alone)
+    assert write_parts(tmp_path / "parts", TENSORS, alone) is None
+    (tmp_path / "file").touch()
+    assert isinstance(write_parts(tmp_path / "file", TENSORS, alone), OSError)
     assert read_names(tmp_path / "parts") == {name: (one.shape, one.dtype) for name, one in TENSORS.items()}
     found = {name: torch.zeros_like(one) for name, one in TENSORS.items()}
     read_parts(tmp_path / "parts", found)
