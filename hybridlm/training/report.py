@@ -8,6 +8,7 @@ from accelerate import Accelerator
 
 from hybridlm.data.shards import TokenShards
 from hybridlm.training.sections import PretrainConfig
+from hybridlm.training.sharding import sharding_words
 
 
 def startup_report(
@@ -35,10 +36,11 @@ def startup_report(
         "precision": _precision(accelerator),
         "device": f"{_device(accelerator.device)}, {accelerator.num_processes} process(es), "
         f"{torch.get_num_threads()} thread(s) each",
+        "parallel": sharding_words(config, accelerator.num_processes),
         "scan": str(getattr(model, "scan_path", None) or "unknown"),
         "folder": str(config.run.path),
     }
-    return "\n".join(f"{name + ':':12}{value}" for name, value in lines.items())
+    return "\n".join(f"{name + ':':12}{value}" for name, value in lines.items() if value)
 
 
 def _optimizer(config: PretrainConfig) -> str:

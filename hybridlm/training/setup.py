@@ -22,7 +22,7 @@ from hybridlm.training.optimizer import build_optimizer
 from hybridlm.training.parallel import data_places
 from hybridlm.training.sections import PretrainConfig
 from hybridlm.training.session import on_main
-from hybridlm.training.sharding import mesh_words, shard
+from hybridlm.training.sharding import shard
 from hybridlm.training.state import quiet
 
 
@@ -131,7 +131,6 @@ def prepare(
     shard(plain, mesh, config)
     if average is not None:
         shard(average.model, mesh, config)
-    accelerator.print(f"{'parallel:':12}{mesh_words(mesh)}")
     return average, plain, accelerator.prepare(build_optimizer(plain, config.optimizer))
 
 

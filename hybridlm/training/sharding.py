@@ -70,12 +70,15 @@ def weight_mesh(config: PretrainConfig, accelerator: Accelerator) -> DeviceMesh 
     return init_device_mesh(kind, (world // shard, shard), mesh_dim_names=("replicate", "shard"))
 
 
-def mesh_words(mesh: DeviceMesh) -> str:
-    """For the start-up report."""
-    if mesh.ndim == 1:
-        return f"fsdp: weights, gradients and optimizer state dealt out over {mesh.size()} processes"
-    copies, shard = mesh.shape
-    return f"fsdp: {copies} copies of weights, gradients and optimizer state, each dealt out over {shard} processes"
+def sharding_words(config: PretrainConfig, processes: int) -> str:
+    """For the start-up report: how several processes hold the weights; nothing where there is one."""
+    if processes == 1:
+        return ""
+    if config.parallel.kind == "ddp":
+        return "ddp: weights, gradients and optimizer state in each process"
+    shard = config.parallel.shard or processes
+    copies = "" if shard == processes else f"in {processes // shard} copies, each "
+    return f"fsdp: weights, gradients and optimizer state {copies}dealt out over {shard} processes"
 
 
 def shard(model: Any, mesh: DeviceMesh, config: PretrainConfig) -> None:
