@@ -327,7 +327,7 @@ class RunConfig:
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "pretrain"
     """Name of the run's folder; the recipe's file name if it is not given."""
     folder: str = "runs"
-    """Folder that holds the runs."""
+    """Folder that holds the runs, on a disk that all processes see."""
     resume: Literal["auto", "never", "must"] = "auto"
     """auto: go on from the newest checkpoint, or start. never: refuse a folder that holds a run. must: refuse to
     start anew."""

@@ -132,7 +132,8 @@ def test_the_commands_read_a_sharded_checkpoint(elastic, capsys):
 
 def test_a_process_that_is_killed_while_the_checkpoint_is_written(make_recipe, tmp_path):
     """Its part is written, and no one is told: the checkpoint before it is whole, and the run goes on from there."""
-    more = ("parallel.kind=fsdp", "checkpoint.every=2")
+    model = "model={pattern: rglru bmru attention, hidden_size: 16, num_attention_heads: 2, attention_dropout: 0.2}"
+    more = ("parallel.kind=fsdp", "checkpoint.every=2", model)
     whole, *killed = (
         make_recipe(tmp_path, *SETTINGS, *more, f"run.name={name}") for name in ("whole", "main", "other")
     )

@@ -61,6 +61,7 @@ def test_dealt_out_weights_compute_what_whole_ones_do(tmp_path):
         assert max(facts["apart"]) < 1e-6
         assert not facts["stale"]
         assert (facts["gathered"] is None) == (rank == 1)
+        assert facts["random"]  # dropout goes on as if nothing had been saved
         assert facts["like"] == [True, facts["bytes"]]
 
 

@@ -52,7 +52,9 @@ def main(out: str) -> None:
         for one, other in pairs
     ]
     facts["stale"] = stale(dealt)
+    before = torch.get_rng_state()
     whole = gathered(dealt, rank == 0)
+    facts["random"] = torch.equal(before, torch.get_rng_state())
     facts["gathered"] = None if whole is None else [tuple(p.shape) for p in whole.parameters()]
     weight = dealt.model.layers[0].mixer.in_proj.weight
     again = like(full(weight.detach()), weight)
