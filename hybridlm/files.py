@@ -31,17 +31,24 @@ def replace_pieces(path: Path, pieces: Iterable[bytes]) -> None:
     _fsync_folder(path.parent)
 
 
-def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
-    """Makes the folder `target` out of what `fill(folder)` writes; an older `target` is replaced once the new one is
-    whole.
-
-    If `fill` fails, nothing is left behind and an older `target` is untouched.
-    """
+def folder_aside(target: Path) -> Path:
+    """Makes an empty folder beside `target`, where what belongs into it is written first."""
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.partial-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    return aside
+
+
+def write_folder(target: Path, fill: Callable[[Path], None], aside: Path | None = None) -> None:
+    """Makes the folder `target` out of what `fill(folder)` writes; an older `target` is replaced once the new one is
+    whole.
+
+    aside: from `folder_aside`, where other processes have written already. If `fill` fails, nothing is left behind and
+    an older `target` is untouched.
+    """
+    aside = folder_aside(target) if aside is None else aside
     try:
-        aside.mkdir()
         fill(aside)
         put_in_place(aside, target)
     except BaseException:

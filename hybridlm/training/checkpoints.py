@@ -4,6 +4,9 @@ RUN/checkpoints/step-00000100/           what `from_pretrained` reads: model, to
 RUN/checkpoints/step-00000100/training_state/
     optimizer.pt                         the optimizer's state (and the loss scaler's, in fp16)
     ema.pt                               the averaged weights, with training.ema_decay
+    sharded/                             both instead, where they are dealt out over the processes (parallel.kind:
+                                         fsdp): a file of each process. Any number of processes, sharded or not, goes on
+                                         from either form
     rng.pt                               torch's random state of each process
     state.json                           step, tokens, seconds, epsilon, data fingerprint, the settings that must not
                                          change
@@ -81,15 +84,16 @@ def set_aside(folder: Path) -> Path:
     return aside
 
 
-def write_sealed(target: Path, fill: Callable[[Path], None]) -> None:
-    """The folder `target` with what `fill(folder)` writes and checksums of it, whole or not at all."""
+def write_sealed(target: Path, fill: Callable[[Path], None], aside: Path | None = None) -> None:
+    """The folder `target` with what `fill(folder)` writes and checksums of it, whole or not at all. aside: as in
+    `files.write_folder`; what is in it is sealed too."""
 
     def fill_and_seal(folder: Path) -> None:
         fill(folder)
         sums = {name: _sha256(folder / name) for name in _files(folder)}
         (folder / STATE / CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
 
-    write_folder(target, fill_and_seal)
+    write_folder(target, fill_and_seal, aside)
 
 
 def damage(folder: Path) -> str | None:

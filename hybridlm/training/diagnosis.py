@@ -1,9 +1,9 @@
 """Why a step is not finite: the weights themselves, or the first module of the forward or backward that made it so.
 
 The step's own micro-batches run again, with the random numbers, precision and epsilon that they had: first forward
-alone, then with a backward whose gradients go nowhere. Weights, gradients and random states stay as they are. Every
-process searches its own micro-batches, all of them in each attempt, since a forward or backward of one may need those
-of the others; then they compare what they found. All of them end with the same finding.
+alone, then with a backward whose gradients go nowhere (those of a sharded model are thrown away, with what the step had
+left). Weights and random states stay as they are. Every process searches its own micro-batches, all of them even behind
+a finding, since the others may need its part of each; all processes end with the same finding.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hybridlm.training.probes import LOSS, BackwardProbe, Blame, ForwardProbe, Numbers, numbers
 from hybridlm.training.random_state import RandomState, kept_random_state
+from hybridlm.training.sharding import give_back, is_sharded, local
 from hybridlm.training.step import Terms, micro_batch_loss
 
 
@@ -87,8 +88,9 @@ def _order(found: Finding) -> tuple[int, int, int]:
 
 def _bad_parameter(model: Any) -> Finding | None:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            found = numbers([tensor])
+        mine = local(tensor)
+        if mine.is_floating_point() and not mine.isfinite().all():
+            found = numbers([mine])
             return Finding("parameter", name, f"the weight {name} itself ({_words(found)})", {"bad": found.asdict()})
     return None
 
@@ -100,6 +102,7 @@ def _search(accelerator: Accelerator, model: Any, step: FailedStep, attempt: Att
             found = attempt(accelerator, model, batch, step)
             if found is not None and first is None:
                 found.micro_batch, first = index, found
+    give_back(model)
     return first
 
 
@@ -137,8 +140,12 @@ def _backward(accelerator: Accelerator, model: Any, batch: dict[str, Tensor], st
         loss, *_ = _loss(accelerator, model, batch, step)
         scale = 1.0 if accelerator.scaler is None else accelerator.scaler.get_scale()
         weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        # Not into `.grad`, and past what DistributedDataParallel hangs there.
-        torch.autograd.grad(loss * accelerator.num_processes * scale, weights, allow_unused=True)
+        if is_sharded(model):  # whose graph begins at weights that it gathers and gives back by itself
+            (loss * accelerator.num_processes).backward()
+            for weight in weights:
+                weight.grad = None
+        else:  # not into `.grad`, and past what DistributedDataParallel hangs there
+            torch.autograd.grad(loss * accelerator.num_processes * scale, weights, allow_unused=True)
     blame = probe.blame()
     if blame is None:
         return None

@@ -33,13 +33,11 @@ from hybridlm.training.compiling import Compiling
 from hybridlm.training.config import config_yaml
 from hybridlm.training.diagnosis import FailedStep
 from hybridlm.training.early_stopping import early_stopping
-from hybridlm.training.ema import WeightAverage
 from hybridlm.training.guard import DivergedError, OverflowsError, SpikeGuard
 from hybridlm.training.halt import forget_halt, halted
 from hybridlm.training.journal import Journal
 from hybridlm.training.memory import MemoryStatistics
 from hybridlm.training.metrics import last_validation
-from hybridlm.training.optimizer import build_optimizer
 from hybridlm.training.parallel import arrange
 from hybridlm.training.peaks import Utilisation
 from hybridlm.training.progress import clock
@@ -50,7 +48,16 @@ from hybridlm.training.samples import write_samples
 from hybridlm.training.schedules import epsilon, learning_rate
 from hybridlm.training.sections import PretrainConfig
 from hybridlm.training.session import accelerator_session, on_main
-from hybridlm.training.setup import RunData, build_model, micro_batch_size, open_data, tokens_per_step, total_steps
+from hybridlm.training.setup import (
+    RunData,
+    build_model,
+    micro_batch_size,
+    open_data,
+    prepare,
+    tokens_per_step,
+    total_steps,
+)
+from hybridlm.training.sharding import gathered, weight_mesh
 from hybridlm.training.signals import RunInterrupted, StopFlag
 from hybridlm.training.state import (
     SaveError,
@@ -125,34 +132,29 @@ class _Run:
 
     def __init__(self, config: PretrainConfig, accelerator: Accelerator, data: RunData, plan: Plan):
         self.config, self.accelerator, self.data = config, accelerator, data
-        self.folder, self.layout = config.run.path, arrange(config, accelerator)
-        self.total = total_steps(config, data.windows.per_epoch)
-        self.step_tokens = tokens_per_step(config)
+        self.folder = config.run.path
+        self.layout, self.mesh = arrange(config, accelerator), weight_mesh(config, accelerator)
+        self.total, self.step_tokens = total_steps(config, data.windows.per_epoch), tokens_per_step(config)
         self.done, self.seconds_before = (plan.state.step, plan.state.seconds) if plan.state is not None else (0, 0.0)
         self.validation_due = plan.state is not None and plan.state.validation_due
         self.began, self.overflows = time.perf_counter(), plan.state.overflows if plan.state is not None else 0
         self.guard = SpikeGuard(config.guard, plan.state.losses if plan.state is not None else ())
         self.plain = build_model(config, data, plan.folder)
-        decay, device = config.training.ema_decay, accelerator.device
-        self.average = WeightAverage(self.plain, decay, device) if decay is not None else None
-        for model in (self.plain, *([] if self.average is None else [self.average.model])):
-            self.layout.split(model)
+        self.layout.split(self.plain)
         self.watch = early_stopping(config, data, plan.state.early_stopping if plan.state is not None else None)
-        self.model, self.optimizer = accelerator.prepare(self.plain, build_optimizer(self.plain, config.optimizer))
+        self.average, self.model, self.optimizer = prepare(config, accelerator, self.plain, self.mesh)
         self.compiling = Compiling(config.training.compile, self.plain, accelerator)
         self.utilisation = Utilisation(self.plain, config, accelerator.device, accelerator.num_processes)
         on_main(accelerator, self._begin_folder)
         accelerator.print(config_yaml(config))
-        groups = self.optimizer.param_groups
-        accelerator.print(
-            startup_report(accelerator, config, self.plain, data.train, groups, self.total, data.windows.per_epoch)
-        )
+        groups, per_epoch = self.optimizer.param_groups, data.windows.per_epoch
+        accelerator.print(startup_report(accelerator, config, self.plain, data.train, groups, self.total, per_epoch))
         torch.manual_seed(config.training.seed + accelerator.process_index)
         if plan.folder is not None:
             accelerator.print(f"{'resumed:':12}from {plan.folder}, after step {self.done:,}")
-            load_optimizer(plan.folder, accelerator, self.optimizer)
+            load_optimizer(plan.folder, accelerator, self.plain, self.optimizer)
             if self.average is not None:
-                load_average(plan.folder, self.average)
+                load_average(plan.folder, accelerator, self.average)
             if not load_random_state(plan.folder, accelerator):
                 accelerator.print(
                     "The number of processes changed: dropout draws new random numbers; the data goes on where it was."
@@ -299,12 +301,13 @@ class _Run:
         return True
 
     def _sample(self, journal: Journal) -> None:
-        if self.accelerator.is_main_process:
-            choice = self.config.logging.samples
-            with self.compiling.uncompiled():
-                texts = write_samples(self.plain, self.data.tokenizer, choice, self.config.training.seed)
-            for prompt, text in zip(choice.prompts, texts, strict=True):
-                journal.sample(self.done, prompt, text)
+        if self.mesh is None and not self.accelerator.is_main_process:
+            return
+        choice = self.config.logging.samples
+        with self.compiling.uncompiled(), self.accelerator.autocast() if self.mesh is not None else nullcontext():
+            texts = write_samples(self.plain, self.data.tokenizer, choice, self.config.training.seed)
+        for prompt, text in zip(choice.prompts, texts, strict=True):
+            journal.sample(self.done, prompt, text)
 
     def _save(self, journal: Journal, must: bool) -> Path | None:
         """A checkpoint; None where it could not be written and the training can go on (`must` is false)."""
@@ -343,10 +346,11 @@ class _Run:
         ended_early = name != "best" and self.done < self.total
         state = replace(self._state(), epsilon=None if self.plain.epsilon is None else 0.0, stopped_early=ended_early)
         target = self.folder / name
+        whole = gathered(model, self.accelerator.is_main_process)
 
         def write() -> None:
             with saving(target):
-                write_sealed(target, lambda folder: save_model(folder, model, self.data.tokenizer, state))
+                write_sealed(target, lambda folder: save_model(folder, whole, self.data.tokenizer, state))
 
         on_main(self.accelerator, write)
         return target

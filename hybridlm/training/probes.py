@@ -16,7 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.hooks import RemovableHandle
 
 LOSS = ""
 """The root's name: what it computes outside its children is the head and the loss."""
@@ -140,26 +142,35 @@ class BackwardProbe:
         self._handed: set[str] = set()
         """Modules that handed back a gradient that is not finite."""
 
+        self._handles: list[RemovableHandle] = []
+        self._hooked: set[int] = set()
+        """Parameters that are watched."""
+
     @contextmanager
     def watching(self) -> Iterator["BackwardProbe"]:
-        handles = []
+        handles = self._handles
         for name, module in _watched(self.model):
             handles += [
                 module.register_forward_pre_hook(partial(self._before, name), with_kwargs=True),
                 module.register_forward_hook(partial(self._after, name)),
             ]
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad:
-                owner = name.rpartition(".")[0]
-                handles.append(parameter.register_hook(partial(self._back, owner, name)))
+        self._watch_parameters("", self.model, recurse=True)
         try:
             yield self
         finally:
             for handle in handles:
                 handle.remove()
 
+    def _watch_parameters(self, owner: str, module: nn.Module, recurse: bool = False) -> None:
+        """Those that are part of the graph: of a sharded model, the gathered ones, which are there when it runs."""
+        for name, parameter in module.named_parameters(prefix=owner, recurse=recurse):
+            if parameter.requires_grad and id(parameter) not in self._hooked and not isinstance(parameter, DTensor):
+                self._hooked.add(id(parameter))
+                self._handles.append(parameter.register_hook(partial(self._back, name.rpartition(".")[0], name)))
+
     def _before(self, name: str, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         """A module gets inputs of its own: the gradient it hands back is not mixed with that of its neighbours."""
+        self._watch_parameters(name, module)
         return tree_map(partial(_own, hook=partial(self._back, name, None)), (args, kwargs))
 
     def _after(self, name: str, module: nn.Module, args: Any, output: Any) -> Any:

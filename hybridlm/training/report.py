@@ -33,18 +33,12 @@ def startup_report(
         f"{steps * config.training.batch_size / per_epoch:.2f} epochs",
         "optimizer": _optimizer(config),
         "precision": _precision(accelerator),
-        "device": f"{_device(accelerator.device)}, {accelerator.num_processes} process(es)"
-        f"{_shared(accelerator, config)}, {torch.get_num_threads()} thread(s) each",
+        "device": f"{_device(accelerator.device)}, {accelerator.num_processes} process(es), "
+        f"{torch.get_num_threads()} thread(s) each",
         "scan": str(getattr(model, "scan_path", None) or "unknown"),
         "folder": str(config.run.path),
     }
-    return "\n".join(f"{name + ':':12}{value}" for name, value in lines.items())
-
-
-def _shared(accelerator: Accelerator, config: PretrainConfig) -> str:
-    """How many processes have a part of the same sequence, where they do."""
-    parts = config.parallel.sequence if accelerator.num_processes > 1 else 1
-    return f", {parts} to a sequence" if parts > 1 else ""
+    return "\n".join(f"{name + ':':12}{value}" for name, value in lines.items() if value)
 
 
 def _optimizer(config: PretrainConfig) -> str:

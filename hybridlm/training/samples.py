@@ -8,14 +8,15 @@ from hybridlm.data.tokenizer import prompt_ids
 from hybridlm.training.parallel import whole_sequences
 from hybridlm.training.random_state import kept_random_state
 from hybridlm.training.sections import SamplesConfig
+from hybridlm.training.sharding import is_sharded
 from hybridlm.training.validation import evaluating
 
 
 def write_samples(model: Any, tokenizer: Any, config: SamplesConfig, seed: int) -> list[str]:
     """One text for each prompt, prompt included: a pure function of weights, prompts and `seed`.
 
-    model: unwrapped HybridLMForCausalLM, whose sequences may be split over processes, of which one writes; that, its
-    mode and its epsilon are as before afterwards.
+    model: unwrapped HybridLMForCausalLM; its mode, its epsilon and who shares its sequences are as before afterwards. A
+    sharded one writes on all processes alike, and each goes on until all have ended.
     """
     texts = []
     choice = (
@@ -32,6 +33,7 @@ def write_samples(model: Any, tokenizer: Any, config: SamplesConfig, seed: int) 
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=config.max_new_tokens,
                 pad_token_id=tokenizer.eos_token_id,
+                synced_gpus=is_sharded(model),
                 **choice,
             )
             texts.append(tokenizer.decode(written[0], skip_special_tokens=True, clean_up_tokenization_spaces=False))

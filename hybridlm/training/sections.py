@@ -300,7 +300,8 @@ class ParallelConfig:
 
     kind: Literal["ddp", "fsdp"] = "ddp"
     """ddp: each process holds the whole model, gradients are exchanged. fsdp: weights, gradients and optimizer state
-    are dealt out over the processes (torch's `fully_shard`), gathered layer by layer."""
+    are dealt out over the processes (torch's `fully_shard`), gathered layer by layer; not with Muon, fp16 or
+    training.compile. A run may go on with the other kind, in any number of processes."""
     shard: Count | None = None
     """fsdp only: how many processes hold one copy of the model between them, such as those of one machine; each such
     group has a copy. null: all of them one."""
@@ -327,7 +328,7 @@ class RunConfig:
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "pretrain"
     """Name of the run's folder; the recipe's file name if it is not given."""
     folder: str = "runs"
-    """Folder that holds the runs."""
+    """Folder that holds the runs, on a disk that all processes see."""
     resume: Literal["auto", "never", "must"] = "auto"
     """auto: go on from the newest checkpoint, or start. never: refuse a folder that holds a run. must: refuse to
     start anew."""

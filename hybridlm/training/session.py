@@ -22,6 +22,7 @@ from hybridlm.errors import UserError, install_command
 from hybridlm.training.muon import refuse_sharded_muon
 from hybridlm.training.output import LastingOutput
 from hybridlm.training.sections import PretrainConfig
+from hybridlm.training.sharding import refuse_unshardable
 
 T = TypeVar("T")
 
@@ -79,7 +80,7 @@ def on_main(accelerator: accelerate.Accelerator, action: Callable[[], T]) -> T:
             raised = error
             answer[1] = error if isinstance(error, UserError) else UserError(f"The main process failed: {error!r}")
     if accelerator.num_processes > 1:
-        torch.distributed.broadcast_object_list(answer, src=0, group=_patient_group())
+        torch.distributed.broadcast_object_list(answer, src=0, group=patient_group())
     if raised is not None:
         raise raised
     if answer[1] is not None:
@@ -87,10 +88,29 @@ def on_main(accelerator: accelerate.Accelerator, action: Callable[[], T]) -> T:
     return answer[0]
 
 
+def on_every(accelerator: Accelerator, action: Callable[[], T]) -> T:
+    """Runs `action`, which talks to nobody, on every process; returns its own result, or raises on all of them the
+    UserError of the first that failed."""
+    answer, raised, told = None, None, None
+    try:
+        answer = action()
+    except Exception as error:  # whatever it is: the others must not wait for ever
+        raised = error
+        told = error if isinstance(error, UserError) else UserError(f"Process {accelerator.process_index}: {error!r}")
+    everyone = [told]
+    if accelerator.num_processes > 1:
+        everyone = [None] * accelerator.num_processes
+        torch.distributed.all_gather_object(everyone, told, group=patient_group())
+    first = next((error for error in everyone if error is not None), None)
+    if first is not None:
+        raise first from raised
+    return answer  # pyright: ignore[reportReturnType]
+
+
 _patient: Any = None
 
 
-def _patient_group() -> Any:
+def patient_group() -> Any:
     """A group in which the others may wait for hours while the main process prepares data or writes a checkpoint. The
     default group keeps its timeout, which finds a process that hangs in a step. Every process makes it at once."""
     global _patient
@@ -131,12 +151,16 @@ def _accelerator(config: PretrainConfig) -> Accelerator:
     if config.training.mixed_precision == "fp16" and accelerator.device.type == "cpu":  # Accelerate would go on in fp32
         raise UserError(_precision(config, "fp16 needs a GPU."))
     refuse_sharded_muon(config.optimizer.kind, accelerator.distributed_type)
+    refuse_unshardable(config, accelerator.num_processes)
     if accelerator.distributed_type not in _SUPPORTED:
         kind = accelerator.distributed_type.value
-        raise UserError(
-            f"The launcher asks for {kind}; pretraining runs on one process or plain data parallelism. "
-            f"Launch it without {kind}."
-        )
+        advice = f"Launch it without {kind}"
+        if accelerator.distributed_type == DistributedType.FSDP:
+            advice = (
+                "To share weights, gradients and optimizer state out, give the recipe parallel.kind=fsdp and launch it "
+                "with torchrun, or with accelerate launch --multi_gpu, without --use_fsdp"
+            )
+        raise UserError(f"The launcher asks for {kind}, which pretraining does not take from there. {advice}.")
     return accelerator
 
 

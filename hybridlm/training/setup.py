@@ -1,4 +1,4 @@
-"""What a run is made of: data, model, number of steps."""
+"""What a run is made of: data, model, optimizer, number of steps."""
 
 import math
 from dataclasses import dataclass
@@ -9,17 +9,21 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from safetensors import SafetensorError
+from torch.distributed.device_mesh import DeviceMesh
 
 from hybridlm import HybridLMConfig, HybridLMForCausalLM
 from hybridlm.data.loader import Windows
 from hybridlm.data.prepare import source_weights
 from hybridlm.data.shards import TokenShards
 from hybridlm.errors import UserError
+from hybridlm.training.ema import WeightAverage
 from hybridlm.training.initial import load_initial
 from hybridlm.training.known_data import prepared_folder
+from hybridlm.training.optimizer import build_optimizer
 from hybridlm.training.parallel import data_places
 from hybridlm.training.sections import PretrainConfig
 from hybridlm.training.session import on_main
+from hybridlm.training.sharding import shard
 from hybridlm.training.state import quiet
 
 
@@ -110,6 +114,26 @@ def build_model(config: PretrainConfig, data: RunData, checkpoint: Path | None) 
         model.activation_checkpointing_enable()
     model.record_writes(config.write_penalty > 0)
     return model
+
+
+def prepare(
+    config: PretrainConfig, accelerator: Accelerator, plain: HybridLMForCausalLM, mesh: DeviceMesh | None
+) -> tuple[WeightAverage | None, Any, Any]:
+    """The average of the weights (None without one), the model as steps call it, its optimizer. mesh: how the
+    processes hold the weights; None: each holds all of them.
+
+    A sharded model is not prepared by Accelerate, which would keep copies of it alike.
+    """
+    decay, device = config.training.ema_decay, accelerator.device
+    if mesh is not None:
+        device = torch.device("cpu")  # what is dealt out goes to the device a part at a time
+    average = WeightAverage(plain, decay, device) if decay is not None else None
+    if mesh is None:
+        return average, *accelerator.prepare(plain, build_optimizer(plain, config.optimizer))
+    shard(plain, mesh, config)
+    if average is not None:
+        shard(average.model, mesh, config)
+    return average, plain, accelerator.prepare(build_optimizer(plain, config.optimizer))
 
 
 def _read_model(checkpoint: Path) -> HybridLMForCausalLM:

@@ -2,6 +2,10 @@
 
 Tensors are read with `weights_only=True`: a checkpoint cannot run code. Only torch's random numbers are saved, as
 nothing else in the loop draws any (the order of the data is a pure function of seed and step).
+
+Where the weights are dealt out over the processes, they are gathered on the main process, which writes the model, and
+each process writes its own part of the optimizer's state and of the averaged weights (`sharded_state`), into the same
+folder aside: it gets its name once all have written, or not at all. All processes must see that folder.
 """
 
 import json
@@ -20,11 +24,16 @@ from accelerate.utils import gather_object
 from transformers.utils import logging
 
 from hybridlm.errors import UserError
+from hybridlm.files import folder_aside
 from hybridlm.training.checkpoints import STATE, checkpoint_path, prune, write_sealed
 from hybridlm.training.ema import WeightAverage
 from hybridlm.training.random_state import RandomState
 from hybridlm.training.sections import CheckpointConfig
-from hybridlm.training.session import on_main
+from hybridlm.training.session import on_every, on_main, patient_group
+from hybridlm.training.sharded_state import missing_parts, read_names, read_parts, write_parts
+from hybridlm.training.sharding import gathered, is_sharded, like
+
+SHARDED = "sharded"
 
 
 @dataclass
@@ -77,7 +86,7 @@ def save_model(folder: Path, model: Any, tokenizer: Any, state: TrainingState) -
     with quiet():
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / STATE).mkdir()
+    (folder / STATE).mkdir(exist_ok=True)
     (folder / STATE / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
 
 
@@ -121,29 +130,77 @@ def save_checkpoint(
     choice: CheckpointConfig,
     sync: Callable[[], None],
 ) -> Path:
-    """Called by every process; the main one writes. Returns the folder. Older checkpoints go once this one is whole.
+    """Called by every process; the main one writes, but for parts that are others'. Returns the folder. Older
+    checkpoints go once this one is whole.
 
     sync: puts on the disk what the checkpoint counts on. Raises SaveError on every process.
     """
     target = checkpoint_path(run, state.step)
     random_states = gather_object([RandomState(accelerator.device).state_dict()])
+    plain = accelerator.unwrap_model(model)
+    sharded, whole = is_sharded(plain), gathered(plain, accelerator.is_main_process)
+    aside = _write_sharded(target, accelerator, _tensors(plain, optimizer, average)) if sharded else None
 
     def fill(folder: Path) -> None:
-        save_model(folder, accelerator.unwrap_model(model), tokenizer, state)
+        sync()
+        save_model(folder, whole, tokenizer, state)
+        _store(random_states, folder / STATE / "rng.pt")
+        if sharded:
+            return
         scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
         _store({"optimizer": optimizer.state_dict(), "scaler": scaler}, folder / STATE / "optimizer.pt")
-        _store(random_states, folder / STATE / "rng.pt")
         if average is not None:
             _store(average.state_dict(), folder / STATE / "ema.pt")
 
     def write() -> None:
         with saving(target):
-            sync()
-            write_sealed(target, fill)
+            write_sealed(target, fill, aside)
             prune(run, choice.keep, choice.keep_every)
 
     on_main(accelerator, write)
     return target
+
+
+def _tensors(model: Any, optimizer: Any, average: WeightAverage | None) -> dict[str, torch.Tensor]:
+    """What is written in parts: name -> tensor, this process's part of it."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    found = {
+        f"optimizer.{names[parameter]}.{key}": value
+        for parameter, entries in optimizer.state.items()
+        for key, value in entries.items()
+    }
+    averaged = average.tensors() if average is not None else {}
+    return found | {f"average.{name}": tensor for name, tensor in averaged.items()}
+
+
+def _write_sharded(target: Path, accelerator: Accelerator, tensors: dict[str, torch.Tensor]) -> Path:
+    """The folder that becomes `target`, with the parts of all processes in it. Raises SaveError on every process; the
+    folder is gone then."""
+
+    def begin() -> Path:
+        with saving(target):
+            return folder_aside(target)
+
+    def check() -> None:
+        with saving(target):
+            if failure is not None:
+                raise failure
+        missing = missing_parts(parts)
+        if missing:
+            raise SaveError(
+                f"{target} could not be written: the main process does not see {', '.join(missing[:3])}, which other "
+                "processes wrote. Choose a run.folder on a disk that all of them share."
+            )
+
+    aside = on_main(accelerator, begin)
+    parts = aside / STATE / SHARDED
+    failure = write_parts(parts, tensors, patient_group())
+    try:
+        on_main(accelerator, check)
+    except UserError:
+        on_main(accelerator, lambda: shutil.rmtree(aside, ignore_errors=True))
+        raise
+    return aside
 
 
 def read_state(folder: Path) -> TrainingState:
@@ -155,17 +212,63 @@ def read_state(folder: Path) -> TrainingState:
         raise UserError(f"{path} cannot be read ({error}). {_ADVICE}") from None
 
 
-def load_optimizer(folder: Path, accelerator: Accelerator, optimizer: Any) -> None:
-    """Restores the optimizer and, in fp16, the loss scaler. Raises UserError if the file is damaged."""
-    saved = _load(folder / STATE / "optimizer.pt")
-    optimizer.load_state_dict(saved["optimizer"])
-    if accelerator.scaler is not None and saved["scaler"] is not None:
-        accelerator.scaler.load_state_dict(saved["scaler"])
+def load_optimizer(folder: Path, accelerator: Accelerator, model: Any, optimizer: Any) -> None:
+    """Restores the optimizer and, in fp16, the loss scaler, whatever number of processes wrote them. model: unwrapped.
+    Raises UserError, on every process, if a file is damaged."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    names = {parameter: name for name, parameter in model.named_parameters()}
+
+    def load() -> None:
+        if (folder / STATE / SHARDED).is_dir():
+            state = _read_optimizer(folder / STATE / SHARDED, {names[one]: one for one in parameters})
+            numbered = {number: state[names[one]] for number, one in enumerate(parameters) if names[one] in state}
+            # The groups' settings are the recipe's, which must not change on resume.
+            optimizer.load_state_dict({"state": numbered, "param_groups": optimizer.state_dict()["param_groups"]})
+            return
+        saved = _load(folder / STATE / "optimizer.pt")
+        for number, entries in saved["optimizer"]["state"].items():
+            one = parameters[number]
+            for key, value in entries.items():
+                entries[key] = like(value, one) if value.shape == one.shape else value
+        optimizer.load_state_dict(saved["optimizer"])
+        if accelerator.scaler is not None and saved["scaler"] is not None:
+            accelerator.scaler.load_state_dict(saved["scaler"])
+
+    on_every(accelerator, load)
 
 
-def load_average(folder: Path, average: WeightAverage) -> None:
-    """Restores the averaged weights. Raises UserError if the file is damaged."""
-    average.load_state_dict(_load(folder / STATE / "ema.pt"))
+def _read_optimizer(folder: Path, parameters: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """The state of each parameter, in parts where the parameter is."""
+    state: dict[str, dict[str, torch.Tensor]] = {}
+    wanted = {}
+    with _reading(folder):
+        for name, (size, dtype) in read_names(folder).items():
+            kind, _, rest = name.partition(".")
+            owner, _, key = rest.rpartition(".")
+            if kind != "optimizer":
+                continue
+            one = parameters[owner]
+            into = torch.zeros_like(one, dtype=dtype) if size == one.shape else torch.zeros(size, dtype=dtype)
+            wanted[name] = state.setdefault(owner, {})[key] = into
+        read_parts(folder, wanted)
+    return state
+
+
+def load_average(folder: Path, accelerator: Accelerator, average: WeightAverage) -> None:
+    """Restores the averaged weights, whatever number of processes wrote them. Raises UserError, on every process, if a
+    file is damaged."""
+
+    def load() -> None:
+        if (folder / STATE / SHARDED).is_dir():
+            with _reading(folder / STATE / SHARDED):
+                read_parts(
+                    folder / STATE / SHARDED, {f"average.{name}": tensor for name, tensor in average.tensors().items()}
+                )
+            return
+        now, saved = average.state_dict(), _load(folder / STATE / "ema.pt")
+        average.load_state_dict({name: like(tensor, now[name]) for name, tensor in saved.items()})
+
+    on_every(accelerator, load)
 
 
 def load_random_state(folder: Path, accelerator: Accelerator) -> bool:
@@ -183,9 +286,18 @@ def _store(state: Any, path: Path) -> None:
 
 
 def _load(path: Path) -> Any:
-    try:
+    with _reading(path):
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turns what reading a damaged file raises inside into a UserError about `path`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} is damaged ({reason}). {_ADVICE}") from None
 

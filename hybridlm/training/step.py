@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hybridlm.training.guard import DivergedError
 from hybridlm.training.memory import MemoryStatistics
+from hybridlm.training.sharding import accumulating, full
 
 
 class Terms(NamedTuple):
@@ -85,8 +86,9 @@ def backward(
     totals = torch.zeros(2, device=accelerator.device)
     for index, batch in enumerate(batches):
         last = index == len(batches) - 1
-        with nullcontext() if last else accelerator.no_sync(model):  # gradients travel between processes once
-            loss, cross_entropy, squares = micro_batch_loss(accelerator, model, batch, valid, len(batches), terms)
+        with nullcontext() if last else accumulating(accelerator, model):  # gradients travel between processes once
+            with accelerator.autocast():  # a sharded model is not Accelerate's, which would see to it
+                loss, cross_entropy, squares = micro_batch_loss(accelerator, model, batch, valid, len(batches), terms)
             totals[0] += cross_entropy
             if squares is not None:
                 totals[1] += squares
@@ -111,10 +113,10 @@ def optimizer_step(
     accelerator.unscale_gradients(optimizer)
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.grad is not None]
     gradients = [parameter.grad for _, parameter in named if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = full(torch.nn.utils.get_total_norm(gradients))
     if not torch.isfinite(norm) and accelerator.scaler is None:
         for name, parameter in named:
-            if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+            if parameter.grad is not None and not torch.isfinite(full(parameter.grad)).all():
                 raise DivergedError(_diverged(f"gradient of {name.removeprefix('module.')}", "nan or inf"))
         raise DivergedError(_diverged("gradient norm", norm.item()))
     if clip_norm is not None:

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 
 from hybridlm.data.loader import Windows, validation_batches
 from hybridlm.training.parallel import Layout
+from hybridlm.training.sharding import give_back
 
 
 @contextmanager
@@ -25,6 +26,7 @@ def evaluating(model: Any) -> Iterator[None]:
     try:
         yield
     finally:
+        give_back(model)
         model.train(training)
         if epsilon is not None:
             model.set_epsilon(epsilon)

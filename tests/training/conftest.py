@@ -5,6 +5,7 @@ import os
 import random
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -47,11 +48,11 @@ def data_folder(tmp_path_factory) -> Path:
     return Path(prepare(config, log=lambda _: None))
 
 
-@pytest.fixture
-def recipe(data_folder: Path, tmp_path: Path) -> Callable[..., PretrainConfig]:
-    """`recipe("training.steps=3")`: a small run in tmp_path/runs, changed by overrides."""
+@pytest.fixture(scope="session")
+def make_recipe(data_folder: Path) -> Callable[..., PretrainConfig]:
+    """`make_recipe(folder, "training.steps=3")`: a small run in folder/runs, changed by overrides."""
 
-    def make(*overrides: str) -> PretrainConfig:
+    def make(folder: Path, *overrides: str) -> PretrainConfig:
         base = [
             f"data.folder={data_folder}",
             "data.sequence_length=16",
@@ -62,11 +63,17 @@ def recipe(data_folder: Path, tmp_path: Path) -> Callable[..., PretrainConfig]:
             "epsilon={hold: 0.2, zero: 0.6}",
             "validation={every: 0, at_start: false, max_windows: 4}",
             "checkpoint.every=0",
-            f"run={{name: test, folder: {tmp_path / 'runs'}}}",
+            f"run={{name: test, folder: {folder / 'runs'}}}",
         ]
         return load_config(None, [*base, *overrides])
 
     return make
+
+
+@pytest.fixture
+def recipe(make_recipe, tmp_path: Path) -> Callable[..., PretrainConfig]:
+    """`recipe("training.steps=3")`: a small run in tmp_path/runs, changed by overrides."""
+    return partial(make_recipe, tmp_path)
 
 
 @pytest.fixture

@@ -104,19 +104,23 @@ def test_two_processes_agree_on_averages_and_an_early_end(recipe, tmp_path):
             torch.testing.assert_close(same[key], tensor, rtol=0, atol=5e-5)
 
 
-def test_all_processes_name_the_tensor_that_one_of_them_has(recipe, tmp_path):
-    config = recipe(*SETTINGS)
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_all_processes_name_the_tensor_that_one_of_them_has(recipe, tmp_path, parallel):
+    config = recipe(*SETTINGS, f"parallel.kind={parallel}")
     facts = in_two(config, tmp_path / "facts", "two_divergences.py")
     assert [fact["rank"] for fact in facts] == [0, 1]
-    for kind in ("forward", "backward"):
+    cell = "model.layers.1.mixer.cells.0"
+    weight = f"the gradient of the weight {cell}.candidate.weight"
+    for kind, name in {"forward": f"{cell} (BmruCell)", "backward": f"{cell} (BmruCell)", "weight": weight}.items():
         message = facts[0][kind]
         assert facts[1][kind] == message
         assert "Stopped at step 2 of 6, before the weights were changed." in message
-        assert "model.layers.1.mixer.cells.0 (BmruCell)" in message
+        assert name in message
         assert "of 2 on process 1" in message
         text = (config.run.path.parent / kind / "diverged.json").read_text(encoding="utf-8")
         report = json.loads(text)
-        assert (report["kind"], report["process"], report["tensor"]) == (kind, 1, "model.layers.1.mixer.cells.0")
+        expected = ("backward", 1, f"{cell}.candidate.weight") if kind == "weight" else (kind, 1, cell)
+        assert (report["kind"], report["process"], report["tensor"]) == expected
         assert report["message"] == message
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch.nn.functional import linear
 
 from hybridlm.training import loop
 from hybridlm.training.config import load_config
@@ -24,21 +25,23 @@ class _BadBackward(torch.autograd.Function):
         return torch.full_like(grad, float("nan"))
 
 
-SPOIL = {"forward": lambda x: x * float("nan"), "backward": _BadBackward.apply}
+SPOIL = {"forward": lambda x: x * float("nan"), "backward": _BadBackward.apply, "weight": _BadBackward.apply}
+"""The last one spoils a weight as it is used, and so its gradient alone."""
 
 
 def main(recipe: str, out: str, forward: str = "1", backward: str = "1") -> None:
-    bad = {"forward": int(forward), "backward": int(backward)}
+    bad = {"forward": int(forward), "backward": int(backward), "weight": int(backward)}
     made = loop.build_model
     rank = int(os.environ["RANK"])
     facts: dict = {"rank": rank}
     Accelerator(cpu=True)  # a run that finds one leaves the processes joined for the next run
     for kind, spoil in SPOIL.items():
 
-        def build(*args, spoil=spoil, kind=kind):
+        def build(*args, kind=kind, spoil=spoil):
             model = made(*args)
             if rank == bad[kind]:
-                _plant(model.model.layers[1].mixer.cells[0], spoil)
+                cell = model.model.layers[1].mixer.cells[0]
+                _plant(cell.candidate if kind == "weight" else cell, spoil, weight=kind == "weight")
             return model
 
         loop.build_model = build
@@ -49,17 +52,19 @@ def main(recipe: str, out: str, forward: str = "1", backward: str = "1") -> None
     Path(out, f"rank{rank}.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
-def _plant(cell, spoil) -> None:
+def _plant(module, spoil, weight: bool) -> None:
     """From the second of two micro-batches of step 2 on; calls without gradients (validation) are not counted."""
-    forward, calls = cell.forward, []
+    forward, calls = module.forward, []
 
     def bad(*inputs):
-        h, state = forward(*inputs)
         if torch.is_grad_enabled():
             calls.append(1)
+        if weight:
+            return linear(inputs[0], spoil(module.weight) if len(calls) > 3 else module.weight, module.bias)
+        h, state = forward(*inputs)
         return (spoil(h) if len(calls) > 3 else h), state
 
-    cell.forward = bad
+    module.forward = bad
 
 
 if __name__ == "__main__":
