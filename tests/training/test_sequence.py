@@ -23,7 +23,11 @@ SETTINGS = (
     "logging={memory_every: 2, samples: {every: 6, prompts: [the sea], max_new_tokens: 4}}",
     "checkpoint.every=4",
 )
-SHARED = {"two": (2, ()), "four": (4, ("training.gradient_checkpointing=true",))}
+SHARED = {
+    "two": (2, ()),
+    "four": (4, ("training.gradient_checkpointing=true",)),
+    "dealt": (4, ("parallel.kind=fsdp", "training.gradient_checkpointing=true")),
+}
 """Processes, of which two share each sequence, and what is set beside that."""
 
 
