@@ -138,7 +138,7 @@ class HybridLMDecoderLayer(GradientCheckpointingLayer):
         elif self.ranks is None:
             y = self.mixer(u, mask, reset, cache)
         else:  # here and not around the model: checkpointing runs a layer again during the backward
-            y = _of_part(self.mixer, self.ranks, u, mask, reset)
+            y = _of_part(self.mixer, self.ranks, u, mask, reset)  # pyright: ignore[reportCallIssue]
         hidden_states = hidden_states + y
         if self.mlp is not None and self.mlp_norm is not None:
             hidden_states = hidden_states + self.mlp(self.mlp_norm(hidden_states))
