@@ -45,7 +45,7 @@ def main() -> int:
             if main_process:
                 print(sequence.table(measured))
             if main_process and out is not None:
-                settings = {"command": results.command(__file__, sys.argv[1:])}
+                settings = {"command": results.command(__file__, sys.argv[1:], 1 if ranks is None else ranks.size)}
                 results.write(results.record("sequence", torch.device("cpu"), settings, measured), out)
                 print(f"Results: {out}")
     except UserError as error:

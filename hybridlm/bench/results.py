@@ -53,16 +53,17 @@ def check_out(out: str | Path) -> Path:
     return path
 
 
-def command(script: str, words: Sequence[str]) -> str:
-    """The line that measures again, without where the result went."""
+def command(script: str, words: Sequence[str], processes: int = 1) -> str:
+    """The line that measures again, without where the result went (--out, --json)."""
     kept, skip = [], False
     for word in words:
-        if not skip and not word.startswith("--out="):
-            kept += [] if word == "--out" else [word]
-        skip = word == "--out"
+        if not skip and not word.startswith(("--out=", "--json=")):
+            kept += [] if word in ("--out", "--json") else [word]
+        skip = word in ("--out", "--json")
+    launcher = ["python"] if processes == 1 else ["torchrun", "--nproc_per_node", str(processes)]
     path = check_environment()
     before = f"{VARIABLE}={shlex.quote(path)} " if path else ""
-    return before + shlex.join(["python", f"scripts/{Path(script).name}", *kept])
+    return before + shlex.join([*launcher, f"scripts/{Path(script).name}", *kept])
 
 
 def record(kind: str, device: torch.device, settings: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:

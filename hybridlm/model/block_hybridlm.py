@@ -7,6 +7,7 @@
 Attention and `mamba2` bring their own projections and replace the two inner lines.
 """
 
+import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -82,6 +83,13 @@ class SwiGLU(nn.Module):
         return step.linear(hidden, self.down_proj)
 
 
+@torch.compiler.disable
+def _of_part(mixer: nn.Module, ranks: SequenceRanks, u: Tensor, mask: Tensor | None, reset: Tensor | None) -> Tensor:
+    """What a mixer gives where sequences are split; never traced, since what passes between processes is not."""
+    with ranks.sharing():
+        return mixer(u, mask, reset, None)
+
+
 class HybridLMDecoderLayer(GradientCheckpointingLayer):
     """One layer of the pattern. `hidden_states` comes positionally, as transformers' hooks and checkpointing want
     it."""
@@ -130,8 +138,7 @@ class HybridLMDecoderLayer(GradientCheckpointingLayer):
         elif self.ranks is None:
             y = self.mixer(u, mask, reset, cache)
         else:  # here and not around the model: checkpointing runs a layer again during the backward
-            with self.ranks.sharing():
-                y = self.mixer(u, mask, reset, cache)
+            y = _of_part(self.mixer, self.ranks, u, mask, reset)  # pyright: ignore[reportCallIssue]
         hidden_states = hidden_states + y
         if self.mlp is not None and self.mlp_norm is not None:
             hidden_states = hidden_states + self.mlp(self.mlp_norm(hidden_states))

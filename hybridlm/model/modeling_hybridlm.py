@@ -160,6 +160,7 @@ class HybridLMModel(HybridLMPreTrainedModel):
         ranks = self.sequence_ranks
         if ranks is not None:
             check_part(ranks, attention_mask, past_key_values, use_cache)
+            attention_mask = None  # it hides nothing, and does not show that other parts stand before this one
         inputs_embeds = self._embed(input_ids, inputs_embeds)
         rows, length = inputs_embeds.shape[:2]
         fresh = past_key_values is None

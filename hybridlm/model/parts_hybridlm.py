@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .mixers_hybridlm import MIXERS
@@ -65,8 +64,6 @@ class SplitsSequences:
 
 def check_part(ranks: SequenceRanks, attention_mask: Any, past_key_values: Any, use_cache: bool | None) -> None:
     """Raises ValueError for what a forward of a part cannot do. Every process must find the same."""
-    if torch.compiler.is_compiling():
-        raise ValueError(_told(ranks, "torch.compile does not trace what passes between them. Run the model eagerly"))
     if past_key_values is not None or use_cache:
         raise ValueError(_told(ranks, "there is no cache of a part. Pass use_cache=False and no past_key_values"))
     if isinstance(attention_mask, dict) or (attention_mask is not None and not bool(attention_mask.all())):

@@ -18,7 +18,10 @@ def test_two_processes_beside_one(tmp_path):
     out = tmp_path / "sequence.json"
     done = launch([SCRIPT, *SMALL, "--compare", "128", "--json", out], ranks=2)
     assert done.returncode == 0, done.stderr[-4000:]
-    rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
+    record = json.loads(out.read_text(encoding="utf-8"))
+    assert record["settings"]["command"].startswith("torchrun --nproc_per_node 2 scripts/train_million.py --length 256")
+    assert "json" not in record["settings"]["command"]
+    rows = record["rows"]
     assert [(row["length"], row["processes"], row["checkpointing"]) for row in rows] == [
         (128, 1, False), (128, 2, False), (256, 2, False), (256, 2, True),
     ]  # fmt: skip

@@ -21,7 +21,7 @@ EVERY = (0.0, 0.5, 1.0)
 SHAPES = [
     {"dtype": "float64", "conv_kernel": 4, "lengths": [13] * 4, "epsilons": EVERY},
     {"dtype": "float64", "conv_kernel": 0, "lengths": [1] * 4},
-    {"dtype": "float64", "conv_kernel": 4, "lengths": [3] * 4, "path": "torch", "learn_initial_state": True},
+    {"dtype": "float64", "conv_kernel": 4, "lengths": [3] * 4, "path": "torch", "ones": True},
     {"dtype": "float64", "conv_kernel": 1, "lengths": [5, 2, 9, 4], "patterns": SEVERAL},
     {"dtype": "float64", "conv_kernel": 4, "lengths": [7] * 4, "packed": False, "learn_initial_state": True},
     {
@@ -81,6 +81,8 @@ def compare_models(ranks: SequenceRanks, pattern: str, epsilon: float, shape: di
         if shape.get("checkpointing"):
             model.activation_checkpointing_enable()
         part = {name: tensor[:, mine] for name, tensor in whole.items()}
+        if shape.get("ones"):
+            part["attention_mask"] = torch.ones_like(part["input_ids"])
         logits, loss = loss_of(model, part, 1 / ranks.size)
         loss.backward()
         model.eval()

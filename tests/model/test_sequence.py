@@ -115,6 +115,21 @@ def test_what_a_part_cannot_do_is_refused():
     model.generate(ids, max_new_tokens=2)
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_a_compiled_model_passes_its_states_too():
+    """The mixers of a part are left out of the graph. The backend is eager: what is traced is in question."""
+    model, ids = make_model("rglru bmru").double(), make_ids(1, 8)
+    with torch.no_grad():
+        alone = model(ids, use_cache=False).logits
+        ranks = Two()
+        ranks.rank = 1  # behind a part with the same tokens
+        model.split_sequence(ranks)
+        second = model(ids, use_cache=False).logits
+        compiled = torch.compile(model, backend="eager")(ids, use_cache=False).logits
+    torch.testing.assert_close(compiled, second, rtol=0, atol=1e-12)
+    assert not torch.allclose(second, alone)
+
+
 def test_a_head_that_reads_whole_texts_is_refused():
     model = HybridLMForSequenceClassification(make_model("rglru").config)
     with pytest.raises(ValueError, match="HybridLMForSequenceClassification reads whole sequences"):
