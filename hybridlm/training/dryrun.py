@@ -24,6 +24,7 @@ from hybridlm.model.fused_hybridlm import kernels_for
 from hybridlm.model.scan_hybridlm import scan_path
 from hybridlm.training.checkpoints import checkpoints
 from hybridlm.training.flops import Flops, flops_per_token
+from hybridlm.training.launching import check_launch
 from hybridlm.training.memory_estimate import MemoryEstimate, estimate_memory, optimizer_state
 from hybridlm.training.memory_trace import bytes_of
 from hybridlm.training.peaks import device_peak
@@ -118,6 +119,8 @@ def dry_run(config: PretrainConfig, *, device: str | None = None, processes: int
     processes None: those of the launcher, or one. Raises UserError for what `pretrain` would refuse, as far as that can
     be told without doing it.
     """
+    if processes is None:
+        check_launch()
     place = _device(device)
     count = processes or int(os.environ.get("WORLD_SIZE", 1))
     micro = micro_batch_size(config, count)

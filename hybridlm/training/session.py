@@ -14,10 +14,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
 from hybridlm.allocator import kept_memory
 from hybridlm.errors import UserError, install_command
+from hybridlm.training.launching import check_launch
 from hybridlm.training.muon import refuse_sharded_muon
 from hybridlm.training.sections import PretrainConfig
 
@@ -31,7 +32,9 @@ _SUPPORTED = {
 
 @contextmanager
 def accelerator_session(config: PretrainConfig) -> Iterator[Accelerator]:
-    """An Accelerator for `config`, one a process. Raises UserError for what this machine cannot do."""
+    """An Accelerator for `config`, one a process. Raises UserError for what this machine cannot do, and for a launch
+    that did not do what it was asked for."""
+    check_launch()
     check_trackers(config.logging.trackers)
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     found_state = bool(AcceleratorState._shared_state)
@@ -63,6 +66,9 @@ def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
     """Runs `action` on the main process; every process returns its result, or raises its UserError."""
     answer: list[Any] = [None, None]
     raised: Exception | None = None
+    if accelerator.num_processes > 1:  # in the time of a step: from here on the others wait with patience
+        handler = accelerator.init_handler
+        torch.distributed.monitored_barrier(_patient_group(), None if handler is None else handler.timeout)
     if accelerator.is_main_process:
         try:
             answer[0] = action()
@@ -82,8 +88,13 @@ _patient: Any = None
 
 
 def _patient_group() -> Any:
-    """A group in which the others may wait for hours while the main process prepares data or writes a checkpoint. The
-    default group keeps its timeout, which finds a process that hangs in a step. Every process makes it at once."""
+    """A group in which the others may wait for hours while the main process prepares data or writes a checkpoint.
+
+    Where the main process ends, their connections close and they end at once. Where it hangs in such work (a network
+    file system that does not answer), they wait for seven days: from outside, hanging and a long preparation look the
+    same. The default group has `parallel.timeout`, which finds a process that hangs in a step. Every process makes this
+    one at once.
+    """
     global _patient
     if _patient is None:
         _patient = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7))
@@ -111,6 +122,7 @@ def _accelerator(config: PretrainConfig) -> Accelerator:
             # Without it, Accelerate makes of torchrun's processes on a machine without a GPU as many separate runs.
             cpu=asked > 1 and not torch.accelerator.is_available(),
             project_dir=config.run.path,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=_timeout(config))],
         )
     except ValueError as error:
         raise UserError(_precision(config, str(error))) from None
@@ -129,6 +141,11 @@ def _accelerator(config: PretrainConfig) -> Accelerator:
             f"Launch it without {kind}."
         )
     return accelerator
+
+
+def _timeout(config: PretrainConfig) -> timedelta:
+    # Accelerate leaves out what equals its own default, ten minutes, which is not gloo's.
+    return timedelta(minutes=config.parallel.timeout) + timedelta.resolution
 
 
 def _precision(config: PretrainConfig, reason: str) -> str:
