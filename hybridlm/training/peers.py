@@ -12,8 +12,12 @@ What NCCL does raise is translated like the rest.
 
 import os
 import re
+import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import torch
 
@@ -48,7 +52,8 @@ def peers(config: PretrainConfig) -> Iterator[None]:
     """Around the run, in each of its processes: turns what is raised inside because another process is lost into a
     LostPeerError. The run folder is as sound as after a kill: nothing half-written stands under a final name."""
     try:
-        yield
+        with _time_to_say_so():
+            yield
     except UserError:
         raise
     except Exception as error:
@@ -58,9 +63,29 @@ def peers(config: PretrainConfig) -> Iterator[None]:
         raise LostPeerError(_message(config, *said)) from error
 
 
-def _lost(error: BaseException) -> tuple[bool, str] | None:
+@contextmanager
+def _time_to_say_so() -> Iterator[None]:
+    """torchrun sends SIGTERM a moment after a process was lost. The others, which are just ending by themselves, would
+    be gone before their message."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if _lost(sys.exc_info()[1]) is None:  # nothing is lost, of what is being handled where the signal came
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if ours:  # elsewhere Python does not allow handlers; another one has its reasons
+        signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _lost(error: BaseException | None) -> tuple[bool, str] | None:
     """Whether another process is silent (or has ended), and what was said about it; None where the error is another."""
-    seen: BaseException | None = error
+    seen = error
     while seen is not None:
         text = str(seen)
         if isinstance(seen, torch.distributed.DistError) or (

@@ -109,3 +109,32 @@ def test_other_errors_pass(recipe, error):
     with pytest.raises(type(error)) as caught, peers(recipe()):
         raise error
     assert caught.value is error
+
+
+ENDING = """
+import os, signal, sys
+from contextlib import contextmanager
+from hybridlm.training.config import load_config
+from hybridlm.training.peers import LostPeerError, peers
+
+@contextmanager
+def cleaning_up():
+    try:
+        yield
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+        sum(range(10000))  # where Python looks for signals
+
+try:
+    with peers(load_config(None, ["data.folder=x", "training.steps=1"])), cleaning_up():
+        raise RuntimeError(sys.argv[1])
+except LostPeerError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(("said", "code"), [("gloo: Connection closed by peer", 0), ("another", -signal.SIGTERM)])
+def test_a_launcher_that_ends_the_others_leaves_them_their_message(said, code):
+    done = launch(["-c", ENDING, said])
+    assert done.returncode == code, done.stderr
+    assert ("lost another process of the run" in done.stdout) == (code == 0)
