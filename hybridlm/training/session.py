@@ -66,9 +66,7 @@ def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
     """Runs `action` on the main process; every process returns its result, or raises its UserError."""
     answer: list[Any] = [None, None]
     raised: Exception | None = None
-    if accelerator.num_processes > 1:  # in the time of a step: from here on the others wait with patience
-        handler = accelerator.init_handler
-        torch.distributed.monitored_barrier(_patient_group(), None if handler is None else handler.timeout)
+    meet(accelerator)
     if accelerator.is_main_process:
         try:
             answer[0] = action()
@@ -76,7 +74,7 @@ def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
             raised = error
             answer[1] = error if isinstance(error, UserError) else UserError(f"The main process failed: {error!r}")
     if accelerator.num_processes > 1:
-        torch.distributed.broadcast_object_list(answer, src=0, group=_patient_group())
+        torch.distributed.broadcast_object_list(answer, src=0, group=patient_group())
     if raised is not None:
         raise raised
     if answer[1] is not None:
@@ -84,10 +82,18 @@ def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
     return answer[0]
 
 
+def meet(accelerator: Accelerator) -> None:
+    """All processes come here, within `parallel.timeout`, before they wait for one another with patience: one that hangs
+    elsewhere is found, and named, now."""
+    if accelerator.num_processes > 1:
+        handler = accelerator.init_handler
+        torch.distributed.monitored_barrier(patient_group(), None if handler is None else handler.timeout)
+
+
 _patient: Any = None
 
 
-def _patient_group() -> Any:
+def patient_group() -> Any:
     """A group in which the others may wait for hours while the main process prepares data or writes a checkpoint.
 
     Where the main process ends, their connections close and they end at once. Where it hangs in such work (a network
