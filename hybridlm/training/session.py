@@ -83,8 +83,8 @@ def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
 
 
 def meet(accelerator: Accelerator) -> None:
-    """All processes come here, within `parallel.timeout`, before they wait for one another with patience: one that hangs
-    elsewhere is found, and named, now."""
+    """All processes come here within `parallel.timeout`, before they wait for one another with patience: one that hangs
+    is found, and named, now."""
     if accelerator.num_processes > 1:
         handler = accelerator.init_handler
         torch.distributed.monitored_barrier(patient_group(), None if handler is None else handler.timeout)
