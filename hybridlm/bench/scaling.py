@@ -6,7 +6,8 @@
               one process, or shared by several
 
 The processes are started as torchrun starts them and run `hybridlm pretrain`'s own loop (`scaling_rank`). The loopback
-interface counts whatever the machine sends to itself, headers too, so nothing else should be at work.
+interface counts whatever the machine sends to itself, headers too, so nothing else should be at work; on Linux,
+`sudo unshare -n bash -c 'ip link set lo up; python scripts/bench_scaling.py'` has one of its own.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from importlib import resources
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from hybridlm.bench.cells import Problem
 from hybridlm.bench.timing import check_counts, check_each
@@ -80,7 +83,7 @@ def measure(
         for what, kind, count, length in _wanted(kinds, counts, size):
             row = {"what": what, "kind": kind, "processes": count, "length": length}
             try:
-                config = _recipe(Path(folder), data, size, row, steps + WARM)
+                config = _recipe(Path(folder), data, size, row, WARM + (steps if what == "speed" else 0))
                 row |= _figures(config, row, size, Path(folder), limit)
             except (Problem, UserError) as error:
                 row["problem"] = str(error)
@@ -148,9 +151,12 @@ def _figures(config: PretrainConfig, row: dict[str, Any], size: Size, folder: Pa
     ends = found[0]["ends"][WARM - 1 :]
     seconds = statistics.median(after - before for before, after in pairwise(ends))
     shape = shape_of(config, TokenShards(config.data.folder or "", "train").vocab_size)
+    expected = traffic(config, shape, count)
+    # gloo, which CPUs have, makes an all-reduce of a reduce-scatter, and sends twice as much.
+    more = 0 if torch.cuda.is_available() else expected.scatter
     figures = {
         "tokens_per_second": size.batch * size.length / seconds,
-        "expected_bytes": round(traffic(config, shape, count).total),
+        "expected_bytes": round(expected.total + more),
     }
     sent = found[0]["sent"][WARM - 1 :]
     if None not in sent:

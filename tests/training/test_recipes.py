@@ -56,6 +56,8 @@ def test_recipe_is_dry_run_on_the_machine_that_it_is_for(path, tmp_path, monkeyp
     assert run.steps is not None
     assert run.memory.total < MEMORY.get(path.stem, 2e9)
     assert f"{run.steps:,} steps" in dry_run_text(run)
+    if path.stem == "gpu8_1300m_fsdp":
+        assert f"{run.memory.total / 2**30:.0f} GiB at the peak of a step" in path.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("path", [path for path in RECIPES if path.stem in SIZES], ids=lambda path: path.stem)
