@@ -25,6 +25,7 @@ from hybridlm.model.fused_hybridlm import kernels_for
 from hybridlm.model.scan_hybridlm import scan_path
 from hybridlm.training.checkpoints import checkpoints
 from hybridlm.training.flops import Flops, flops_per_token
+from hybridlm.training.launching import check_launch
 from hybridlm.training.memory_estimate import MemoryEstimate, estimate_memory, optimizer_state
 from hybridlm.training.memory_trace import bytes_of
 from hybridlm.training.peaks import device_peak
@@ -32,6 +33,7 @@ from hybridlm.training.resume import check_run_folder
 from hybridlm.training.sections import PretrainConfig
 from hybridlm.training.session import check_trackers, cpu_threads
 from hybridlm.training.setup import micro_batch_size, tokens_per_step, total_steps
+from hybridlm.training.sharding import refuse_unshardable
 
 MOMENT = 0.3
 """Seconds for which the rate of matrix products is measured."""
@@ -119,10 +121,12 @@ def dry_run(config: PretrainConfig, *, device: str | None = None, processes: int
     processes None: those of the launcher, or one. Raises UserError for what `pretrain` would refuse, as far as that can
     be told without doing it.
     """
+    if processes is None:
+        check_launch()
     place = _device(device)
     count = processes or int(os.environ.get("WORLD_SIZE", 1))
     micro = micro_batch_size(config, count)
-    _refuse(config, place)
+    _refuse(config, place, count)
     data = _data(config)
     keywords: dict[str, Any] = {"max_position_embeddings": max(2048, config.data.sequence_length)}
     keywords |= config.model | {"vocab_size": data.vocab_size}
@@ -180,7 +184,7 @@ def _is_here(device: torch.device) -> bool:
     return device.type == "cpu" or (torch.accelerator.is_available() and _device(None).type == device.type)
 
 
-def _refuse(config: PretrainConfig, device: torch.device) -> None:
+def _refuse(config: PretrainConfig, device: torch.device, processes: int) -> None:
     """What `pretrain` refuses before it reads anything."""
     check_trackers(config.logging.trackers)
     if config.training.mixed_precision == "fp16" and device.type == "cpu":
@@ -188,6 +192,7 @@ def _refuse(config: PretrainConfig, device: torch.device) -> None:
             "training.mixed_precision='fp16' does not work here: fp16 needs a GPU. Use 'no' (any device) or 'bf16' "
             "(CPU, recent GPUs)."
         )
+    refuse_unshardable(config, processes)
     check_run_folder(config.run.path)
 
 

@@ -2,8 +2,10 @@
 
 from collections import Counter
 
+from hybridlm.training.arrangement import arrangement
 from hybridlm.training.dryrun import DryRun
 from hybridlm.training.memory_estimate import HELD
+from hybridlm.training.parallel import data_places
 from hybridlm.training.progress import clock
 
 
@@ -17,7 +19,8 @@ def dry_run_text(run: DryRun) -> str:
         "data": _data(run),
         "run": _length(run),
         "step": f"{run.config.training.batch_size:,} sequences x {run.config.data.sequence_length:,} tokens; "
-        f"{run.processes} process(es), {run.micro_batch:,} sequence(s) in a forward of each",
+        f"{run.processes} process(es), {run.micro_batch:,} sequence(s) in a forward of each{_part(run)}",
+        "parallel": arrangement(run.config, run.processes),
         "flops": f"{_scaled(flops.training, 'FLOP')} for a token (products {_scaled(3 * flops.products)}, attention "
         f"{_scaled(3 * flops.attention)}; scans apart: {_scaled(flops.training_scans)}), {_total(run)} in all",
         "device": _device(run),
@@ -31,6 +34,13 @@ def dry_run_text(run: DryRun) -> str:
     width = max(map(len, lines)) + 2
     rows = [f"{name + ':':{width}}{value}" for name, value in lines.items()]
     return "\n".join([*rows, "", _layers(run), *_warnings(run)])
+
+
+def _part(run: DryRun) -> str:
+    """What of a sequence is in a process, where several share it."""
+    length = run.config.data.sequence_length
+    own = length * data_places(run.config, run.processes) // run.processes
+    return "" if own == length else f", {own:,} tokens of each sequence"
 
 
 def _data(run: DryRun) -> str:
@@ -98,7 +108,7 @@ def _warnings(run: DryRun) -> list[str]:
     if run.device_memory is not None and on_one > run.device_memory:
         found.append(
             f"The run does not fit: it needs {_bytes(on_one)} and the device has {_bytes(run.device_memory)}. Lower "
-            "training.micro_batch_size, or set training.gradient_checkpointing=true."
+            f"training.micro_batch_size, or set training.gradient_checkpointing=true{_dealt_out(run)}."
         )
     if run.disk_needed > run.disk_free:
         found.append(
@@ -106,6 +116,11 @@ def _warnings(run: DryRun) -> list[str]:
             f"{_bytes(run.disk_free)} are free. Lower checkpoint.keep, or choose another run.folder."
         )
     return ["", *found] if found else []
+
+
+def _dealt_out(run: DryRun) -> str:
+    several = run.processes > 1 and run.device_type != "cpu"  # where each has a memory of its own
+    return " or parallel.kind=fsdp" if several and run.config.parallel.kind == "ddp" else ""
 
 
 def _bytes(size: float) -> str:

@@ -40,6 +40,7 @@ from hybridlm.training.memory import MemoryStatistics
 from hybridlm.training.metrics import last_validation
 from hybridlm.training.parallel import arrange
 from hybridlm.training.peaks import Utilisation
+from hybridlm.training.peers import peers
 from hybridlm.training.progress import clock
 from hybridlm.training.random_state import RandomState
 from hybridlm.training.report import startup_report
@@ -98,7 +99,7 @@ def pretrain(config: PretrainConfig) -> RunResult:
     can put right (data, settings, a folder in use, diverging), and RunInterrupted after Ctrl-C or SIGTERM, once a
     checkpoint is on disk.
     """
-    with accelerator_session(config) as accelerator:
+    with peers(config), accelerator_session(config) as accelerator:
         micro_batch_size(config, accelerator.num_processes)  # refused before anything is read or written
         on_main(accelerator, lambda: check_run_folder(config.run.path))
         with held_folder(config.run.path, accelerator):

@@ -3,6 +3,9 @@
 A training step and a validation run on torch's fake tensors, and every tensor is counted while it lives
 (`memory_trace`). So a new mixer, another precision and gradient checkpointing are estimated by what they do.
 
+Of several processes each holds its part: with `parallel.kind: fsdp` of weights, gradients, optimizer state and average,
+beside what it gathers of the others' (`memory_sharded`); with `parallel.sequence` of the tokens.
+
 The estimate is of what is in use. Documents are taken to be packed, as they mostly are. Left out: the Python process
 itself, what a library takes for itself during a call (workspaces of matrix products), the CUDA context, and the holes
 between blocks: on a CPU, glibc's heap keeps many (`HELD`).
@@ -21,6 +24,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from hybridlm import HybridLMConfig, HybridLMForCausalLM
 from hybridlm.model.fused_hybridlm import RMSNorm, kernels_for
 from hybridlm.model.shapes_hybridlm import shapes_alone
+from hybridlm.training.arrangement import sharded_over
+from hybridlm.training.memory_sharded import Gathered, gather
 from hybridlm.training.memory_trace import MemoryTrace
 from hybridlm.training.optimizer import parameter_groups
 from hybridlm.training.parallel import data_places
@@ -43,8 +48,9 @@ class MemoryEstimate:
 
     parts: dict[str, int]
     """weights, optimizer (its state), average (EMA of the weights), buckets (in which processes exchange gradients),
-    gradients, activations (kept for the backward, with the copies of weights in mixed precision), loss (a chunk of
-    logits and what stays of it), temporary; as many as are in use at `moment`."""
+    gathered (fsdp: weights of other processes, and whole gradients on their way to them), gradients, activations (kept
+    for the backward, with the copies of weights in mixed precision), loss (a chunk of logits and what stays of it),
+    temporary; as many as are in use at `moment`."""
     moment: str
     """training step, or validation: which needs more."""
     activations: int
@@ -67,17 +73,19 @@ def estimate_memory(
         stack.enter_context(FakeTensorMode())
         model = _model(config, model_config, device_type)
         trace = stack.enter_context(MemoryTrace(device_type))
-        run = _Run(config, model, trace, micro_batch, data_places(config, processes), processes)
-        trace.assign([*model.parameters(), *model.buffers()], "weights")
+        part, weights = sharded_over(config, processes), [*model.parameters(), *model.buffers()]
+        trace.assign(weights, "weights", 1 / part)
         beside = _beside(config, model, trace, processes)
+        aside = gather(config, model, trace) if part > 1 else Gathered(0, 0)
+        run = _Run(config, model, trace, micro_batch, processes)
         trace.forget()
         kept = run.backward()
         model.zero_grad(set_to_none=True)
-        moments = {"training step": trace.most}
+        moments = {"training step": trace.most + Counter(gathered=aside.training)}
         trace.forget()
         run.validate()
-        moments["validation"] = trace.most
-        del beside
+        moments["validation"] = trace.most + Counter(gathered=aside.forward)
+        del beside, weights
     moment = max(moments, key=lambda name: moments[name].total())
     parts = {part: size for part, size in moments[moment].items() if size}
     return MemoryEstimate(parts, moment, kept["activations"])
@@ -97,13 +105,15 @@ def optimizer_state(config: PretrainConfig, model: Any) -> list[Tensor]:
 
 def _beside(config: PretrainConfig, model: Any, trace: MemoryTrace, processes: int) -> list[Tensor]:
     """What exists for the rest of the run from the first optimizer step on."""
-    copies = {"average": config.training.ema_decay is not None, "buckets": processes > 1}
+    part = sharded_over(config, processes)
+    buckets = processes > 1 and config.parallel.kind == "ddp"
+    copies = {"average": config.training.ema_decay is not None, "buckets": buckets}
     found = optimizer_state(config, model)
-    trace.assign(found, "optimizer")
+    trace.assign(found, "optimizer", 1 / part)
     for purpose, there in copies.items():
         if there:
             more = [torch.zeros_like(parameter, requires_grad=False) for parameter in model.parameters()]
-            trace.assign(more, purpose)
+            trace.assign(more, purpose, 1 / part)
             found += more
     return found
 
@@ -124,12 +134,13 @@ def _model(config: PretrainConfig, model_config: HybridLMConfig, device_type: st
 class _Run:
     """What a run does with its model, on shapes; the trace is told what each part is for."""
 
-    def __init__(
-        self, config: PretrainConfig, model: Any, trace: MemoryTrace, micro_batch: int, places: int, processes: int
-    ):
+    def __init__(self, config: PretrainConfig, model: Any, trace: MemoryTrace, micro_batch: int, processes: int):
         self.config, self.model, self.trace = config, model, trace
+        places = data_places(config, processes)
         self.rows, self.several = micro_batch, config.training.batch_size > micro_batch * places
-        self.length = config.data.sequence_length // (processes // places)
+        self.length = config.data.sequence_length * places // processes
+        # Of several micro-batches, all but the last leave whole gradients in each process.
+        self.part = 1 if self.several else sharded_over(config, processes)
         self.kept: Counter[str] = Counter()
         model.model.register_forward_hook(self._loss_begins)
         for parameter in model.parameters():
@@ -182,7 +193,8 @@ class _Run:
 
     def _gathered(self, parameter: Tensor) -> None:
         if parameter.grad is not None:
-            self.trace.assign([parameter.grad], "gradients")
+            fp32 = 4 / parameter.grad.element_size()  # whatever the products have, it is added up in fp32
+            self.trace.assign([parameter.grad], "gradients", fp32 / self.part)
 
 
 class _FusedNorm(torch.autograd.Function):

@@ -41,15 +41,18 @@ class MemoryTrace(TorchDispatchMode):
                 self._count(leaf)
         return out
 
-    def assign(self, tensors: Iterable[Tensor], purpose: str) -> None:
-        """Counts these tensors under another purpose than the one that they were made under, or from now on."""
+    def assign(self, tensors: Iterable[Tensor], purpose: str, share: float = 1.0) -> None:
+        """Counts these tensors under another purpose than the one that they were made under, or from now on. share: the
+        part of each that is held here, the rest elsewhere."""
         for tensor in tensors:
             self._count(tensor)
             place = tensor.untyped_storage()._cdata
-            before, size = self._held[place]
+            before, counted = self._held[place]
+            size = round(self._size(tensor) * share)
             self._held[place] = purpose, size
-            self.now[before] -= size
+            self.now[before] -= counted
             self.now[purpose] += size
+            self._total += size - counted
 
     def forget(self) -> None:
         """Looks for the most from now on."""
@@ -60,13 +63,16 @@ class MemoryTrace(TorchDispatchMode):
         place = storage._cdata
         if place in self._held:
             return
-        size = -(-storage.nbytes() // self.granule) * self.granule
+        size = self._size(tensor)
         self._held[place] = self.purpose, size
         self.now[self.purpose] += size
         self._total += size
         weakref.finalize(storage, self._release, place)
         if self._total > self.peak:
             self.forget()
+
+    def _size(self, tensor: Tensor) -> int:
+        return -(-tensor.untyped_storage().nbytes() // self.granule) * self.granule
 
     def _release(self, place: int) -> None:
         purpose, size = self._held.pop(place)

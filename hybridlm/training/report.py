@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from hybridlm.data.shards import TokenShards
+from hybridlm.training.arrangement import arrangement
 from hybridlm.training.sections import PretrainConfig
 
 
@@ -35,6 +36,7 @@ def startup_report(
         "precision": _precision(accelerator),
         "device": f"{_device(accelerator.device)}, {accelerator.num_processes} process(es), "
         f"{torch.get_num_threads()} thread(s) each",
+        "parallel": arrangement(config, accelerator.num_processes),
         "scan": str(getattr(model, "scan_path", None) or "unknown"),
         "folder": str(config.run.path),
     }

@@ -302,7 +302,7 @@ class ParallelConfig:
     """ddp: each process holds the whole model, gradients are exchanged. fsdp: weights, gradients and optimizer state
     are dealt out over the processes (torch's `fully_shard`), gathered layer by layer; not with Muon, fp16 or
     training.compile. A run may go on with the other kind, in any number of processes."""
-    shard: Count | None = None
+    shard: Annotated[int, BeforeValidator(_whole), Field(ge=2)] | None = None
     """fsdp only: how many processes hold one copy of the model between them, such as those of one machine; each such
     group has a copy. null: all of them one."""
     reshard: bool = True

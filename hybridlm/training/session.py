@@ -15,10 +15,11 @@ import accelerate
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
 from hybridlm.allocator import kept_memory
 from hybridlm.errors import UserError, install_command
+from hybridlm.training.launching import check_launch
 from hybridlm.training.muon import refuse_sharded_muon
 from hybridlm.training.output import LastingOutput
 from hybridlm.training.sections import PretrainConfig
@@ -41,7 +42,9 @@ class Accelerator(accelerate.Accelerator):
 
 @contextmanager
 def accelerator_session(config: PretrainConfig) -> Iterator[Accelerator]:
-    """An Accelerator for `config`, one a process. Raises UserError for what this machine cannot do."""
+    """An Accelerator for `config`, one a process. Raises UserError for what this machine cannot do, and for a launch
+    that did not do what it was asked for."""
+    check_launch()
     check_trackers(config.logging.trackers)
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     found_state = bool(AcceleratorState._shared_state)
@@ -73,6 +76,7 @@ def on_main(accelerator: accelerate.Accelerator, action: Callable[[], T]) -> T:
     """Runs `action` on the main process; every process returns its result, or raises its UserError."""
     answer: list[Any] = [None, None]
     raised: Exception | None = None
+    meet(accelerator)
     if accelerator.is_main_process:
         try:
             answer[0] = action()
@@ -88,9 +92,10 @@ def on_main(accelerator: accelerate.Accelerator, action: Callable[[], T]) -> T:
     return answer[0]
 
 
-def on_every(accelerator: Accelerator, action: Callable[[], T]) -> T:
+def on_every(accelerator: accelerate.Accelerator, action: Callable[[], T]) -> T:
     """Runs `action`, which talks to nobody, on every process; returns its own result, or raises on all of them the
     UserError of the first that failed."""
+    meet(accelerator)
     answer, raised, told = None, None, None
     try:
         answer = action()
@@ -107,12 +112,25 @@ def on_every(accelerator: Accelerator, action: Callable[[], T]) -> T:
     return answer  # pyright: ignore[reportReturnType]
 
 
+def meet(accelerator: accelerate.Accelerator) -> None:
+    """All processes come here within `parallel.timeout`, before they wait for one another with patience: one that hangs
+    is found, and named, now."""
+    if accelerator.num_processes > 1:
+        handler = accelerator.init_handler
+        torch.distributed.monitored_barrier(patient_group(), None if handler is None else handler.timeout)
+
+
 _patient: Any = None
 
 
 def patient_group() -> Any:
-    """A group in which the others may wait for hours while the main process prepares data or writes a checkpoint. The
-    default group keeps its timeout, which finds a process that hangs in a step. Every process makes it at once."""
+    """A group in which the others may wait for hours while the main process prepares data or writes a checkpoint.
+
+    Where the main process ends, their connections close and they end at once. Where it hangs in such work (a network
+    file system that does not answer), they wait for seven days: from outside, hanging and a long preparation look the
+    same. The default group has `parallel.timeout`, which finds a process that hangs in a step. Every process makes this
+    one at once.
+    """
     global _patient
     if _patient is None:
         _patient = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7))
@@ -140,6 +158,7 @@ def _accelerator(config: PretrainConfig) -> Accelerator:
             # Without it, Accelerate makes of torchrun's processes on a machine without a GPU as many separate runs.
             cpu=asked > 1 and not torch.accelerator.is_available(),
             project_dir=config.run.path,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=_timeout(config))],
         )
     except ValueError as error:
         raise UserError(_precision(config, str(error))) from None
@@ -162,6 +181,11 @@ def _accelerator(config: PretrainConfig) -> Accelerator:
             )
         raise UserError(f"The launcher asks for {kind}, which pretraining does not take from there. {advice}.")
     return accelerator
+
+
+def _timeout(config: PretrainConfig) -> timedelta:
+    # Accelerate leaves out what equals its own default, ten minutes, which is not gloo's.
+    return timedelta(minutes=config.parallel.timeout) + timedelta.resolution
 
 
 def _precision(config: PretrainConfig, reason: str) -> str:

@@ -28,6 +28,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from hybridlm.errors import UserError
 from hybridlm.model.block_hybridlm import HybridLMDecoderLayer
 from hybridlm.model.modeling_hybridlm import HybridLMForCausalLM
+from hybridlm.training.arrangement import sharded_over
 from hybridlm.training.sections import PretrainConfig
 
 
@@ -61,24 +62,13 @@ def refuse_unshardable(config: PretrainConfig, processes: int) -> None:
 def weight_mesh(config: PretrainConfig, accelerator: Accelerator) -> DeviceMesh | None:
     """How the processes hold the weights: all of them one copy, or (copies, parallel.shard); None where each holds
     everything. Every process calls it at once."""
-    parallel, world = config.parallel, accelerator.num_processes
-    if parallel.kind != "fsdp" or world == 1:
+    world = accelerator.num_processes
+    kind, shard = accelerator.device.type, sharded_over(config, world)
+    if config.parallel.kind != "fsdp" or world == 1:
         return None
-    kind, shard = accelerator.device.type, parallel.shard or world
     if shard == world:
         return init_device_mesh(kind, (world,), mesh_dim_names=("shard",))
     return init_device_mesh(kind, (world // shard, shard), mesh_dim_names=("replicate", "shard"))
-
-
-def sharding_words(config: PretrainConfig, processes: int) -> str:
-    """For the start-up report: how several processes hold the weights; nothing where there is one."""
-    if processes == 1:
-        return ""
-    if config.parallel.kind == "ddp":
-        return "ddp: weights, gradients and optimizer state in each process"
-    shard = config.parallel.shard or processes
-    copies = "" if shard == processes else f"in {processes // shard} copies, each "
-    return f"fsdp: weights, gradients and optimizer state {copies}dealt out over {shard} processes"
 
 
 def shard(model: Any, mesh: DeviceMesh, config: PretrainConfig) -> None:

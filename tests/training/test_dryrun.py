@@ -68,6 +68,7 @@ def test_its_numbers_are_those_of_the_run(recipe, capsys):
     assert run.steps == 3
     assert read_rows(result.metrics)[-2]["tokens"] == run.steps * run.tokens_per_step
     assert f"scan:       {run.paths['scan']}" in said
+    assert "parallel:   1 process\n" in said
     weights = (result.checkpoint / "model.safetensors").stat().st_size
     state = next(iter(config.run.path.glob("checkpoints/*"))) / "training_state" / "optimizer.pt"
     assert run.checkpoint_bytes == pytest.approx(weights + state.stat().st_size, rel=0.25)  # small: headers count
@@ -125,6 +126,46 @@ def test_another_device_and_more_processes(recipe):
         assert run.paths["scan"] == "unknown: there is no cuda device here"
 
 
+@pytest.mark.parametrize(
+    ("parallel", "processes", "words"),
+    [
+        ("{}", 1, "1 process"),
+        ("{kind: fsdp, shard: 8, sequence: 2}", 1, "1 process"),
+        ("{}", 4, "4 processes: ddp, 4 places that read rows"),
+        ("{kind: fsdp}", 8, "8 processes: fsdp over 8, 8 places that read rows"),
+        (
+            "{kind: fsdp, sequence: 2}",
+            8,
+            "8 processes: fsdp over 8, 4 places that read rows, 2 processes share each sequence",
+        ),
+        (
+            "{kind: fsdp, shard: 2, reshard: false}",
+            4,
+            "4 processes: fsdp over 2, 2 copies of the model, gathered weights are kept until the backward is over, "
+            "4 places that read rows",
+        ),
+        ("{sequence: 4}", 4, "4 processes: ddp, 1 place that reads rows, 4 processes share each sequence"),
+    ],
+)
+def test_how_processes_are_arranged_is_said(recipe, parallel, processes, words):
+    run = dry_run(recipe(f"parallel={parallel}", "training.batch_size=8"), processes=processes, device="cpu")
+    line = next(line for line in dry_run_text(run).splitlines() if line.startswith("parallel:"))
+    assert line.removeprefix("parallel:").strip() == words
+    assert ("gathered" in run.memory.parts) == ("fsdp over" in words)
+
+
+def test_a_shared_sequence_is_dealt_out(recipe):
+    run = dry_run(recipe("parallel.sequence=4", "training={batch_size: 4, steps: 1}"), processes=8)
+    assert "8 process(es), 2 sequence(s) in a forward of each, 4 tokens of each sequence" in dry_run_text(run)
+
+
+def test_what_does_not_fit_on_one_gpu_may_on_several(recipe):
+    run = dataclasses.replace(dry_run(recipe(), processes=2), device_memory=1000, device_type="cuda")
+    assert "training.gradient_checkpointing=true or parallel.kind=fsdp." in dry_run_text(run)
+    run.config.parallel.kind = "fsdp"
+    assert "training.gradient_checkpointing=true." in dry_run_text(run)
+
+
 def test_time_is_a_bound_from_a_rate(recipe):
     run = dry_run(recipe())
     assert run.least_seconds == pytest.approx(run.flops.training * 4 * 64 / run.rate)
@@ -145,6 +186,9 @@ def test_what_does_not_fit_is_said(recipe):
     [
         (["training.mixed_precision=fp16"], {"device": "cpu"}, "fp16 needs a GPU"),
         ([], {"processes": 3}, "cannot be dealt out evenly"),
+        (["parallel.sequence=2"], {"processes": 3}, "cannot be dealt out over sequences"),
+        (["parallel.sequence=3"], {"processes": 3}, "must be a multiple of parallel.sequence=3"),
+        (["parallel={kind: fsdp, shard: 4}"], {"processes": 2}, "parallel.shard=4"),
         (["run.resume=must"], {}, "run.resume=must"),
         (["data.folder=nowhere"], {}, "there is no such folder"),
         ([], {"device": "tpu"}, "must be cpu or cuda"),

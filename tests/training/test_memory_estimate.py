@@ -99,6 +99,57 @@ def test_what_stands_beside_the_weights():
     assert "buckets" not in one.parts
 
 
+def test_sharded_weights_are_a_part_of_all():
+    """Of one micro-batch; of several the gradients are whole until the last one."""
+    options = ("training.ema_decay=0.9", "training.micro_batch_size=1")
+    plain, sharded, several, kept = (
+        estimate(recipe("(rglru bmru)*4", *options, *more), rows=1, device="cuda", processes=processes)
+        for processes, more in (
+            (4, []),
+            (4, ["parallel.kind=fsdp"]),
+            (2, ["parallel.kind=fsdp"]),
+            (4, ["parallel={kind: fsdp, reshard: false}"]),
+        )
+    )
+    for name in ("weights", "optimizer", "average"):
+        assert sharded.parts[name] == pytest.approx(plain.parts[name] / 4, rel=1e-3)
+    assert "buckets" not in sharded.parts
+    assert "gathered" not in plain.parts
+    assert several.parts["gradients"] > 1.5 * sharded.parts.get("gradients", 0)
+    assert sharded.total < 0.75 * plain.total
+    model_config = HybridLMConfig(**recipe("rglru bmru").model | {"pattern": "(rglru bmru)*4"}, vocab_size=VOCABULARY)
+    layers = [bytes_of(layer.parameters()) for layer in HybridLMForCausalLM(model_config).model.layers]
+    assert kept.parts["gathered"] - sharded.parts["gathered"] == sum(layers) - 2 * max(layers)
+    hybrid = estimate(
+        recipe("(rglru bmru)*4", *options, "parallel={kind: fsdp, shard: 2}"), rows=1, device="cuda", processes=4
+    )
+    assert hybrid.parts["weights"] == pytest.approx(plain.parts["weights"] / 2, rel=1e-3)
+
+
+def test_sharded_linear_maps_are_gathered_in_the_precision_of_products():
+    """So autocast has no copies of them to keep; what is held is in fp32 all the same."""
+    fp32, bf16 = (
+        estimate(
+            recipe("(rglru bmru)*4", "parallel.kind=fsdp", f"training.mixed_precision={kind}"), processes=4, rows=1
+        )
+        for kind in ("no", "bf16")
+    )
+    ddp = estimate(recipe("(rglru bmru)*4", "training.mixed_precision=bf16"), processes=4, rows=1)
+    assert bf16.parts["gathered"] < fp32.parts["gathered"]
+    for name in ("weights", "optimizer"):
+        assert bf16.parts[name] == fp32.parts[name]
+    model = HybridLMForCausalLM(HybridLMConfig(**recipe("(rglru bmru)*4").model, vocab_size=VOCABULARY))
+    copies = sum(m.weight.numel() * 2 for m in model.model.layers.modules() if type(m) is torch.nn.Linear)
+    assert ddp.activations - bf16.activations == pytest.approx(copies, rel=0.05)
+
+
+def test_a_shared_sequence_is_a_part_of_its_tokens():
+    whole = estimate(recipe("(rglru bmru)*2", f"data.sequence_length={LENGTH // 2}"), rows=1, processes=4)
+    shared = estimate(recipe("(rglru bmru)*2", "parallel.sequence=2", "training.batch_size=2"), rows=1, processes=4)
+    assert shared.activations == whole.activations
+    assert shared.total == whole.total
+
+
 def test_a_gpu_has_no_fused_kernels_and_a_norm_of_its_own():
     config = recipe("rglru bmru")
     assert estimate(config, device="cuda").activations > 1.2 * estimate(config).activations
