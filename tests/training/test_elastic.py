@@ -141,7 +141,10 @@ def test_a_process_that_is_killed_while_the_checkpoint_is_written(make_recipe, t
         fault = {config.run.name: {"rank": rank, "step": 4, "kind": "kill"}}
         done = start(tmp_path / f"killed{rank}", [config], 2, faults=fault, apart=True)
         assert done.returncodes[rank] == -9
-        assert done.returncodes[1 - rank] not in (0, -9)  # it was told, and ended by itself
+        told = json.loads((tmp_path / f"killed{rank}" / f"rank{1 - rank}.json").read_text(encoding="utf-8"))
+        error = told[config.run.name]["error"]
+        assert "lost another process of the run" in error
+        assert "step-00000002" in error
         assert [path.name for path in checkpoints(config.run.path)] == ["step-00000002"]
         assert any((config.run.path / "checkpoints").glob(".step-00000004.partial-*"))
     run_all(tmp_path / "again", [whole, *killed], 2)
