@@ -43,6 +43,8 @@ def find_files(pattern: str) -> list[Path]:
     """The files that a path, a folder or a glob pattern names, sorted. Raises UserError where there are none."""
     try:
         return _find(pattern)
+    except UserError:
+        raise
     except (OSError, ValueError) as error:  # a name too long, a loop of links, a folder without permission
         name = getattr(error, "filename", None) or pattern
         raise UserError(f"sources: {str(name)!r}: it cannot be looked at ({_reason(error)}). Check the path.") from None

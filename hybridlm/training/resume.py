@@ -180,5 +180,8 @@ def _refuse_changes(config: PretrainConfig, state: TrainingState, data_fingerpri
         )
     if changes:
         listing = "\n".join(f"  - {change}" for change in changes)
-        advice = "Give the old settings back, choose another run.name, or remove the folder."
+        advice = (
+            "Give the old settings back, choose another run.name (training.init_from begins it with these weights), or "
+            "remove the folder."
+        )
         raise OtherSettingsError(f"{what}.\n{listing}\n", advice)

@@ -384,10 +384,13 @@ class PretrainConfig:
 
         refused = [name for name in FROM_TOKENIZER if name in model]
         problems = [f"remove {', '.join(refused)}, which the tokenizer of the data decides"] if refused else []
-        try:
-            HybridLMConfig(**{name: value for name, value in model.items() if name not in refused})
-        except ValueError as error:
-            problems.append(str(error))
+        given = {name: value for name, value in model.items() if name not in refused}
+        known = {name: value for name, value in given.items() if name in HybridLMConfig.__dataclass_fields__}
+        for fields in (given, known):  # unknown ones are refused before the others are looked at
+            try:
+                HybridLMConfig(**fields)
+            except ValueError as error:
+                problems.append(str(error))
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError("; ".join(dict.fromkeys(problems)))
         return model

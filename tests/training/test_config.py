@@ -200,3 +200,10 @@ def test_muon_gets_its_settings():
     assert config.muon == MuonConfig(momentum=0.9)
     assert load_config(None, [*LEAST, "optimizer.kind=muon"]).optimizer.muon == MuonConfig()
     assert load_config(None, LEAST).optimizer.muon is None
+
+
+def test_a_wrong_pattern_is_told_beside_a_misspelt_field():
+    with pytest.raises(UserError) as error:
+        load_config(None, [*LEAST, "model={pattern: rglru bmur, hiden_size: 32}"])
+    assert "did you mean 'hidden_size'" in str(error.value)
+    assert "did you mean 'bmru'" in str(error.value)
