@@ -29,9 +29,9 @@ class WriteCounts(NamedTuple):
 
 
 class MemoryCell(Cell):
-    """A cell that writes or holds. `record_writes` keeps the mean of z of the last forward, with its gradient, for a
-    penalty; `count_writes` each unit's writes, without one. What a backward runs again under gradient checkpointing is
-    not kept: its graph would hold the recomputed layer until the next forward."""
+    """A cell that writes or holds. `record_writes` keeps the mean of z of each row of the last forward, with its
+    gradient, for a penalty; `count_writes` each unit's writes, without one. What a backward runs again under gradient
+    checkpointing is not kept: its graph would hold the recomputed layer until the next forward."""
 
     epsilon: float
 
@@ -40,6 +40,7 @@ class MemoryCell(Cell):
         self.slope = float(config.surrogate_slope)
         self.record_writes = False
         self.write_share: Tensor | None = None
+        """(B,)."""
         self.count_writes = False
         self.write_counts: tuple[Tensor, Tensor] | None = None
 
@@ -51,12 +52,19 @@ class MemoryCell(Cell):
     def note_writes(self, z: Tensor, mask: Tensor | None) -> None:
         """z (B, T, N), 1 where a unit writes; padding does not count."""
         if self.record_writes:
-            share = z.mean() if mask is None else z[mask].mean()  # computed again too: checkpointing expects the same
+            share = _row_means(z, mask)  # computed again too: checkpointing expects the same
             if not _in_backward():
                 self.write_share = share
         if self.count_writes and not _in_backward():
             valid = torch.ones_like(z[..., 0], dtype=torch.bool) if mask is None else mask
             self.write_counts = ((z > 0) & valid.unsqueeze(2)).sum((0, 1)), valid.sum()
+
+
+def _row_means(z: Tensor, mask: Tensor | None) -> Tensor:
+    """(B,): the mean over the tokens and units of each row; 0 where a row is all padding."""
+    if mask is None:
+        return z.mean((1, 2))
+    return (z * mask.unsqueeze(2)).sum((1, 2)) / (mask.sum(1).clamp_min(1) * z.shape[2])
 
 
 def _in_backward() -> bool:

@@ -91,15 +91,15 @@ class HybridLMPreTrainedModel(  # pyright: ignore[reportIncompatibleVariableOver
         return scan_path(self.device, torch.float32) if RECURRENT_LAYER in self.config.layer_types else None
 
     def record_writes(self, record: bool = True, *, counts: bool = False) -> None:
-        """Whether memory cells keep the mean of z, the share of units that write, of their last forward, for
-        `write_penalty`; and with `counts`, how often each unit wrote, for `write_counts`."""
+        """Whether memory cells keep the mean of z, the share of units that write, in each row of their last forward,
+        for `write_penalty`; and with `counts`, how often each unit wrote, for `write_counts`."""
         for cell in self._memory_cells():
             cell.record_writes, cell.count_writes = record, counts
             cell.write_share = cell.write_counts = None
 
     def write_penalty(self) -> Tensor | None:
-        """(mean z)^2, averaged over the memory cells' last forward: a scalar with a gradient; None where nothing was
-        recorded."""
+        """(mean z)^2 of each row, averaged over rows and memory cells of the last forward: a scalar with a gradient;
+        None where nothing was recorded. Row by row, so that it does not matter in how many parts a batch is run."""
         shares = [cell.write_share for cell in self._memory_cells() if cell.write_share is not None]
         if not shares:
             return None

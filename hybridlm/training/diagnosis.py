@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from hybridlm.training.guard import DivergedError
 from hybridlm.training.probes import LOSS, BackwardProbe, Blame, ForwardProbe, Numbers, numbers
 from hybridlm.training.random_state import RandomState, kept_random_state
 from hybridlm.training.sharding import give_back, is_sharded, local
@@ -62,13 +63,19 @@ KINDS = ("parameter", "forward", "loss", "backward")
 def find_cause(accelerator: Accelerator, model: Any, step: FailedStep) -> Finding | None:
     """Called by every process; the finding of the one where it happened first. None where nothing is found again.
 
-    model: unwrapped.
+    model: unwrapped. Raises DivergedError where the search breaks off in one of several processes that compute
+    together: the others wait for its part of a forward, and end with it.
     """
     step_again = partial(_search, accelerator, model, step)
     for search in (partial(_bad_parameter, model), partial(step_again, _forward), partial(step_again, _backward)):
         try:
             mine = search()
         except Exception as error:  # such as no memory for a second pass: the stop itself must still be told
+            if is_sharded(model) or model.sequence_ranks is not None:
+                raise DivergedError(
+                    "Stopped before the weights were changed: the loss or a gradient is not finite, and the search for "
+                    f"where that began broke off on process {accelerator.process_index}: {error}"
+                ) from error
             accelerator.print(f"The search for the tensor broke off: {error}")
             mine = None
         if mine is not None:
@@ -91,7 +98,9 @@ def _bad_parameter(model: Any) -> Finding | None:
         mine = local(tensor)
         if mine.is_floating_point() and not mine.isfinite().all():
             found = numbers([mine])
-            return Finding("parameter", name, f"the weight {name} itself ({_words(found)})", {"bad": found.asdict()})
+            where = "" if mine is tensor else " in the part of this process"
+            text = f"the weight {name} itself ({_words(found)}{where})"
+            return Finding("parameter", name, text, {"bad": found.asdict()})
     return None
 
 
@@ -170,7 +179,8 @@ def _finding(kind: str, blame: Blame, text: str, tensor: str | None = None) -> F
 def _place(model: Any, blame: Blame) -> str:
     if blame.module == LOSS:
         return f"the loss (head: {_head(model)})"
-    return f"{blame.module} ({type(model.get_submodule(blame.module)).__name__})"
+    kind = type(model.get_submodule(blame.module)).__name__.removeprefix("FSDP")  # as torch renames what it shards
+    return f"{blame.module} ({kind})"
 
 
 def _head(model: Any) -> str:

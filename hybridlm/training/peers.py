@@ -26,10 +26,9 @@ from hybridlm.training.checkpoints import checkpoints
 from hybridlm.training.sections import PretrainConfig
 
 _SILENT = (
-    "Timed out waiting",
     "failed to pass monitoredBarrier",
-    "wait timeout",
     "Socket Timeout",
+    "Timed out",
     "timed out",
     "timeout",
 )
@@ -38,7 +37,7 @@ _ENDED = (
     "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused", "got 0 bytes",
     "pair closure", "waiting for send/recv from rank", "remote process exited", "ncclRemoteError",
 )  # fmt: skip
-"""And where it has ended. A timeout that closed a connection says both, so these come second."""
+"""And where it has ended."""
 _OURS = ("gloo", "monitoredBarrier")
 """In the text of a plain RuntimeError from torch.distributed."""
 
@@ -91,11 +90,19 @@ def _lost(error: BaseException | None) -> tuple[bool, str] | None:
         if isinstance(seen, torch.distributed.DistError) or (
             type(seen) is RuntimeError and any(word in text for word in _OURS)
         ):
-            line = next((line for line in text.splitlines() if any(word in line for word in (*_SILENT, *_ENDED))), None)
-            if line is not None:
-                return any(word in line for word in _SILENT), line.strip()
+            lines = text.splitlines()
+            # A barrier says of a process that has ended, too, that it did not pass in time, and the cause below that; a
+            # timeout that closes a connection says both in one line.
+            ended = [line for line in lines if _says(line, _ENDED) and not _says(line, _SILENT)]
+            silent = [line for line in lines if _says(line, _SILENT)]
+            if ended or silent:
+                return not ended, (ended or silent)[0].strip()
         seen = seen.__cause__ or seen.__context__
     return None
+
+
+def _says(line: str, words: tuple[str, ...]) -> bool:
+    return any(word in line for word in words)
 
 
 def _message(config: PretrainConfig, silent: bool, said: str) -> str:

@@ -356,8 +356,8 @@ class PretrainConfig:
     epsilon: EpsilonConfig = Field(default_factory=EpsilonConfig)
     """The annealing of `bmru` layers."""
     write_penalty: Annotated[float, Field(ge=0.0)] = 0.0
-    """Weight of (mean z)^2, the penalty against memory units that write all the time; 1e-4 is a start, 0 switches
-    it off."""
+    """Weight of (mean z)^2, averaged over the sequences: the penalty against memory units that write all the time; 1e-4
+    is a start, 0 switches it off."""
     guard: GuardConfig = Field(default_factory=GuardConfig)
     """When a run stops by itself."""
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)

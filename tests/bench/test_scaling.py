@@ -30,7 +30,7 @@ def forked(monkeypatch):
 
 def test_the_script_measures_prints_and_writes(forked, tmp_path, monkeypatch, capsys):
     """What goes over the loopback interface is at least what the formula says; other programs may add to it."""
-    words = ["--quick", "--kinds", "ddp", "sequence", "--processes", "1", "2", "--steps", "3", "--limit", "60"]
+    words = ["--quick", "--kinds", "ddp", "fsdp", "sequence", "--processes", "1", "2", "--steps", "3", "--limit", "60"]
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *words, "--out", str(tmp_path / "a.json")])
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(SCRIPT), run_name="__main__")
@@ -41,14 +41,16 @@ def test_the_script_measures_prints_and_writes(forked, tmp_path, monkeypatch, ca
     assert record["settings"]["command"] == f"python scripts/bench_scaling.py {' '.join(words)}"
     rows = {(row["what"], row["kind"], row["processes"]): row for row in record["rows"]}
     assert list(rows) == [
-        ("speed", "alone", 1), ("speed", "ddp", 2), ("speed", "sequence", 2), ("memory", "alone", 1),
-        ("memory", "sequence", 2),
+        ("speed", "alone", 1), ("speed", "ddp", 2), ("speed", "fsdp", 2), ("speed", "sequence", 2),
+        ("memory", "alone", 1), ("memory", "sequence", 2),
     ]  # fmt: skip
-    alone, two = rows["speed", "alone", 1], rows["speed", "ddp", 2]
+    alone = rows["speed", "alone", 1]
     assert alone["expected_bytes"] == 0
-    assert two["tokens_per_second"] > 0
-    if "sent_bytes" in two:
-        assert two["sent_bytes"] > two["expected_bytes"] > 50_000
+    for kind, least in (("ddp", 50_000), ("fsdp", 50_000), ("sequence", 50_000)):
+        two = rows["speed", kind, 2]
+        assert two["tokens_per_second"] > 0
+        if "sent_bytes" in two:
+            assert two["sent_bytes"] > two["expected_bytes"] > least, kind
     assert len(rows["memory", "alone", 1]["peak_bytes"]) == 1
 
 

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 
 from hybridlm.data.loader import batches
 from hybridlm.errors import UserError
-from hybridlm.training import loop, setup
+from hybridlm.training import diagnosis, loop, setup
 from hybridlm.training.checkpoints import checkpoints
 from hybridlm.training.diagnosis import FailedStep, find_cause
 from hybridlm.training.guard import DivergedError
@@ -183,6 +183,26 @@ def test_what_cannot_be_found_again_is_told_as_such(recipe, monkeypatch):
     assert (report["kind"], report["tensor"], report["checkpoint"]) == ("unknown", None, None)
     assert "is the loss (nan). The search did not find" in message
     assert message.endswith("There is no checkpoint yet.")
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_search_that_breaks_off(recipe, monkeypatch, together):
+    """Alone the stop is told without a finding; processes that compute together would wait for this one's part."""
+
+    def no_memory(*_):
+        raise RuntimeError("no memory for a second pass")
+
+    monkeypatch.setattr(diagnosis, "_forward", no_memory)
+    monkeypatch.setattr(diagnosis, "_backward", no_memory)
+    monkeypatch.setattr(diagnosis, "is_sharded", lambda _: together)
+    with monkeypatch.context() as patch:
+        plant(patch, "model.layers.1.mixer.cells.0", nan_at)
+        with pytest.raises(DivergedError) as error:
+            pretrain(recipe())
+    said = (
+        "broke off on process 0: no memory for a second pass" if together else "The search did not find where it began"
+    )
+    assert said in str(error.value)
 
 
 def test_a_run_that_goes_on_forgets_the_report(recipe, monkeypatch):

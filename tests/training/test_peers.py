@@ -81,6 +81,24 @@ def test_the_others_end_with_one_message(losing, how, victim, ranks, code, newes
     ("error", "words"),
     [
         (torch.distributed.DistStoreError("wait timeout after 1000ms, keys: /default_pg/0"), "does not answer"),
+        (
+            torch.distributed.DistStoreError("Timed out after 10 seconds waiting for clients. 1/2 clients joined."),
+            "does not",
+        ),
+        (
+            RuntimeError(
+                "Rank 1 failed to pass monitoredBarrier in 1800000 ms\n Original exception: \n"
+                "[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:1"
+            ),
+            "has ended",
+        ),
+        (
+            RuntimeError(
+                "Rank 1 failed to pass monitoredBarrier in 3000 ms\n Original exception: \n"
+                "[gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 3000ms for recv operation to complete"
+            ),
+            "does not answer",
+        ),
         (torch.distributed.DistNetworkError("failed to recv, got 0 bytes"), "has ended"),
         (torch.distributed.DistBackendError("NCCL error\nncclRemoteError: a remote process exited"), "has ended"),
         (RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:1"), "has ended"),

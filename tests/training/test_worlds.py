@@ -11,6 +11,7 @@ SETTINGS = (
     "validation={every: 2, at_start: true, max_windows: 7, batch_size: 2}",
     "model={pattern: rglru bmru attention, hidden_size: 16, num_attention_heads: 2}",
     "logging.memory_every=1",
+    "write_penalty=0.1",
 )
 """eps: the updates of weights that hardly have a gradient are not made of rounding. clip_norm: below every norm."""
 SHARDED = {
