@@ -238,8 +238,7 @@ def _is_finished(output: Path, wanted: str, made_of: dict[str, Any], overwrite: 
     try:
         before = read_manifest(output)
         if before["fingerprint"] == wanted:
-            for split in SPLITS:
-                TokenShards(output, split)
+            _check_whole(output, checksums=overwrite)
             return True
     except UserError:
         if overwrite:  # damaged, and to be replaced
@@ -252,3 +251,14 @@ def _is_finished(output: Path, wanted: str, made_of: dict[str, Any], overwrite: 
         f"output={str(output)!r}: this data folder was made from something else ({', '.join(differing)} differ). ",
         "Choose another output, or set overwrite: true to replace it.",
     )
+
+
+def _check_whole(output: Path, checksums: bool) -> None:
+    """Raises UserError where a file of the folder is missing, cut or cannot be loaded; with `checksums` also where the
+    content of a shard is not what was written. That reads all of it: done where the folder may be replaced, which is
+    what the advice for a damaged one is."""
+    for split in SPLITS:
+        shards = TokenShards(output, split)
+        if checksums:
+            shards.verify()
+    _ = TokenShards(output, "train").tokenizer
