@@ -181,3 +181,26 @@ def test_the_command_has_an_option_for_it(recipe, trained, tmp_path, capsys):
     path.write_text(config_yaml(recipe("run.name=second", "training.steps=1")), encoding="utf-8")
     assert main(["pretrain", "--config", str(path), "--init-from", str(trained), "epsilon.start=null"]) == 0
     assert f"weights:    from {trained}" in capsys.readouterr().out
+
+
+def test_what_is_known_beforehand_is_refused_before_the_data_is_prepared(recipe, trained, tmp_path, monkeypatch):
+    """And a path that is not there is named as a path, also where it could be a name on the Hub."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "book.txt").write_text("She was the youngest of the two daughters. " * 100, encoding="utf-8")
+    data = "data={prepare: {sources: [{path: book.txt}], output: prepared, vocab_size: 270}, sequence_length: 16}"
+    names = {path.name for path in trained.parent.parent.iterdir()}
+    refusals = {
+        "run.resume=must": "There is no checkpoint in .*second and run.resume=must",
+        "training.init_from=./nowhere": "init_from='./nowhere': there is no such folder",
+        "training.init_from=runs/frist": "there is no such folder in runs; did you mean 'first'",
+        f"training.init_from={trained.parent}": "there is no config.json in that folder",
+        "training.init_from=nobody/nothing": "init_from='nobody/nothing': it cannot be read",
+    }
+    for override, says in refusals.items():
+        with pytest.raises(UserError, match=says) as caught:
+            pretrain(recipe("run.name=second", data, override))
+        assert "huggingface.co" not in str(caught.value) or "nobody" in override
+    with pytest.raises(UserError, match="hidden_size: 16 in the checkpoint, 32 in the recipe"):
+        pretrain(recipe("run.name=second", data, f"training.init_from={trained}", "model.hidden_size=32"))
+    assert not (tmp_path / "prepared").exists()
+    assert {path.name for path in trained.parent.parent.iterdir()} == names
