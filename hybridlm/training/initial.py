@@ -20,6 +20,7 @@ from transformers.utils import logging
 from hybridlm import HybridLMConfig, HybridLMForCausalLM
 from hybridlm.data.tokenizer import load_tokenizer, looks_local
 from hybridlm.errors import UserError, did_you_mean
+from hybridlm.training.checkpoints import CHECKSUMS, STATE, damage
 from hybridlm.training.state import quiet
 
 _MAY_DIFFER = {
@@ -47,14 +48,21 @@ _UNFIT = {
 
 
 def check_initial(source: str, model: dict[str, Any]) -> None:
-    """Looks at the checkpoint `source` as far as that can be done without data: what it is, and its architecture.
-    model: the recipe's section. Raises UserError with what `load_initial` would refuse."""
+    """Looks at the checkpoint `source` as far as that can be done without data: what it is, its architecture, and
+    where it has checksums, which `load_initial` does not look at, whether it is whole (reads all of it). model: the
+    recipe's section. Raises UserError."""
     source = _expanded(source)
     config = _config_of(source)
     ours = HybridLMConfig(**model | {"vocab_size": config.vocab_size})
     problems = _other_architecture(config, ours)
     if problems:
         raise _refused(source, problems, _FITTING)
+    fault = damage(Path(source)) if (Path(source) / STATE / CHECKSUMS).is_file() else None
+    if fault is not None:
+        raise UserError(
+            f"training.init_from={source!r} is damaged ({fault}). Copy the folder again from where it was written; if "
+            f"it was changed on purpose, remove {STATE}/{CHECKSUMS} from it."
+        )
 
 
 def load_initial(model: HybridLMForCausalLM, tokenizer: Any, source: str) -> None:
