@@ -31,7 +31,7 @@ from hybridlm.data.progress import PrepareProgress
 from hybridlm.data.sample import Sample
 from hybridlm.data.scan import Scan, scan
 from hybridlm.data.shards import FORMAT_VERSION, MANIFEST, SPLITS, TokenShards, manifest_text, read_manifest
-from hybridlm.data.sources import Corpus, Source
+from hybridlm.data.sources import Corpus, Source, check_paths
 from hybridlm.data.split import ValidationConfig
 from hybridlm.data.tokenizer import LARGEST_VOCABULARY, SMALLEST_VOCABULARY, load_tokenizer
 from hybridlm.errors import OtherSettingsError, UserError
@@ -83,6 +83,7 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] = print, *, set_we
     of `config` with `set_weights`. Raises UserError."""
     output = Path(config.output).expanduser()
     _put_right(output)
+    check_paths(config.sources)
     corpus = Corpus(config.sources)
     given = load_tokenizer(config.tokenizer) if config.tokenizer is not None else None
     sample = Sample(config.tokenizer_bytes) if given is None else None

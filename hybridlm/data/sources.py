@@ -66,6 +66,19 @@ class Source:
         return self.path or self.dataset or self.builtin or ""
 
 
+def check_paths(sources: list[Source]) -> None:
+    """Raises UserError with all paths of the sources that name no file. Nothing is opened."""
+    problems = []
+    for source in sources:
+        try:
+            if source.path is not None:
+                find_files(source.path)
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(dict.fromkeys(problems)))
+
+
 class Document(NamedTuple):
     """A document that is not empty."""
 

@@ -1,12 +1,17 @@
-"""What a run refuses before any data is read or prepared: a corpus may take hours, and a mistyped name is known now."""
+"""What a run refuses before any data is read or prepared: a corpus may take hours, and a mistyped name is known now.
+
+A dry run asks for more, since it stops there: what a run finds out on its way, as far as it can be told without data.
+"""
 
 from pathlib import Path
 
 from hybridlm.errors import UserError
 from hybridlm.training.checkpoints import checkpoints
-from hybridlm.training.initial import check_initial
+from hybridlm.training.initial import check_initial, is_local
 from hybridlm.training.lock import is_used
+from hybridlm.training.resume import _refuse_changes
 from hybridlm.training.sections import PretrainConfig
+from hybridlm.training.state import TrainingState, read_state
 
 
 def has_begun(run: Path) -> bool:
@@ -35,3 +40,47 @@ def check_resume(config: PretrainConfig) -> None:
             f"There is no checkpoint in {run} and run.resume=must. Check run.folder and run.name, or set "
             "run.resume=auto to start."
         )
+
+
+def run_state(config: PretrainConfig, data_fingerprint: str | None) -> str:
+    """What is in the run folder and would be done with it, in a few words. data_fingerprint: None where it is not
+    known. Raises UserError where `pretrain` would refuse to go on; checksums are not looked at."""
+    check_resume(config)
+    run = config.run.path
+    if not has_begun(run):
+        return "new"
+    folder, state = _newest_readable(run)
+    finished = folder.name == "final"
+    what = (
+        f"The run in {run} is finished, and was made with other settings"
+        if finished
+        else f"The run in {run} cannot go on from step {state.step}: its settings were others"
+    )
+    _refuse_changes(config, state, data_fingerprint or state.data_fingerprint, what)
+    return "holds a finished run" if finished else f"holds a run; it would go on from {folder.name}"
+
+
+def _newest_readable(run: Path) -> tuple[Path, TrainingState]:
+    fault = None
+    for folder in (run / "final", *reversed(checkpoints(run))):
+        try:
+            if folder.is_dir():
+                return folder, read_state(folder)
+        except UserError as error:
+            fault = fault or error
+    assert fault is not None, "one of them is there"
+    raise fault
+
+
+def initial_weights(config: PretrainConfig) -> str:
+    """What a new run would begin with, in a few words; the Hub is not asked. Raises UserError for a folder that is not
+    there or does not fit."""
+    source = config.training.init_from
+    if has_begun(config.run.path):
+        return "those of the run"
+    if source is None:
+        return f"random, from training.seed={config.training.seed}"
+    if not is_local(source):
+        return f"from {source}: unknown, there is no such folder here and the Hub is not asked"
+    check_initial(source, config.model)
+    return f"from {source}"

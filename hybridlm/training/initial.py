@@ -53,8 +53,8 @@ def check_initial(source: str, model: dict[str, Any]) -> None:
     recipe's section. Raises UserError."""
     source = _expanded(source)
     config = _config_of(source)
-    ours = HybridLMConfig(**model | {"vocab_size": config.vocab_size})
-    problems = _other_architecture(config, ours)
+    keywords: dict[str, Any] = model | {"vocab_size": config.vocab_size}
+    problems = _other_architecture(config, HybridLMConfig(**keywords))
     if problems:
         raise _refused(source, problems, _FITTING)
     fault = damage(Path(source)) if (Path(source) / STATE / CHECKSUMS).is_file() else None
