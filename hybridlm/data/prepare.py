@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
@@ -68,6 +68,21 @@ class PrepareConfig:
     """Processes that tokenise; 0 or 1: this one. The data folder does not depend on it."""
     overwrite: bool = False
     """Replace a data folder that was made from something else."""
+
+    @field_validator("output")
+    @classmethod
+    def _has_a_name(cls, output: str) -> str:
+        if not Path(output).name:  # it is written aside and renamed
+            raise ValueError("must be the path of a folder with a name of its own, such as prepared/mine")
+        return output
+
+    @model_validator(mode="after")
+    def _something_is_read(self) -> PrepareConfig:
+        if not any(source.weight for source in self.sources):
+            raise ValueError(
+                "the weights of all sources are 0, so that nothing would be read; give one a weight above 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_tokenizer(self) -> PrepareConfig:
