@@ -5,9 +5,11 @@ A dry run asks for more, since it stops there: what a run finds out on its way, 
 
 from pathlib import Path
 
+from hybridlm.data.prepare import source_weights
 from hybridlm.errors import UserError
 from hybridlm.training.checkpoints import checkpoints
 from hybridlm.training.initial import check_initial, is_local
+from hybridlm.training.known_data import _as_begun, _run_began_with
 from hybridlm.training.lock import is_used
 from hybridlm.training.resume import _refuse_changes
 from hybridlm.training.sections import PretrainConfig
@@ -70,6 +72,16 @@ def _newest_readable(run: Path) -> tuple[Path, TrainingState]:
             fault = fault or error
     assert fault is not None, "one of them is there"
     raise fault
+
+
+def reads_sources(config: PretrainConfig) -> bool:
+    """Whether `pretrain` would look at the sources of data.prepare: always but for a run that goes on with the data
+    that it began with (known_data.py)."""
+    section = config.data.prepare
+    if section is None:
+        return False
+    output = Path(section.output).expanduser()
+    return not (_run_began_with(config.run.path, output, source_weights(section)) and _as_begun(config))
 
 
 def initial_weights(config: PretrainConfig) -> str:

@@ -25,7 +25,7 @@ from hybridlm.errors import UserError
 from hybridlm.model.cell_hybridlm import RECURRENT_LAYER
 from hybridlm.model.fused_hybridlm import kernels_for
 from hybridlm.model.scan_hybridlm import scan_path
-from hybridlm.training.beforehand import has_begun, initial_weights, run_state
+from hybridlm.training.beforehand import initial_weights, reads_sources, run_state
 from hybridlm.training.flops import Flops, flops_per_token
 from hybridlm.training.initial import is_local
 from hybridlm.training.launching import check_launch
@@ -207,7 +207,7 @@ def _refuse(config: PretrainConfig, device: torch.device, processes: int) -> Non
 
 def _data(config: PretrainConfig) -> DataFacts:
     prepare = config.data.prepare
-    if prepare is not None and not has_begun(config.run.path):  # which might read no source again
+    if prepare is not None and reads_sources(config):
         check_paths(prepare.sources)
     folder = Path((config.data.folder or "") if prepare is None else prepare.output).expanduser()
     if prepare is None or (folder / MANIFEST).is_file():

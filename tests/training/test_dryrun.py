@@ -264,6 +264,19 @@ def test_all_paths_that_are_not_there_are_named():
         dry_run(load_config(None, [*UNPREPARED, WITH_TOKENIZER.format("nothere")]))
 
 
+def test_a_run_that_goes_on_needs_its_sources_no_more(recipe, tmp_path):
+    (tmp_path / "book.txt").write_text("a zebra crossing, vexed by quartz\n\n" * 400, encoding="utf-8")
+    data = "data={prepare: {sources: [{path: book.txt}], output: here, vocab_size: 270, %s}, sequence_length: 16}"
+    config = recipe(data % "validation: {share: 0.0}")
+    pretrain(config)
+    (tmp_path / "book.txt").unlink()
+    for attempt in (dry_run, pretrain):
+        attempt(config)
+        for changed in (recipe(data % "seed: 5"), recipe(data % "validation: {share: 0.0}", "run.name=another")):
+            with pytest.raises(UserError, match=r"'book\.txt': there is no such file"):
+                attempt(changed)
+
+
 def test_a_tokenizer_that_is_not_here_is_not_downloaded():
     run = dry_run(load_config(None, [*UNPREPARED, WITH_TOKENIZER.format("some/where")]))
     assert run.data.vocab_size == 32000
