@@ -1,21 +1,22 @@
 """The `hybridlm` command: its subcommands, which are in `hybridlm.commands`, and how it ends.
 
 The docstring of a command's function is its --help. Exit codes: 0 done; 2 something the user can put right, said in one
-message; 130 after Ctrl-C (143 after SIGTERM, 138 after SIGUSR1; a run has saved a
-checkpoint then); 141 where the reader of a pipe has gone.
+message, such as a full disk where the output goes (a run needs no output: it ends with 0 all the same); 130 after
+Ctrl-C (143 after SIGTERM, 138 after SIGUSR1; a run has saved a checkpoint then); 141 where the reader of a pipe has
+gone.
 """
 
 from __future__ import annotations
 
 import argparse
 import inspect
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hybridlm.commands import measure, move, train, write
 from hybridlm.commands.shared import other_process
+from hybridlm.commands.streams import open_closed_streams, output_fault, say, settle
 from hybridlm.errors import UserError, did_you_mean
 from hybridlm.ops.dispatch import check_environment
 
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Options that cannot be parsed end in SystemExit(2), as in argparse; an interrupted run in SystemExit(130 or 143).
     """
     prog = "hybridlm"
+    open_closed_streams()
     try:
         options = build_parser().parse_args(argv)
         prog = options.command.prog
@@ -48,15 +50,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.run(options)
         sys.stdout.flush()
     except UserError as error:
-        print(f"{prog}: {other_process()}{error}", file=sys.stderr)
+        say(f"{prog}: {other_process()}{error}")
         return 2
     except KeyboardInterrupt:
-        print(f"{prog}: stopped by Ctrl-C.", file=sys.stderr)
+        say(f"{prog}: stopped by Ctrl-C.")
         return 130
     except BrokenPipeError:
-        # What is left in the buffer has no reader; without this, Python would complain about it on its way out.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError:
+        fault = output_fault()
+        if fault is None:  # something else failed
+            raise
+        say(f"{prog}: {other_process()}stdout cannot be written ({fault}). Send the output elsewhere.")
+        return 2
+    finally:
+        settle()
     return 0
 
 

@@ -263,6 +263,12 @@ def test_other_refusals(work, capsys):
     assert "--field" in refused(capsys, "prepare", "book.txt", "--out", "x", "--field", "body")
     assert "nowhere.yaml" in refused(capsys, "pretrain", "--config", "nowhere.yaml")
     assert "vocab_size" in refused(capsys, "prepare", "book.txt", "--out", "x", "--vocab-size", "5")
+    for out in ("", ".", "/"):
+        assert "a folder with a name of its own" in refused(capsys, "prepare", "book.txt", "--out", out)
+    for dry in ([], ["--dry-run"]):
+        run = ["pretrain", "--config", "recipe.yaml", *dry]
+        assert "a folder with a name of its own" in refused(capsys, *run, "data.prepare.output=.")
+    assert "weights of all sources are 0" in refused(capsys, "prepare", "book.txt", "--out", "x", "--weights", "0")
     assert "boook.txt" in refused(capsys, "prepare", "boook.txt", "--out", "x", "--vocab-size", "280")
     assert not (work / "x").exists()
 

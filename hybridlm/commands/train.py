@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,11 @@ def prepare(options: argparse.Namespace) -> None:
       hybridlm prepare --config configs/debug/austen_rglru_bmru.yaml
     """
     from hybridlm.data.prepare import prepare as run_preparation
+    from hybridlm.training.output import LastingOutput
 
-    print(f"Data folder: {run_preparation(_prepare_config(options))}")
+    lasting = LastingOutput(sys.stdout)  # hours of work do not end for a line of their report
+    folder = run_preparation(_prepare_config(options), lambda line: print(line, file=lasting))
+    print(f"Data folder: {folder}")
 
 
 def prepare_options(command: argparse.ArgumentParser) -> None:
@@ -158,6 +162,7 @@ def pretrain(options: argparse.Namespace) -> None:
     """
     from hybridlm.training.config import load_config
     from hybridlm.training.loop import pretrain as run_training
+    from hybridlm.training.output import last_words
 
     start = [] if options.init_from is None else [f"training.init_from={json.dumps(options.init_from)}"]
     config = load_config(options.config, [*options.overrides, *start])
@@ -169,9 +174,11 @@ def pretrain(options: argparse.Namespace) -> None:
             raise UserError(f"--{option}: only a dry run can be told; add --dry-run, or leave it out.")
     result = run_training(config)
     if not other_process():
-        print(f"Metrics:    {result.metrics}")
-        print(f"Checkpoint: {result.checkpoint}")
-        print(f'Try:        hybridlm generate {result.checkpoint} "Once"')
+        last_words(
+            f"Metrics:    {result.metrics}",
+            f"Checkpoint: {result.checkpoint}",
+            f'Try:        hybridlm generate {result.checkpoint} "Once"',
+        )
 
 
 def pretrain_options(command: argparse.ArgumentParser) -> None:

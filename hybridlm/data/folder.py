@@ -145,6 +145,7 @@ def _is_sound(work: Path, weights: list[float]) -> bool:
     try:
         for split in SPLITS:
             TokenShards(work, split).verify()
+        _ = TokenShards(work, "train").tokenizer
     except (UserError, OSError):
         return False
     manifest = read_manifest(work) | {"weights": weights}

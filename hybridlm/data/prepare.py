@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
@@ -31,7 +31,7 @@ from hybridlm.data.progress import PrepareProgress
 from hybridlm.data.sample import Sample
 from hybridlm.data.scan import Scan, scan
 from hybridlm.data.shards import FORMAT_VERSION, MANIFEST, SPLITS, TokenShards, manifest_text, read_manifest
-from hybridlm.data.sources import Corpus, Source
+from hybridlm.data.sources import Corpus, Source, check_paths
 from hybridlm.data.split import ValidationConfig
 from hybridlm.data.tokenizer import LARGEST_VOCABULARY, SMALLEST_VOCABULARY, load_tokenizer
 from hybridlm.errors import OtherSettingsError, UserError
@@ -69,6 +69,21 @@ class PrepareConfig:
     overwrite: bool = False
     """Replace a data folder that was made from something else."""
 
+    @field_validator("output")
+    @classmethod
+    def _has_a_name(cls, output: str) -> str:
+        if not Path(output).name:  # it is written aside and renamed
+            raise ValueError("must be the path of a folder with a name of its own, such as prepared/mine")
+        return output
+
+    @model_validator(mode="after")
+    def _something_is_read(self) -> PrepareConfig:
+        if not any(source.weight for source in self.sources):
+            raise ValueError(
+                "the weights of all sources are 0, so that nothing would be read; give one a weight above 0"
+            )
+        return self
+
     @model_validator(mode="after")
     def _one_tokenizer(self) -> PrepareConfig:
         if self.vocab_size is not None and self.tokenizer is not None:
@@ -83,6 +98,7 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] = print, *, set_we
     of `config` with `set_weights`. Raises UserError."""
     output = Path(config.output).expanduser()
     _put_right(output)
+    check_paths(config.sources)
     corpus = Corpus(config.sources)
     given = load_tokenizer(config.tokenizer) if config.tokenizer is not None else None
     sample = Sample(config.tokenizer_bytes) if given is None else None
@@ -238,8 +254,7 @@ def _is_finished(output: Path, wanted: str, made_of: dict[str, Any], overwrite: 
     try:
         before = read_manifest(output)
         if before["fingerprint"] == wanted:
-            for split in SPLITS:
-                TokenShards(output, split)
+            _check_whole(output, checksums=overwrite)
             return True
     except UserError:
         if overwrite:  # damaged, and to be replaced
@@ -252,3 +267,14 @@ def _is_finished(output: Path, wanted: str, made_of: dict[str, Any], overwrite: 
         f"output={str(output)!r}: this data folder was made from something else ({', '.join(differing)} differ). ",
         "Choose another output, or set overwrite: true to replace it.",
     )
+
+
+def _check_whole(output: Path, checksums: bool) -> None:
+    """Raises UserError where a file of the folder is missing, cut or cannot be loaded; with `checksums` also where the
+    content of a shard is not what was written. That reads all of it: done where the folder may be replaced, which is
+    what the advice for a damaged one is."""
+    for split in SPLITS:
+        shards = TokenShards(output, split)
+        if checksums:
+            shards.verify()
+    _ = TokenShards(output, "train").tokenizer

@@ -121,7 +121,7 @@ class TokenShards:
         path = self.folder / f"{shard['name']}.{kind}.npy"
         try:
             array = np.asarray(np.load(path, mmap_mode="r"))
-        except (OSError, ValueError, EOFError) as error:
+        except Exception as error:  # a damaged header is parsed as Python, with all that may come of it
             raise UserError(
                 f"{path}: it cannot be read ({error}). Prepare the folder again with overwrite: true."
             ) from None
@@ -135,7 +135,21 @@ class TokenShards:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        return load_tokenizer(self.tokenizer_path)
+        """The one that the folder was made with. Raises UserError where it is missing or damaged."""
+        path = self.tokenizer_path
+        try:
+            if not path.is_dir():  # looked at here: such a path may be a name on the Hub as well
+                raise UserError("there is no such folder")
+            tokenizer = load_tokenizer(path)
+            if len(tokenizer) != self.vocab_size:
+                raise UserError(f"it has {len(tokenizer)} tokens; {self.vocab_size} are expected")
+        except UserError as error:
+            reason = str(error.__cause__ or error).partition("\n")[0].rstrip(".: ")
+            raise UserError(
+                f"{path}: the tokenizer of the data cannot be loaded ({reason}). The data folder is damaged: prepare "
+                "the folder again with overwrite: true."
+            ) from error
+        return tokenizer
 
     @property
     def lengths(self) -> np.ndarray:

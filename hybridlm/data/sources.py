@@ -20,6 +20,9 @@ from hybridlm.data.tables import data_set, parquet
 from hybridlm.data.texts import json_lines, text_file
 from hybridlm.errors import UserError
 
+_NAMED = 10
+"""Empty files that a message names."""
+
 
 @dataclass(config=ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False), kw_only=True)
 class Source:
@@ -64,6 +67,34 @@ class Source:
     def label(self) -> str:
         """What the source is called in reports and errors."""
         return self.path or self.dataset or self.builtin or ""
+
+
+def check_paths(sources: list[Source]) -> None:
+    """Raises UserError with all paths of the sources that name no file, and files that are empty. Nothing is opened."""
+    problems: list[str] = []
+    empty: list[str] = []
+    for source in sources:
+        try:
+            if source.path is not None:
+                empty += [str(file) for file in find_files(source.path) if _is_empty(file)]
+        except UserError as error:
+            problems.append(str(error))
+    empty = list(dict.fromkeys(empty))
+    if len(empty) == 1:
+        problems.append(f"{empty[0]}: the file is empty. Remove it from the sources, or fill it.")
+    elif empty:
+        more = f" and {len(empty) - _NAMED:,} more" if len(empty) > _NAMED else ""
+        names = ", ".join(empty[:_NAMED])
+        problems.append(f"{names}{more}: these files are empty. Remove them from the sources, or fill them.")
+    if problems:
+        raise UserError("\n".join(dict.fromkeys(problems)))
+
+
+def _is_empty(file: Path) -> bool:
+    try:
+        return file.stat().st_size == 0
+    except OSError:  # told where it is read
+        return False
 
 
 class Document(NamedTuple):

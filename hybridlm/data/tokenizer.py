@@ -71,14 +71,16 @@ def load_tokenizer(path_or_name: str | Path) -> PreTrainedTokenizerBase:
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except Exception as error:
+        if not isinstance(error, (OSError, ValueError, TypeError, KeyError)) and type(error) is not Exception:
+            raise  # the `tokenizers` library raises Exception itself for a file that says something else
         if folder.is_dir() and not any(next(folder.glob(pattern), None) for pattern in _FILES):
             raise UserError(
                 f"{name}: the folder holds no tokenizer. Save the one that the model was trained with into it: "
                 f"tokenizer.save_pretrained({name!r})."
-            ) from None
+            ) from error
         raise UserError(
-            f"tokenizer={name!r}: it cannot be loaded ({str(error).splitlines()[0].rstrip('.')}). "
+            f"tokenizer={name!r}: it cannot be loaded ({str(error).partition(chr(10))[0].rstrip('.')}). "
             "Give a folder with tokenizer.json, or OWNER/NAME on the Hugging Face Hub."
         ) from error
     start_and_end(tokenizer)

@@ -10,7 +10,8 @@
     stopping and going on   checkpoints.py (folders), state.py (their contents), random_state.py, resume.py, signals.py,
                             lock.py
     telling                 journal.py, on metrics.py, trackers.py and progress.py (pace.py, output.py); report.py
-    before it begins        dryrun.py, on memory_estimate.py, memory_trace.py, flops.py and peaks.py
+    before it begins        beforehand.py (refusals that need no data); dryrun.py, on memory_estimate.py,
+                            memory_trace.py, flops.py and peaks.py
     other trainers          callbacks.py (epsilon for transformers.Trainer), lora.py (adapters with peft)
 
 Nothing is imported here, so that reading a recipe does not load accelerate: public names are found when asked for.

@@ -19,12 +19,15 @@ from hybridlm import HybridLMConfig, HybridLMForCausalLM
 from hybridlm.data.mixture import epoch_tokens
 from hybridlm.data.prepare import source_weights
 from hybridlm.data.shards import MANIFEST, TokenShards
+from hybridlm.data.sources import check_paths
+from hybridlm.data.tokenizer import load_tokenizer
 from hybridlm.errors import UserError
 from hybridlm.model.cell_hybridlm import RECURRENT_LAYER
 from hybridlm.model.fused_hybridlm import kernels_for
 from hybridlm.model.scan_hybridlm import scan_path
-from hybridlm.training.checkpoints import checkpoints
+from hybridlm.training.beforehand import initial_weights, reads_sources, run_state
 from hybridlm.training.flops import Flops, flops_per_token
+from hybridlm.training.initial import is_local
 from hybridlm.training.launching import check_launch
 from hybridlm.training.memory_estimate import MemoryEstimate, estimate_memory, optimizer_state
 from hybridlm.training.memory_trace import bytes_of
@@ -61,6 +64,8 @@ class DataFacts:
     documents: int | None
     epoch_tokens: int | None
     """Tokens of an epoch, which the weights of the sources decide."""
+    fingerprint: str | None = None
+    """Of the data that the run would read; None where it may be made, or made anew."""
 
 
 @dataclass
@@ -96,6 +101,8 @@ class DryRun:
     """Bytes of all checkpoints that exist at once, of the best and of the final model."""
     disk_free: int
     paths: dict[str, str]
+    initial: str
+    """The weights that it would begin with."""
     run_state: str
     """What is in the run folder."""
     peak: float | None
@@ -128,6 +135,7 @@ def dry_run(config: PretrainConfig, *, device: str | None = None, processes: int
     micro = micro_batch_size(config, count)
     _refuse(config, place, count)
     data = _data(config)
+    in_folder, initial = run_state(config, data.fingerprint), initial_weights(config)
     keywords: dict[str, Any] = {"max_position_embeddings": max(2048, config.data.sequence_length)}
     keywords |= config.model | {"vocab_size": data.vocab_size}
     model_config = HybridLMConfig(**keywords)
@@ -165,7 +173,8 @@ def dry_run(config: PretrainConfig, *, device: str | None = None, processes: int
         disk_needed=kept + 2 * checkpoint + average,  # the best model and the last one; its average
         disk_free=shutil.disk_usage(_nearest(config.run.path)).free,
         paths=_paths(place, config, model, here is not None),
-        run_state=_run_state(config),
+        initial=initial,
+        run_state=in_folder,
         peak=None if here is None else device_peak(here, config.training.mixed_precision),
     )
 
@@ -198,19 +207,26 @@ def _refuse(config: PretrainConfig, device: torch.device, processes: int) -> Non
 
 def _data(config: PretrainConfig) -> DataFacts:
     prepare = config.data.prepare
+    if prepare is not None and reads_sources(config):
+        check_paths(prepare.sources)
     folder = Path((config.data.folder or "") if prepare is None else prepare.output).expanduser()
     if prepare is None or (folder / MANIFEST).is_file():
         shards = TokenShards(folder, "train")  # which says what to do where it is not there
         weights = shards.weights if prepare is None else source_weights(prepare)
+        fingerprint = None
         if len(weights) != len(shards.weights):  # made of other sources: what pretraining says of it is no matter here
             weights = shards.weights
+        elif prepare is None or not prepare.overwrite:
+            fingerprint = TokenShards(folder, "train", weights).fingerprint
         epoch = epoch_tokens(shards.lengths, shards.source_edges, weights)
-        facts = shards.n_tokens, shards.n_documents, epoch
+        facts = shards.n_tokens, shards.n_documents, epoch, fingerprint
         return DataFacts(shards.vocab_size, f"the prepared data in {folder}", *facts)
     unknown = None, None, None
     if prepare.tokenizer is None:
         assert prepare.vocab_size is not None
         return DataFacts(prepare.vocab_size, "data.prepare.vocab_size, unless the text is too short", *unknown)
+    if is_local(prepare.tokenizer):  # otherwise the Hub may have it
+        return DataFacts(len(load_tokenizer(prepare.tokenizer)), f"the tokenizer {prepare.tokenizer}", *unknown)
     try:
         size = len(AutoTokenizer.from_pretrained(prepare.tokenizer, local_files_only=True))
         return DataFacts(size, f"the tokenizer {prepare.tokenizer}", *unknown)
@@ -307,20 +323,3 @@ def _paths(device: torch.device, config: PretrainConfig, model: Any, here: bool)
     if config.training.compile:
         paths["compiled"] = "by torch.compile; memory is that of eager steps"
     return paths
-
-
-def _run_state(config: PretrainConfig) -> str:
-    run = config.run.path
-    found = checkpoints(run)
-    if config.run.resume == "never" and run.exists() and any(run.iterdir()):
-        raise UserError(
-            f"The run folder {run} is in use and run.resume=never. Choose another run.name, remove the folder, or set "
-            "run.resume=auto to go on."
-        )
-    if config.run.resume == "must" and not found:
-        raise UserError(f"There is no checkpoint in {run} and run.resume=must. Check run.folder and run.name.")
-    if (run / "final").is_dir():
-        return "holds a finished run"
-    if found:
-        return f"holds a run; it would go on from {found[-1].name}"
-    return "new"

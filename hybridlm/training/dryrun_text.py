@@ -16,6 +16,7 @@ def dry_run_text(run: DryRun) -> str:
         "recipe": f"{run.config.run.name}: {run.model_config.pattern}, width {run.model_config.hidden_size:,}",
         "vocabulary": f"{run.data.vocab_size:,} ({run.data.source})",
         "parameters": f"{run.parameters:,} with embeddings, {run.parameters - run.embedding:,} without",
+        "weights": run.initial,
         "data": _data(run),
         "run": _length(run),
         "step": f"{run.config.training.batch_size:,} sequences x {run.config.data.sequence_length:,} tokens; "

@@ -19,7 +19,8 @@ from transformers.utils import logging
 
 from hybridlm import HybridLMConfig, HybridLMForCausalLM
 from hybridlm.data.tokenizer import load_tokenizer, looks_local
-from hybridlm.errors import UserError
+from hybridlm.errors import UserError, did_you_mean
+from hybridlm.training.checkpoints import CHECKSUMS, STATE, damage
 from hybridlm.training.state import quiet
 
 _MAY_DIFFER = {
@@ -37,7 +38,8 @@ _RESOLVED = {
 }
 """Fields that can say the same in several ways, and the property that says it in one."""
 
-
+_FITTING = "Give the recipe what the checkpoint was made with, or another checkpoint."
+_GIVE = "Give a checkpoint, such as runs/NAME/final, or OWNER/NAME on the Hugging Face Hub."
 _UNFIT = {
     "missing_keys": "missing weights",
     "unexpected_keys": "weights left over",
@@ -45,18 +47,35 @@ _UNFIT = {
 }
 
 
+def check_initial(source: str, model: dict[str, Any]) -> None:
+    """Looks at the checkpoint `source` as far as that can be done without data: what it is, its architecture, and
+    where it has checksums, which `load_initial` does not look at, whether it is whole (reads all of it). model: the
+    recipe's section. Raises UserError."""
+    source = _expanded(source)
+    config = _config_of(source)
+    keywords: dict[str, Any] = model | {"vocab_size": config.vocab_size}
+    problems = _other_architecture(config, HybridLMConfig(**keywords))
+    if problems:
+        raise _refused(source, problems, _FITTING)
+    fault = damage(Path(source)) if (Path(source) / STATE / CHECKSUMS).is_file() else None
+    if fault is not None:
+        raise UserError(
+            f"training.init_from={source!r} is damaged ({fault}). Copy the folder again from where it was written; if "
+            f"it was changed on purpose, remove {STATE}/{CHECKSUMS} from it."
+        )
+
+
 def load_initial(model: HybridLMForCausalLM, tokenizer: Any, source: str) -> None:
     """Puts the weights of the checkpoint `source` (a folder, or OWNER/NAME on the Hub) into `model`.
 
     tokenizer: that of the data. Raises UserError with everything that does not fit; the model is untouched then.
     """
-    if Path(source).expanduser().is_dir():
-        source = str(Path(source).expanduser())
+    source = _expanded(source)
     config = _config_of(source)
     problems = _other_architecture(config, model.config)
     problems += _other_tokenizer(load_tokenizer(source), tokenizer)
     if problems:
-        raise _refused(source, problems, "Give the recipe what the checkpoint was made with, or another checkpoint.")
+        raise _refused(source, problems, _FITTING)
     try:
         with _quiet():
             # Sizes are ignored to be named below: the error that transformers raises says none.
@@ -74,6 +93,16 @@ def load_initial(model: HybridLMForCausalLM, tokenizer: Any, source: str) -> Non
     model.load_state_dict(found.state_dict())
 
 
+def is_local(source: str) -> bool:
+    """Whether `source` can only be a folder of this machine, or is one."""
+    return Path(source).expanduser().is_dir() or looks_local(source) or "/" not in source
+
+
+def _expanded(source: str) -> str:
+    path = Path(source).expanduser()
+    return str(path) if path.is_dir() else source
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Inside, no progress bars and no tables of transformers: what is wrong is said here."""
@@ -88,11 +117,9 @@ def _quiet() -> Iterator[None]:
 
 def _config_of(source: str) -> HybridLMConfig:
     folder = Path(source)
-    if not (folder / "config.json").is_file() and (folder.is_dir() or looks_local(source) or "/" not in source):
-        raise UserError(
-            f"training.init_from={source!r}: there is no config.json in such a folder. Give a checkpoint, such as "
-            "runs/NAME/final, or OWNER/NAME on the Hugging Face Hub."
-        )
+    if not (folder / "config.json").is_file() and is_local(source):
+        what = "there is no config.json in that folder" if folder.is_dir() else "there is no such folder"
+        raise UserError(f"training.init_from={source!r}: {what}{_near(folder)}. {_GIVE}")
     try:
         with _quiet():
             values, _ = PreTrainedConfig.get_config_dict(source)
@@ -111,7 +138,18 @@ def _config_of(source: str) -> HybridLMConfig:
     except UserError:
         raise
     except (OSError, ValueError) as error:
+        if not folder.exists() and folder.parent.is_dir():  # meant as a path, most likely; the Hub has none either
+            raise UserError(
+                f"training.init_from={source!r}: there is no such folder in {folder.parent}{_near(folder)}. {_GIVE}"
+            ) from error
         raise UserError(f"training.init_from={source!r}: it cannot be read ({_line(error)}).") from error
+
+
+def _near(folder: Path) -> str:
+    """A guess at which folder beside it was meant."""
+    if folder.exists() or not folder.expanduser().parent.is_dir():
+        return ""
+    return did_you_mean(folder.name, [path.name for path in folder.expanduser().parent.iterdir() if path.is_dir()])
 
 
 def _other_architecture(theirs: HybridLMConfig, ours: HybridLMConfig) -> list[str]:

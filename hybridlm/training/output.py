@@ -62,15 +62,33 @@ class LastingOutput:
         except (OSError, ValueError) as error:
             self._failed(error)
 
+    def end(self) -> None:
+        """The last flush: what cannot be written now is dropped for good, so that no other flush of the process, such
+        as that of the interpreter as it ends, fails for it."""
+        try:
+            if self._stream is not None:
+                self._stream.flush()
+        except (OSError, ValueError):
+            self._let_go()
+
     def _failed(self, error: OSError | ValueError) -> None:
-        if isinstance(error, OSError) and error.errno not in _GONE:
-            return
+        if not isinstance(error, OSError) or error.errno in _GONE:
+            self._let_go()
+
+    def _let_go(self) -> None:
         self._stream = None
         for number in self._numbers:
             with suppress(OSError):
                 null = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(null, number)
                 os.close(null)
+
+
+def last_words(*lines: str) -> None:
+    """What a finished run says on stdout before the process ends. The run is no worse where nobody can read it."""
+    output = LastingOutput(sys.stdout)
+    output.write("\n".join(lines) + "\n")
+    output.end()
 
 
 class Hangup:

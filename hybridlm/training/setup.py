@@ -16,6 +16,7 @@ from hybridlm.data.loader import Windows
 from hybridlm.data.prepare import source_weights
 from hybridlm.data.shards import TokenShards
 from hybridlm.errors import UserError
+from hybridlm.training.beforehand import refuse_start
 from hybridlm.training.ema import WeightAverage
 from hybridlm.training.initial import load_initial
 from hybridlm.training.known_data import prepared_folder
@@ -42,8 +43,10 @@ class RunData:
 
 
 def open_data(config: PretrainConfig, accelerator: Accelerator) -> RunData:
-    """Prepares the data if need be (on the main process), checks and opens it. Raises UserError."""
+    """Prepares the data if need be (on the main process), checks and opens it. Raises UserError, before it begins also
+    for what the run would refuse behind it."""
     data = config.data
+    on_main(accelerator, lambda: refuse_start(config))
     folder = Path(on_main(accelerator, lambda: _data_folder(config, accelerator)))
     weights = None if data.prepare is None else source_weights(data.prepare)
     train, validation = TokenShards(folder, "train", weights), TokenShards(folder, "validation", weights)

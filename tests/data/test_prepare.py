@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 
 import datasets
@@ -10,6 +11,7 @@ import pytest
 
 from hybridlm.data import Corpus, PrepareConfig, Source, TokenShards, ValidationConfig, prepare
 from hybridlm.data.split import split_document
+from hybridlm.data.tokenizer import train_tokenizer
 from hybridlm.errors import UserError
 
 LINES = [f"line {i}: the sea was calm and the ship number {i * 7919 % 1000} went past" for i in range(200)]
@@ -282,3 +284,59 @@ def test_damage_is_named(tmp_path):
     (folder / "manifest.json").write_text("{")
     with pytest.raises(UserError, match="damaged"):
         TokenShards(folder, "train")
+
+
+def flipped(path):
+    data = bytearray(path.read_bytes())
+    data[10] ^= 1
+    path.write_bytes(data)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+@pytest.mark.parametrize(
+    ("name", "harm"),
+    [
+        ("train-00000.bin", flipped),
+        ("train-00000.docs.npy", flipped),
+        ("validation-00000.bytes.npy", cut),
+        ("manifest.json", cut),
+        ("tokenizer/tokenizer.json", cut),
+        ("tokenizer/tokenizer.json", lambda path: path.write_text(path.read_text().replace('"BPE"', '"BPX"'))),
+        ("tokenizer/tokenizer.json", os.remove),
+        ("tokenizer", shutil.rmtree),
+    ],
+)
+def test_overwrite_makes_a_damaged_folder_again(tmp_path, name, harm):
+    """It is what every message about such a folder says to do."""
+    folder = prepare(config(tmp_path), quiet)
+    whole = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    harm(folder / name)
+    prepare(config(tmp_path, overwrite=True), quiet)
+    assert {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()} == whole
+    log = []
+    prepare(config(tmp_path, overwrite=True), log.append)
+    assert "up to date" in log[0]
+
+
+def test_a_damaged_tokenizer_is_named_with_its_remedy(tmp_path, monkeypatch):
+    """Also where the path could be a name on the Hub."""
+    monkeypatch.chdir(tmp_path)
+    folder = prepare(config(tmp_path, output="out"), quiet)
+    bigger = train_tokenizer(LINES, vocab_size=310)
+    harms = [
+        (lambda: cut(folder / "tokenizer" / "tokenizer.json"), "delimiter"),
+        (lambda: bigger.save_pretrained(folder / "tokenizer"), "310 tokens; 300 are expected"),
+        (lambda: shutil.rmtree(folder / "tokenizer"), "no such folder"),
+    ]
+    for harm, reason in harms:
+        harm()
+        for attempt in (
+            lambda: prepare(config(tmp_path, output="out"), quiet),
+            lambda: TokenShards("out", "train").tokenizer,
+        ):
+            with pytest.raises(UserError, match=rf"^out/tokenizer: .*{reason}.*overwrite: true\.$") as caught:
+                attempt()
+            assert "Hub" not in str(caught.value)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hybridlm.data import Corpus, Source, texts
+from hybridlm.data import Corpus, PrepareConfig, Source, prepare, texts
 from hybridlm.data.find import find_files, kind
 from hybridlm.errors import UserError
 
@@ -181,3 +181,21 @@ def test_a_saved_set_with_a_damaged_file(tmp_path):
     arrow.write_bytes(arrow.read_bytes()[:50])
     with pytest.raises(UserError, match=r"dataset .* cannot be (loaded|read)"):
         list(Corpus([Source(dataset=str(tmp_path / "set"))]))
+
+
+@pytest.mark.parametrize(("count", "more"), [(2, ""), (10, ""), (12, " and 2 more")])
+def test_all_empty_files_are_named_at_once(tmp_path, monkeypatch, count, more):
+    """Before any is read, and with the paths that are not there."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "books").mkdir()
+    write(tmp_path / "books" / "full.txt", b"text")
+    names = [f"books/{i:02}.txt" for i in range(count - 1)] + ["one.jsonl"]
+    for name in names:
+        write(tmp_path / name, b"")
+    sources = [{"path": "one.jsonl"}, {"path": "books"}, {"path": "nowhere.txt"}]
+    named = ", ".join(["one.jsonl", *names[:-1]][:10])
+    with pytest.raises(UserError) as caught:
+        prepare(PrepareConfig(sources=sources, output="out"), lambda _: None)
+    missing, empty = str(caught.value).splitlines()
+    assert missing.startswith("sources: 'nowhere.txt': there is no such file")
+    assert empty == f"{named}{more}: these files are empty. Remove them from the sources, or fill them."

@@ -1,6 +1,7 @@
 """A dry run: says what would be done, and does nothing."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from hybridlm import cli
 from hybridlm.data.loader import Windows
+from hybridlm.data.prepare import PrepareConfig, prepare
 from hybridlm.data.shards import TokenShards
 from hybridlm.errors import UserError
 from hybridlm.training import dryrun, peaks
@@ -19,16 +21,18 @@ from hybridlm.training.metrics import read_rows
 from hybridlm.training.peaks import Utilisation, peak_flops
 
 UNPREPARED = [
-    "data={prepare: {sources: [{path: nowhere.txt}], output: never, vocab_size: 400}, sequence_length: 16}",
+    "data={prepare: {sources: [{path: unread.txt}], output: never, vocab_size: 400}, sequence_length: 16}",
     "model={pattern: rglru bmru attention, hidden_size: 16, num_attention_heads: 2}",
     "training={epochs: 2, batch_size: 4}",
 ]
+WITH_TOKENIZER = "data.prepare={{tokenizer: {}, sources: [{{path: unread.txt}}], output: y}}"
 
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch, tmp_path):
     monkeypatch.setattr(dryrun, "MOMENT", 0.01)
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "unread.txt").write_bytes(b"\0")  # which cannot be read as text
 
 
 def files(folder):
@@ -37,7 +41,7 @@ def files(folder):
 
 def test_it_makes_nothing_and_reads_no_source(tmp_path):
     run = dry_run(load_config(None, UNPREPARED))
-    assert files(tmp_path) == []
+    assert files(tmp_path) == [Path("unread.txt")]
     assert (run.steps, run.data.tokens, run.total_flops, run.least_seconds) == (None, None, None, None)
     assert run.epochs == 2
     assert run.data.vocab_size == 400
@@ -200,18 +204,81 @@ def test_what_pretrain_refuses_is_refused(recipe, overrides, options, says):
 
 
 def test_a_used_folder_is_refused_or_named(recipe):
-    config = recipe()
-    (config.run.path / "checkpoints" / "step-00000002").mkdir(parents=True)
+    config = recipe("checkpoint.every=2")
+    final = pretrain(config).checkpoint
+    assert "holds a finished run" in dry_run_text(dry_run(config))
+    shutil.rmtree(final)
+    shutil.rmtree(config.run.path / "checkpoints" / "step-00000004")
     assert "it would go on from step-00000002" in dry_run_text(dry_run(config))
     config.run.resume = "never"
     with pytest.raises(UserError, match="in use"):
         dry_run(config)
+    (config.run.path / "checkpoints" / "step-00000002" / "training_state" / "state.json").unlink()
+    config.run.resume = "auto"
+    with pytest.raises(UserError, match=r"state\.json cannot be read"):
+        dry_run(config)
+
+
+def test_settings_other_than_those_of_the_run_are_refused_as_the_run_refuses_them(recipe, data_folder, tmp_path):
+    final = pretrain(recipe("checkpoint.every=2")).checkpoint
+    (tmp_path / "other.txt").write_text("a zebra crossing, vexed by quartz\n\n" * 400, encoding="utf-8")
+    other = prepare(
+        PrepareConfig(sources=[{"path": "other.txt"}], output="other", vocab_size=270, validation={"share": 0.0}),
+        log=lambda _: None,
+    )
+    changes = [["optimizer.lr=5e-3", "training.seed=3"], ["training.steps=6"], [f"data.folder={other}"]]
+    for found in ("is finished", "cannot go on from step 4"):
+        for change in changes:
+            config = recipe("checkpoint.every=2", *change)
+            with pytest.raises(UserError, match=found) as by_run:
+                pretrain(config)
+            with pytest.raises(UserError) as by_dry_run:
+                dry_run(config)
+            assert str(by_dry_run.value) == str(by_run.value)
+        dry_run(recipe("checkpoint.every=1", "logging.every=1"))  # these may change
+        shutil.rmtree(final, ignore_errors=True)
+
+
+def test_initial_weights_are_looked_at(recipe):
+    first = pretrain(recipe("run.name=first")).checkpoint
+    text = dry_run_text(dry_run(recipe()))
+    assert "random, from training.seed=" in text
+    assert f"from {first}" in dry_run_text(dry_run(recipe(f"training.init_from={first}")))
+    assert "from some/model: unknown" in dry_run_text(dry_run(recipe("training.init_from=some/model")))
+    with pytest.raises(UserError, match="init_from='nothere': there is no such folder"):
+        dry_run(recipe("training.init_from=nothere"))
+    with pytest.raises(UserError, match="hidden_size: 16 in the checkpoint, 32 in the recipe"):
+        dry_run(recipe(f"training.init_from={first}", "model.hidden_size=32"))
+    (first / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(UserError, match="is damaged"):
+        dry_run(recipe(f"training.init_from={first}"))
+    assert "those of the run" in dry_run_text(dry_run(recipe("run.name=first")))
+
+
+def test_all_paths_that_are_not_there_are_named():
+    sources = "data.prepare.sources=[{path: unread.txt}, {path: here.txt}, {path: there/*.txt}]"
+    for attempt in (dry_run, pretrain):
+        with pytest.raises(UserError, match=r"'here\.txt': there is no such file.*\n.*'there/\*\.txt': no file"):
+            attempt(load_config(None, [*UNPREPARED, sources]))
+    with pytest.raises(UserError, match="tokenizer='nothere': there is no such folder"):
+        dry_run(load_config(None, [*UNPREPARED, WITH_TOKENIZER.format("nothere")]))
+
+
+def test_a_run_that_goes_on_needs_its_sources_no_more(recipe, tmp_path):
+    (tmp_path / "book.txt").write_text("a zebra crossing, vexed by quartz\n\n" * 400, encoding="utf-8")
+    data = "data={prepare: {sources: [{path: book.txt}], output: here, vocab_size: 270, %s}, sequence_length: 16}"
+    config = recipe(data % "validation: {share: 0.0}")
+    pretrain(config)
+    (tmp_path / "book.txt").unlink()
+    for attempt in (dry_run, pretrain):
+        attempt(config)
+        for changed in (recipe(data % "seed: 5"), recipe(data % "validation: {share: 0.0}", "run.name=another")):
+            with pytest.raises(UserError, match=r"'book\.txt': there is no such file"):
+                attempt(changed)
 
 
 def test_a_tokenizer_that_is_not_here_is_not_downloaded():
-    run = dry_run(
-        load_config(None, [*UNPREPARED, "data.prepare={tokenizer: some/where, sources: [{path: x}], output: y}"])
-    )
+    run = dry_run(load_config(None, [*UNPREPARED, WITH_TOKENIZER.format("some/where")]))
     assert run.data.vocab_size == 32000
     assert "assumed: the tokenizer some/where is not on this machine" in dry_run_text(run)
 

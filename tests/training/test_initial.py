@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from hybridlm.cli import main
 from hybridlm.data.prepare import PrepareConfig, prepare
 from hybridlm.errors import UserError
-from hybridlm.training.checkpoints import STATE, checkpoints
+from hybridlm.training.checkpoints import CHECKSUMS, STATE, checkpoints
 from hybridlm.training.config import config_yaml
 from hybridlm.training.loop import pretrain
 from hybridlm.training.metrics import read_rows
@@ -119,6 +119,7 @@ def test_another_tokenizer_is_refused(recipe, trained, tmp_path):
 
 
 def test_the_same_tokens_cut_in_another_way_are_refused(recipe, trained):
+    (trained / STATE / CHECKSUMS).unlink()
     path = trained / "tokenizer.json"
     rules = json.loads(path.read_text(encoding="utf-8"))
     rules["model"]["merges"] = rules["model"]["merges"][::-1]
@@ -144,6 +145,7 @@ def test_the_same_tokens_cut_in_another_way_are_refused(recipe, trained):
     ],
 )
 def test_weights_that_are_missing_left_over_or_of_another_shape(recipe, trained, change, named):
+    (trained / STATE / CHECKSUMS).unlink()
     path = trained / "model.safetensors"
     weights = load_file(path)
     change(weights)
@@ -159,7 +161,21 @@ def test_nothing_there(recipe, name):
         pretrain(recipe(f"training.init_from={name}"))
 
 
+def test_a_flipped_bit_is_found_where_there_are_checksums(recipe, trained):
+    path = trained / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    config = recipe("run.name=second", "training.steps=1", f"training.init_from={trained}")
+    with pytest.raises(UserError, match=r"is damaged \(model\.safetensors does not fit its checksum\)"):
+        pretrain(config)
+    assert not config.run.path.exists()
+    (trained / STATE / CHECKSUMS).unlink()  # what the message says to do for what was changed on purpose
+    assert pretrain(config).checkpoint.is_dir()
+
+
 def test_a_damaged_folder_and_other_models(recipe, trained):
+    (trained / STATE / CHECKSUMS).unlink()
     (trained / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(UserError, match=r"training\.init_from=.*its weights cannot be read"):
         pretrain(recipe("run.name=second", f"training.init_from={trained}"))
@@ -181,3 +197,26 @@ def test_the_command_has_an_option_for_it(recipe, trained, tmp_path, capsys):
     path.write_text(config_yaml(recipe("run.name=second", "training.steps=1")), encoding="utf-8")
     assert main(["pretrain", "--config", str(path), "--init-from", str(trained), "epsilon.start=null"]) == 0
     assert f"weights:    from {trained}" in capsys.readouterr().out
+
+
+def test_what_is_known_beforehand_is_refused_before_the_data_is_prepared(recipe, trained, tmp_path, monkeypatch):
+    """And a path that is not there is named as a path, also where it could be a name on the Hub."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "book.txt").write_text("She was the youngest of the two daughters. " * 100, encoding="utf-8")
+    data = "data={prepare: {sources: [{path: book.txt}], output: prepared, vocab_size: 270}, sequence_length: 16}"
+    names = {path.name for path in trained.parent.parent.iterdir()}
+    refusals = {
+        "run.resume=must": "There is no checkpoint in .*second and run.resume=must",
+        "training.init_from=./nowhere": "init_from='./nowhere': there is no such folder",
+        "training.init_from=runs/frist": "there is no such folder in runs; did you mean 'first'",
+        f"training.init_from={trained.parent}": "there is no config.json in that folder",
+        "training.init_from=nobody/nothing": "init_from='nobody/nothing': it cannot be read",
+    }
+    for override, says in refusals.items():
+        with pytest.raises(UserError, match=says) as caught:
+            pretrain(recipe("run.name=second", data, override))
+        assert "huggingface.co" not in str(caught.value) or "nobody" in override
+    with pytest.raises(UserError, match="hidden_size: 16 in the checkpoint, 32 in the recipe"):
+        pretrain(recipe("run.name=second", data, f"training.init_from={trained}", "model.hidden_size=32"))
+    assert not (tmp_path / "prepared").exists()
+    assert {path.name for path in trained.parent.parent.iterdir()} == names
