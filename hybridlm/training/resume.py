@@ -77,12 +77,14 @@ def check_run_folder(run: Path) -> None:
 
 @contextmanager
 def held_folder(run: Path, accelerator: Accelerator) -> Iterator[None]:
-    """The main process holds the run folder inside. Raises UserError on every process."""
+    """The main process holds the run folder inside, cleared of what a killed one left half-written: all that looks for
+    its checkpoints, the data included, finds them under their names. Raises UserError on every process."""
     with ExitStack() as held:
 
         def hold() -> None:
             try:
                 held.enter_context(run_lock(run))
+                remove_leftovers(run)
             except OSError as error:
                 raise unwritable(run, error) from error
 
@@ -95,15 +97,13 @@ def unwritable(run: Path, error: OSError) -> UserError:
 
 
 def plan_run(config: PretrainConfig, data_fingerprint: str, log: Callable[[str], None] = print) -> Plan:
-    """Looks at the run folder, which this process holds, and removes what a killed one left half-written. Raises
-    UserError that says what to change."""
+    """Looks at the run folder, which this process holds. Raises UserError that says what to change."""
     run = config.run.path
     if config.run.resume == "never" and is_used(run):
         raise UserError(
             f"The run folder {run} is in use and run.resume=never. Choose another run.name, remove the folder, or "
             "set run.resume=auto to go on."
         )
-    remove_leftovers(run)
     final = run / "final"
     if final.is_dir():
         fault = damage(final)
