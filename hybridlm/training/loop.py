@@ -110,7 +110,7 @@ def pretrain(config: PretrainConfig) -> RunResult:
                 return _result(config.run.path)
             run = _Run(config, accelerator, data, plan)
             with (
-                Journal(config, accelerator, run.done, run.total, plan.kind == "resume") as journal,
+                Journal(config, accelerator, run.total, plan.state) as journal,
                 StopFlag() as stop,
             ):
                 return run.train(journal, stop)

@@ -26,17 +26,29 @@ from hybridlm.files import replace_pieces
 
 class JsonLines:
     """Appends rows to a file. Rows of steps after `keep_until` (by default all), and a torn last line, are cut off
-    first; the others stay byte for byte. Memory does not grow with them.
+    first; with `validation_due`, the validation of step `keep_until` too, which is about to come again. The others stay
+    byte for byte. Memory does not grow with them.
 
     A row that cannot be written, on a full disk for example, waits and is tried again with every row that follows;
     `report` is told of the first one. `sync` raises OSError while any waits.
     """
 
-    def __init__(self, path: Path, keep_until: int = -1, report: Callable[[str], None] | None = None):
+    def __init__(
+        self,
+        path: Path,
+        keep_until: int = -1,
+        report: Callable[[str], None] | None = None,
+        validation_due: bool = False,
+    ):
         self.path, self._report = path, report
+
+        def stays(row: dict[str, Any]) -> bool:
+            again = validation_due and row["step"] == keep_until and "bits_per_byte" in row
+            return row["step"] <= keep_until and not again
+
         try:
             if path.exists():
-                replace_pieces(path, (line for line, step in _readable(path, keep_until) if step <= keep_until))
+                replace_pieces(path, (line for line, row in _readable(path, keep_until) if stays(row)))
             self._file = path.open("ab", buffering=0)  # readable while the run goes on
         except OSError as error:
             raise UserError(
@@ -87,20 +99,21 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 yield number, line
 
 
-def _readable(path: Path, needed: int) -> Iterator[tuple[bytes, int]]:
-    """Each row as it stands in the file, and its step, up to the first line that a power cut left unreadable. Raises
+def _readable(path: Path, needed: int) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Each row as it stands in the file, and what it says, up to the first line that a power cut left unreadable. Raises
     UserError where that comes before the last row of step `needed`, which was on the disk before its checkpoint was."""
     last = -1
     for number, line in _lines(path):
         try:
-            last = json.loads(line)["step"]
+            row = json.loads(line)
+            last = row["step"]
         except (ValueError, KeyError, TypeError) as error:
             if last >= needed:
                 return
             raise UserError(
                 f"{path}:{number} is no row of a record ({error}). Restore the file, or move it away to begin anew."
             ) from None
-        yield line, last
+        yield line, row
 
 
 def each_row(path: Path) -> Iterator[dict[str, Any]]:

@@ -142,7 +142,8 @@ def plan_run(config: PretrainConfig, data_fingerprint: str, log: Callable[[str],
 
 def _know_best(run: Path, state: TrainingState, log: Callable[[str], None]) -> None:
     """Makes `state` forget its best model where `best` holds another one, such as that of a step which is taken again,
-    or none: the next validation then writes it anew. When the run stops getting better is not touched by that."""
+    or none: the next validation then writes it anew. When the run stops getting better is not touched by that. Where
+    the model is that of the checkpoint itself, whose validation comes again, it is the same that is written."""
     folder, seen = run / "best", state.early_stopping or {}
     known, there = seen.get("best_step"), None
     if folder.is_dir():
@@ -152,7 +153,7 @@ def _know_best(run: Path, state: TrainingState, log: Callable[[str], None]) -> N
         return
     if there is None:
         log(f"{folder}, the model of step {known:,}, is not there or damaged. The next validation writes it anew.")
-    else:
+    elif there != state.step or not state.validation_due:
         log(
             f"{folder} is the model of step {there:,}, which the checkpoint of step {state.step:,} does not know. The "
             "next validation writes its own in its place: copy the folder now if you want to keep it."
