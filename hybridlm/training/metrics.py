@@ -100,12 +100,15 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _readable(path: Path, needed: int) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """Each row as it stands in the file, and what it says, up to the first line that a power cut left unreadable. Raises
-    UserError where that comes before the last row of step `needed`, which was on the disk before its checkpoint was."""
+    """Each row as it stands in the file, and what it says, up to the first line that a power cut left unreadable.
+    Raises UserError where that comes before the last row of step `needed`, which was on the disk before its checkpoint
+    was."""
     last = -1
     for number, line in _lines(path):
         try:
             row = json.loads(line)
+            if type(row["step"]) is not int:
+                raise TypeError(f"step is {row['step']!r}")
             last = row["step"]
         except (ValueError, KeyError, TypeError) as error:
             if last >= needed:
@@ -118,13 +121,15 @@ def _readable(path: Path, needed: int) -> Iterator[tuple[bytes, dict[str, Any]]]
 
 def each_row(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a metrics file, one after another; a last line that was cut short by a crash is left out. Raises
-    UserError for any other line that is no JSON."""
+    UserError for any other line that is no JSON object."""
     for number, line in _lines(path):
         try:
             row = json.loads(line.decode("utf-8"))
-        except json.JSONDecodeError as error:
+            if not isinstance(row, dict):
+                raise ValueError(f"but {line[:20].decode('utf-8', 'replace').strip()}")
+        except ValueError as error:
             raise UserError(
-                f"{path}:{number} is no JSON ({error}). Restore the file, or move it away to start a new record."
+                f"{path}:{number} is no JSON object ({error}). Restore the file, or move it away to start a new record."
             ) from None
         yield row
 

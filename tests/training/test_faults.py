@@ -70,7 +70,13 @@ def test_rows_wait_for_room(small_disk):
     assert read_rows(path) == rows
 
 
-@pytest.mark.parametrize("block", [b"\0" * 300 + b"\n", b"\xff\xfe\n", b'{"loss": 1.0}\n', b"[]\n"])
+@pytest.mark.parametrize(
+    "block",
+    [
+        *(b"\0" * 300 + b"\n", b"\xff\xfe\n", b'{"loss": 1.0}\n', b"[]\n"),
+        *(b'{"step": null}\n', b'{"step": "a"}\n', b'{"step": 2.5}\n'),
+    ],
+)
 def test_what_a_power_cut_left_behind_the_checkpoint_is_cut_off(tmp_path, block):
     path = tmp_path / "metrics.jsonl"
     rows = [{"step": step, "loss": 1.0} for step in (1, 2, 3, 4)]

@@ -67,9 +67,11 @@ def test_rows_out_of_order_are_cut_off_one_by_one(tmp_path):
 
 def test_a_bad_line_in_the_middle_is_an_error_with_its_place(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\nnonsense\n{"step": 2}\n', encoding="utf-8")
-    with pytest.raises(UserError, match=r"metrics\.jsonl:2 is no JSON"):
-        read_rows(path)
+    for line in (b"nonsense", b"5", b"null", b"[1]", b"\xff\xfe"):
+        path.write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 2}\n')
+        for read in (read_rows, last_validation):
+            with pytest.raises(UserError, match=r"metrics\.jsonl:2 is no JSON object \("):
+                read(path)
 
 
 def test_every_text_survives(tmp_path):
