@@ -319,10 +319,10 @@ class _Run:
             newest = f"The newest checkpoint is {found[-1]}" if (found := checkpoints(self.folder)) else "There is none"
             if must:
                 raise SaveError(
-                    f"Stopped after step {self.done} of {self.total}: {error} {newest}; make room and give the same "
-                    "command again to go on from there."
+                    f"Stopped after step {self.done} of {self.total}: {error} {newest}; {error.remedy} and give the "
+                    "same command again to go on."
                 ) from error
-            journal.log(f"{error} {newest}. The training goes on; make room before the next checkpoint.")
+            journal.log(f"{error} {newest}. The training goes on; {error.remedy} before the next checkpoint.")
             return None
 
     def _finish(self, journal: Journal) -> RunResult:

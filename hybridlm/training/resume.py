@@ -4,6 +4,7 @@ A run goes on only under the settings that decide its numbers (`FROZEN`). How it
 into micro-batches may change between sessions.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from hybridlm.errors import OtherSettingsError, UserError
 from hybridlm.files import try_folder
 from hybridlm.training.checkpoints import damage, newest_valid, remove_leftovers, set_aside
 from hybridlm.training.config import load_config, settings
+from hybridlm.training.kept_record import keep_record
 from hybridlm.training.lock import is_used, run_lock
 from hybridlm.training.sections import PretrainConfig
 from hybridlm.training.session import on_main
@@ -63,12 +65,20 @@ def frozen_settings(config: PretrainConfig) -> dict[str, Any]:
 
 
 def check_run_folder(run: Path) -> None:
-    """Raises UserError where the run folder cannot be made or written into; leaves nothing behind."""
+    """Raises UserError where the run folder cannot be made or written into, or cannot hold checkpoints; leaves nothing
+    behind."""
     try:
         blocked = next((path for path in (run, *run.parents) if path.exists() and not path.is_dir()), None)
         if blocked is not None:
             raise UserError(
                 f"The run folder {run} cannot be made: {blocked} is a file. Choose another run.folder or run.name."
+            )
+        inside = run / "checkpoints"
+        if (inside.exists() or inside.is_symlink()) and not inside.is_dir():
+            what = f"a link to {os.readlink(inside)}, which is not there" if inside.is_symlink() else "no folder"
+            raise UserError(
+                f"{inside} is {what}. Bring the folder with the checkpoints back (is its disk mounted?), or choose "
+                "another run.name. Nothing was changed."
             )
         try_folder(run)
     except OSError as error:
@@ -137,6 +147,10 @@ def plan_run(config: PretrainConfig, data_fingerprint: str, log: Callable[[str],
             f"There is no checkpoint in {run} and run.resume=must. Check run.folder and run.name, or set "
             "run.resume=auto to start."
         )
+    try:
+        keep_record(run, log)
+    except OSError as error:
+        raise unwritable(run, error) from error
     return Plan("fresh")
 
 
