@@ -4,13 +4,14 @@ Every process has one; only the main process's writes.
 """
 
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
 from hybridlm.training.config import settings
 from hybridlm.training.memory import flat_statistics
-from hybridlm.training.metrics import JsonLines
+from hybridlm.training.metrics import JsonLines, missing_steps
 from hybridlm.training.output import Hangup
 from hybridlm.training.pace import Pace
 from hybridlm.training.progress import RunProgress
@@ -48,9 +49,20 @@ class Journal:
             self._trackers.open(_flat(settings(self.config)))
             self._metrics = JsonLines(folder / "metrics.jsonl", keep_until, self.log, again)
             opened.callback(self._metrics.close)
+            self._say_what_is_missing(folder / "metrics.jsonl", done)
             if self.config.logging.samples.every:
                 self._samples = JsonLines(folder / "samples.jsonl", keep_until - again, self.log)
             opened.pop_all()  # nothing failed: they stay open
+
+    def _say_what_is_missing(self, metrics: Path, done: int) -> None:
+        """Rows were on the disk before their checkpoint was: somebody, or a copy that was cut short, removed them."""
+        missing = missing_steps(metrics, done)
+        if missing:
+            rows = ", ".join(str(first) if first == last else f"{first} to {last}" for first, last in missing[:3])
+            count = sum(last - first + 1 for first, last in missing)
+            rows += f" and others, {count:,} in all," if missing[3:] else ""
+            are = "Row {} is" if count == 1 else "Rows {} are"
+            self.log(f"{are.format(rows)} missing from {metrics}; the run goes on without.")
 
     def __enter__(self) -> "Journal":
         self._hangup.__enter__()

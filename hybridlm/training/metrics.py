@@ -134,6 +134,18 @@ def each_row(path: Path) -> Iterator[dict[str, Any]]:
         yield row
 
 
+def missing_steps(path: Path, until: int) -> list[tuple[int, int]]:
+    """The steps from 1 to `until` that have no training row, each stretch as its first and last one. For a file that
+    `JsonLines` has looked through, or none."""
+    missing, last = [], 0
+    for row in each_row(path) if path.exists() else ():
+        if "bits_per_byte" not in row and row["step"] > last:
+            if row["step"] > last + 1:
+                missing.append((last + 1, row["step"] - 1))
+            last = row["step"]
+    return [*missing, (last + 1, until)] if last < until else missing
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """All of them."""
     return list(each_row(path))

@@ -61,3 +61,15 @@ def test_checkpoints_that_are_no_folder_are_refused_at_the_start(recipe, tmp_pat
     inside.symlink_to(tmp_path / "disk")
     assert pretrain(config).checkpoint.is_dir()
     assert (config.run.path / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_record_that_lost_rows_goes_on_and_says_so(recipe, interrupted, capsys):
+    config = recipe("training.steps=6", "validation.every=2")
+    metrics = config.run.path / "metrics.jsonl"
+    interrupted(config, 5)
+    lines = metrics.read_bytes().splitlines(keepends=True)
+    assert "missing" not in capsys.readouterr().out
+    metrics.write_bytes(b"".join(lines[:3]) + lines[3][:-9])  # step 1, 2, its validation, half of step 3
+    pretrain(config)
+    assert f"Rows 3 to 5 are missing from {metrics}; the run goes on without." in capsys.readouterr().out
+    assert [row["step"] for row in read_rows(metrics) if "lr" in row] == [1, 2, 6]

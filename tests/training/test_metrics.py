@@ -5,7 +5,7 @@ import tracemalloc
 import pytest
 
 from hybridlm.errors import UserError
-from hybridlm.training.metrics import JsonLines, last_validation, read_rows
+from hybridlm.training.metrics import JsonLines, last_validation, missing_steps, read_rows
 
 
 def write(path, rows, keep_until=-1):
@@ -56,6 +56,17 @@ def test_a_long_record_is_not_held(tmp_path):
     assert last_validation(path) == {}
     write(path, [{"step": 20_000, "bits_per_byte": 3.0}, {"step": 20_001, "loss": 1.0}], keep_until=20_000)
     assert last_validation(path) == {"step": 20_000, "bits_per_byte": 3.0}
+
+
+def test_rows_that_were_lost_are_found(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert missing_steps(path, 0) == []
+    assert missing_steps(path, 3) == [(1, 3)]
+    write(path, [{"step": 0, "bits_per_byte": 3.0}, *({"step": step} for step in (1, 2, 3))])
+    assert missing_steps(path, 3) == []
+    assert missing_steps(path, 4) == [(4, 4)]
+    write(path, [{"step": 2}, {"step": 5}, {"step": 7, "bits_per_byte": 3.0}, {"step": 9}])
+    assert missing_steps(path, 11) == [(1, 1), (3, 4), (6, 8), (10, 11)]
 
 
 def test_rows_out_of_order_are_cut_off_one_by_one(tmp_path):
