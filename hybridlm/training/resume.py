@@ -160,8 +160,8 @@ def _know_best(run: Path, state: TrainingState, log: Callable[[str], None]) -> N
     the model is that of the checkpoint itself, whose validation comes again, it is the same that is written."""
     folder, seen = run / "best", state.early_stopping or {}
     known, there = seen.get("best_step"), None
-    if folder.is_dir():
-        with suppress(UserError):  # damaged
+    if folder.is_dir() and damage(folder) is None:
+        with suppress(UserError):  # of another version
             there = read_state(folder).step
     if there == known:
         return
