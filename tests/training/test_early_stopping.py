@@ -107,8 +107,11 @@ def test_a_run_that_stops_early_is_finished(recipe, bits, capsys, same_weights):
     assert same_weights(run / "final", run / "checkpoints" / "step-00000005")
 
     stamp = (result.checkpoint / "model.safetensors").stat().st_mtime_ns
-    assert pretrain(config) == result
-    assert "This run is finished; nothing to do. It stopped early, after step 5 of 6." in capsys.readouterr().out
+    assert pretrain(recipe(*STOPPING, "validation.patience=9")) == result
+    assert (
+        "This run is finished; nothing to do. It stopped early, after step 5 of 6; for more steps, begin another run "
+        "from its model, with training.init_from under another run.name."
+    ) in capsys.readouterr().out
     assert (result.checkpoint / "model.safetensors").stat().st_mtime_ns == stamp
 
 
