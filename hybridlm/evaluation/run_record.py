@@ -119,12 +119,9 @@ def _read(file: Path, name: str) -> RunRecord:
 
 def _rows(file: Path) -> list[Row]:
     try:
-        rows = read_rows(file)
-    except (OSError, UnicodeDecodeError) as error:
+        return read_rows(file)
+    except OSError as error:
         raise UserError(f"{file}: it cannot be read ({error}). Give a file that a run of hybridlm wrote.") from None
-    if not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"{file}: it has lines that are no JSON objects. Give a file that a run of hybridlm wrote.")
-    return rows
 
 
 def _settings(file: Path) -> dict[str, str]:

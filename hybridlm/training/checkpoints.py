@@ -119,8 +119,9 @@ def prune(run: Path, keep: int, keep_every: int = 0) -> None:
     for path in checkpoints(run)[:-keep]:
         if keep_every and _step(path) % keep_every == 0:
             continue
-        # Renamed first: a removal that is cut short leaves no torn folder under a checkpoint's name.
-        doomed = path.with_name(f".{path.name}.old-{os.getpid()}")
+        # Renamed first: a removal that is cut short leaves no torn folder under a checkpoint's name. Not to `.old-`,
+        # which comes back.
+        doomed = path.with_name(f".{path.name}.gone-{os.getpid()}")
         with suppress(OSError):  # what cannot be removed now (a reader on a network disk holds it) is tried next time
             os.rename(path, doomed)
             shutil.rmtree(doomed)
@@ -128,12 +129,14 @@ def prune(run: Path, keep: int, keep_every: int = 0) -> None:
 
 
 def remove_leftovers(run: Path) -> None:
-    """Removes what a killed process left half-written or half-removed. Only for the process that holds the run."""
+    """Removes what a killed process left half-written or half-removed, and puts back what it had moved aside for a
+    newer one that never came: `best`, or the checkpoint of a step whose validation was made up for. Only for the
+    process that holds the run."""
     ours = [left for name in _WRITTEN for left in (*run.glob(f".{name}.partial-*"), *run.glob(f".{name}.old-*"))]
     for left in [*ours, *(run / "checkpoints").glob(".step-*")]:
         name, old, _ = left.name.removeprefix(".").rpartition(".old-")
-        if old and left.parent == run and not (run / name).exists():
-            os.rename(left, run / name)  # killed between moving the older one aside and putting the new one in place
+        if old and not left.with_name(name).exists():
+            os.rename(left, left.with_name(name))  # killed between the two renames of `files.put_in_place`
         elif left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         else:

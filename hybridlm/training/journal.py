@@ -4,28 +4,31 @@ Every process has one; only the main process's writes.
 """
 
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
 from hybridlm.training.config import settings
 from hybridlm.training.memory import flat_statistics
-from hybridlm.training.metrics import JsonLines
+from hybridlm.training.metrics import JsonLines, missing_steps
 from hybridlm.training.output import Hangup
 from hybridlm.training.pace import Pace
 from hybridlm.training.progress import RunProgress
 from hybridlm.training.sections import PretrainConfig
 from hybridlm.training.session import on_main
+from hybridlm.training.state import TrainingState
 from hybridlm.training.trackers import Trackers
 
 
 class Journal:
-    """`with Journal(...) as journal`. `done` steps are behind; rows of the records after them are cut off if the
-    run resumes, all rows if not. Every process makes it at once, and raises the UserError of a record that cannot be
-    read or written, which the main process alone finds out."""
+    """`with Journal(...) as journal`. `resumed` is what the run goes on from, of `total` steps: rows of the records
+    after it are cut off; all rows, where it is None. Every process makes it at once, and raises the UserError of a
+    record that cannot be read or written, which the main process alone finds out."""
 
-    def __init__(self, config: PretrainConfig, accelerator: Accelerator, done: int, total: int, resumed: bool):
+    def __init__(self, config: PretrainConfig, accelerator: Accelerator, total: int, resumed: TrainingState | None):
         self.config, self.accelerator, self.total = config, accelerator, total
+        done = 0 if resumed is None else resumed.step
         main, samples = accelerator.is_main_process, config.logging.samples
         self._progress = RunProgress(done, total, visible=main, print_every=config.logging.every)
         self._trackers: Trackers | None = None
@@ -36,18 +39,30 @@ class Journal:
         self._hangup, self._hangup_said = Hangup(), False
         on_main(accelerator, lambda: self._open(done, resumed))
 
-    def _open(self, done: int, resumed: bool) -> None:
+    def _open(self, done: int, resumed: TrainingState | None) -> None:
         """On the main process: trackers, then the records, whose rows of before trackers want to see."""
-        folder, keep_until = self.config.run.path, done if resumed else -1
+        folder, keep_until = self.config.run.path, -1 if resumed is None else done
+        again = resumed is not None and resumed.validation_due  # a session before may have come to its end, and died
         with ExitStack() as opened:
-            self._trackers = Trackers(self.config, done, resumed, self.log)
+            self._trackers = Trackers(self.config, done, resumed is not None, self.log)
             opened.callback(self._trackers.close)
             self._trackers.open(_flat(settings(self.config)))
-            self._metrics = JsonLines(folder / "metrics.jsonl", keep_until, self.log)
+            self._metrics = JsonLines(folder / "metrics.jsonl", keep_until, self.log, again)
             opened.callback(self._metrics.close)
+            self._say_what_is_missing(folder / "metrics.jsonl", done)
             if self.config.logging.samples.every:
-                self._samples = JsonLines(folder / "samples.jsonl", keep_until, self.log)
+                self._samples = JsonLines(folder / "samples.jsonl", keep_until - again, self.log)
             opened.pop_all()  # nothing failed: they stay open
+
+    def _say_what_is_missing(self, metrics: Path, done: int) -> None:
+        """Rows were on the disk before their checkpoint was: somebody, or a copy that was cut short, removed them."""
+        missing = missing_steps(metrics, done)
+        if missing:
+            rows = ", ".join(str(first) if first == last else f"{first} to {last}" for first, last in missing[:3])
+            count = sum(last - first + 1 for first, last in missing)
+            rows += f" and others, {count:,} in all," if missing[3:] else ""
+            are = "Row {} is" if count == 1 else "Rows {} are"
+            self.log(f"{are.format(rows)} missing from {metrics}; the run goes on without.")
 
     def __enter__(self) -> "Journal":
         self._hangup.__enter__()

@@ -52,7 +52,7 @@ def prepared_folder(config: PretrainConfig, log: Callable[[str], None]) -> Path:
 def _run_began_with(run: Path, output: Path, given: list[float]) -> bool:
     """Whether the run's newest state was made with what now lies in `output`, under any weights that it may have had:
     those of its last session, those `given` now, the folder's own."""
-    before = [source.get("weight", 1.0) for source in _section_before(run).get("sources", [])]
+    before = _weights_before(run)
     for saved in (run / "final", *reversed(checkpoints(run))):
         try:
             fingerprint = read_state(saved).data_fingerprint
@@ -69,6 +69,14 @@ def _run_began_with(run: Path, output: Path, given: list[float]) -> bool:
 def _as_begun(config: PretrainConfig) -> bool:
     """Whether the recipe's section is the one that the run's last session had."""
     return _what(_section_before(config.run.path)) == _what(settings(config)["data"]["prepare"])
+
+
+def _weights_before(run: Path) -> list[float] | None:
+    """Those of the run's last session; None, which stands for the folder's own, where they are not known."""
+    try:
+        return [float(source.get("weight", 1.0)) for source in _section_before(run)["sources"]]
+    except (KeyError, AttributeError, TypeError, ValueError, OverflowError):  # config.yaml is damaged
+        return None
 
 
 def _section_before(run: Path) -> dict[str, Any]:

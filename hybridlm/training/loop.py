@@ -19,7 +19,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +37,13 @@ from hybridlm.training.guard import DivergedError, OverflowsError, SpikeGuard
 from hybridlm.training.halt import forget_halt, halted
 from hybridlm.training.journal import Journal
 from hybridlm.training.memory import MemoryStatistics
-from hybridlm.training.metrics import last_validation
 from hybridlm.training.parallel import arrange
 from hybridlm.training.peaks import Utilisation
 from hybridlm.training.peers import peers
 from hybridlm.training.progress import clock
 from hybridlm.training.random_state import RandomState
 from hybridlm.training.report import startup_report
+from hybridlm.training.result import RunResult, finished_text, result_of
 from hybridlm.training.resume import Plan, check_run_folder, frozen_settings, held_folder, plan_run, unwritable
 from hybridlm.training.samples import write_samples
 from hybridlm.training.schedules import epsilon, learning_rate
@@ -78,20 +78,6 @@ MAX_OVERFLOWS = 30
 finite at all."""
 
 
-@dataclass
-class RunResult:
-    """Where a finished run left its results."""
-
-    run_folder: Path
-    """RUN."""
-    checkpoint: Path
-    """The final `from_pretrained` folder."""
-    metrics: Path
-    """metrics.jsonl."""
-    validation: dict[str, Any]
-    """The last validation row (metrics.py): bits_per_byte, loss, ... Empty without a validation split."""
-
-
 def pretrain(config: PretrainConfig) -> RunResult:
     """Trains as `config` says, going on from the newest checkpoint of the run folder if there is one.
 
@@ -106,26 +92,14 @@ def pretrain(config: PretrainConfig) -> RunResult:
             data = open_data(config, accelerator)
             plan = on_main(accelerator, lambda: plan_run(config, data.train.fingerprint, accelerator.print))
             if plan.kind == "finished":
-                accelerator.print(f"This run is finished; nothing to do.{_early(plan)} Its model is in {plan.folder}")
-                return _result(config.run.path)
+                accelerator.print(finished_text(plan))
+                return result_of(config.run.path)
             run = _Run(config, accelerator, data, plan)
             with (
-                Journal(config, accelerator, run.done, run.total, plan.kind == "resume") as journal,
+                Journal(config, accelerator, run.total, plan.state) as journal,
                 StopFlag() as stop,
             ):
                 return run.train(journal, stop)
-
-
-def _early(plan: Plan) -> str:
-    state = plan.state
-    if state is None or not state.stopped_early:
-        return ""
-    return f" It stopped early, after step {state.step:,} of {state.total_steps:,}."
-
-
-def _result(run: Path) -> RunResult:
-    metrics = run / "metrics.jsonl"
-    return RunResult(run, run / "final", metrics, last_validation(metrics))
 
 
 class _Run:
@@ -319,10 +293,10 @@ class _Run:
             newest = f"The newest checkpoint is {found[-1]}" if (found := checkpoints(self.folder)) else "There is none"
             if must:
                 raise SaveError(
-                    f"Stopped after step {self.done} of {self.total}: {error} {newest}; make room and give the same "
-                    "command again to go on from there."
+                    f"Stopped after step {self.done} of {self.total}: {error} {newest}; {error.remedy} and give the "
+                    "same command again to go on."
                 ) from error
-            journal.log(f"{error} {newest}. The training goes on; make room before the next checkpoint.")
+            journal.log(f"{error} {newest}. The training goes on; {error.remedy} before the next checkpoint.")
             return None
 
     def _finish(self, journal: Journal) -> RunResult:
@@ -339,7 +313,7 @@ class _Run:
             )
         steps = f"{self.done:,} steps" if self.done == self.total else f"{self.done:,} of {self.total:,} steps"
         journal.log(f"Finished {steps} in {clock(self._seconds())}. Model: {final}")
-        return _result(self.folder)
+        return result_of(self.folder)
 
     def _write(self, name: str, model: Any) -> Path:
         """A `from_pretrained` folder of the run, for use at epsilon = 0. Called by every process; the main one

@@ -26,17 +26,29 @@ from hybridlm.files import replace_pieces
 
 class JsonLines:
     """Appends rows to a file. Rows of steps after `keep_until` (by default all), and a torn last line, are cut off
-    first; the others stay byte for byte. Memory does not grow with them.
+    first; with `validation_due`, the validation of step `keep_until` too, which is about to come again. The others stay
+    byte for byte. Memory does not grow with them.
 
     A row that cannot be written, on a full disk for example, waits and is tried again with every row that follows;
     `report` is told of the first one. `sync` raises OSError while any waits.
     """
 
-    def __init__(self, path: Path, keep_until: int = -1, report: Callable[[str], None] | None = None):
+    def __init__(
+        self,
+        path: Path,
+        keep_until: int = -1,
+        report: Callable[[str], None] | None = None,
+        validation_due: bool = False,
+    ):
         self.path, self._report = path, report
+
+        def stays(row: dict[str, Any]) -> bool:
+            again = validation_due and row["step"] == keep_until and "bits_per_byte" in row
+            return row["step"] <= keep_until and not again
+
         try:
             if path.exists():
-                replace_pieces(path, (line for line, step in _readable(path, keep_until) if step <= keep_until))
+                replace_pieces(path, (line for line, row in _readable(path, keep_until) if stays(row)))
             self._file = path.open("ab", buffering=0)  # readable while the run goes on
         except OSError as error:
             raise UserError(
@@ -87,33 +99,51 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 yield number, line
 
 
-def _readable(path: Path, needed: int) -> Iterator[tuple[bytes, int]]:
-    """Each row as it stands in the file, and its step, up to the first line that a power cut left unreadable. Raises
-    UserError where that comes before the last row of step `needed`, which was on the disk before its checkpoint was."""
+def _readable(path: Path, needed: int) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Each row as it stands in the file, and what it says, up to the first line that a power cut left unreadable.
+    Raises UserError where that comes before the last row of step `needed`, which was on the disk before its checkpoint
+    was."""
     last = -1
     for number, line in _lines(path):
         try:
-            last = json.loads(line)["step"]
+            row = json.loads(line)
+            if type(row["step"]) is not int:
+                raise TypeError(f"step is {row['step']!r}")
+            last = row["step"]
         except (ValueError, KeyError, TypeError) as error:
             if last >= needed:
                 return
             raise UserError(
                 f"{path}:{number} is no row of a record ({error}). Restore the file, or move it away to begin anew."
             ) from None
-        yield line, last
+        yield line, row
 
 
 def each_row(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a metrics file, one after another; a last line that was cut short by a crash is left out. Raises
-    UserError for any other line that is no JSON."""
+    UserError for any other line that is no JSON object."""
     for number, line in _lines(path):
         try:
             row = json.loads(line.decode("utf-8"))
-        except json.JSONDecodeError as error:
+            if not isinstance(row, dict):
+                raise ValueError(f"but {line[:20].decode('utf-8', 'replace').strip()}")
+        except ValueError as error:
             raise UserError(
-                f"{path}:{number} is no JSON ({error}). Restore the file, or move it away to start a new record."
+                f"{path}:{number} is no JSON object ({error}). Restore the file, or move it away to start a new record."
             ) from None
         yield row
+
+
+def missing_steps(path: Path, until: int) -> list[tuple[int, int]]:
+    """The steps from 1 to `until` that have no training row, each stretch as its first and last one. For a file that
+    `JsonLines` has looked through, or none."""
+    missing, last = [], 0
+    for row in each_row(path) if path.exists() else ():
+        if "bits_per_byte" not in row and row["step"] > last:
+            if row["step"] > last + 1:
+                missing.append((last + 1, row["step"] - 1))
+            last = row["step"]
+    return [*missing, (last + 1, until)] if last < until else missing
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ A run goes on only under the settings that decide its numbers (`FROZEN`). How it
 into micro-batches may change between sessions.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from hybridlm.errors import OtherSettingsError, UserError
 from hybridlm.files import try_folder
 from hybridlm.training.checkpoints import damage, newest_valid, remove_leftovers, set_aside
 from hybridlm.training.config import load_config, settings
+from hybridlm.training.kept_record import keep_record
 from hybridlm.training.lock import is_used, run_lock
 from hybridlm.training.sections import PretrainConfig
 from hybridlm.training.session import on_main
@@ -63,12 +65,20 @@ def frozen_settings(config: PretrainConfig) -> dict[str, Any]:
 
 
 def check_run_folder(run: Path) -> None:
-    """Raises UserError where the run folder cannot be made or written into; leaves nothing behind."""
+    """Raises UserError where the run folder cannot be made or written into, or cannot hold checkpoints; leaves nothing
+    behind."""
     try:
         blocked = next((path for path in (run, *run.parents) if path.exists() and not path.is_dir()), None)
         if blocked is not None:
             raise UserError(
                 f"The run folder {run} cannot be made: {blocked} is a file. Choose another run.folder or run.name."
+            )
+        inside = run / "checkpoints"
+        if (inside.exists() or inside.is_symlink()) and not inside.is_dir():
+            what = f"a link to {os.readlink(inside)}, which is not there" if inside.is_symlink() else "no folder"
+            raise UserError(
+                f"{inside} is {what}. Bring the folder with the checkpoints back (is its disk mounted?), or choose "
+                "another run.name. Nothing was changed."
             )
         try_folder(run)
     except OSError as error:
@@ -77,12 +87,14 @@ def check_run_folder(run: Path) -> None:
 
 @contextmanager
 def held_folder(run: Path, accelerator: Accelerator) -> Iterator[None]:
-    """The main process holds the run folder inside. Raises UserError on every process."""
+    """The main process holds the run folder inside, cleared of what a killed one left half-written: all that looks for
+    its checkpoints, the data included, finds them under their names. Raises UserError on every process."""
     with ExitStack() as held:
 
         def hold() -> None:
             try:
                 held.enter_context(run_lock(run))
+                remove_leftovers(run)
             except OSError as error:
                 raise unwritable(run, error) from error
 
@@ -95,15 +107,13 @@ def unwritable(run: Path, error: OSError) -> UserError:
 
 
 def plan_run(config: PretrainConfig, data_fingerprint: str, log: Callable[[str], None] = print) -> Plan:
-    """Looks at the run folder, which this process holds, and removes what a killed one left half-written. Raises
-    UserError that says what to change."""
+    """Looks at the run folder, which this process holds. Raises UserError that says what to change."""
     run = config.run.path
     if config.run.resume == "never" and is_used(run):
         raise UserError(
             f"The run folder {run} is in use and run.resume=never. Choose another run.name, remove the folder, or "
             "set run.resume=auto to go on."
         )
-    remove_leftovers(run)
     final = run / "final"
     if final.is_dir():
         fault = damage(final)
@@ -137,22 +147,27 @@ def plan_run(config: PretrainConfig, data_fingerprint: str, log: Callable[[str],
             f"There is no checkpoint in {run} and run.resume=must. Check run.folder and run.name, or set "
             "run.resume=auto to start."
         )
+    try:
+        keep_record(run, log)
+    except OSError as error:
+        raise unwritable(run, error) from error
     return Plan("fresh")
 
 
 def _know_best(run: Path, state: TrainingState, log: Callable[[str], None]) -> None:
     """Makes `state` forget its best model where `best` holds another one, such as that of a step which is taken again,
-    or none: the next validation then writes it anew. When the run stops getting better is not touched by that."""
+    or none: the next validation then writes it anew. When the run stops getting better is not touched by that. Where
+    the model is that of the checkpoint itself, whose validation comes again, it is the same that is written."""
     folder, seen = run / "best", state.early_stopping or {}
     known, there = seen.get("best_step"), None
-    if folder.is_dir():
-        with suppress(UserError):  # damaged
+    if folder.is_dir() and damage(folder) is None:
+        with suppress(UserError):  # of another version
             there = read_state(folder).step
     if there == known:
         return
     if there is None:
         log(f"{folder}, the model of step {known:,}, is not there or damaged. The next validation writes it anew.")
-    else:
+    elif there != state.step or not state.validation_due:
         log(
             f"{folder} is the model of step {there:,}, which the checkpoint of step {state.step:,} does not know. The "
             "next validation writes its own in its place: copy the folder now if you want to keep it."

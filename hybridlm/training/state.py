@@ -8,6 +8,7 @@ each process writes its own part of the optimizer's state and of the averaged we
 folder aside: it gets its name once all have written, or not at all. All processes must see that folder.
 """
 
+import errno
 import json
 import pickle
 import re
@@ -92,7 +93,9 @@ def save_model(folder: Path, model: Any, tokenizer: Any, state: TrainingState) -
 
 class SaveError(UserError):
     """A folder could not be written: the disk is full, or the run folder became read-only. What was there before is
-    untouched."""
+    untouched. remedy: what helps, as an order without its full stop."""
+
+    remedy = "put that right"
 
 
 @contextmanager
@@ -101,22 +104,35 @@ def saving(target: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = _disk_reason(error)
-        if reason is None:
+        refused = _disk_reason(error)
+        if refused is None:
             raise
-        room = next(folder for folder in target.parents if folder.exists())
-        raise SaveError(
-            f"{target} could not be written ({reason}; {shutil.disk_usage(room).free / 2**20:,.0f} MiB are free). "
-            "Nothing was lost or left half-written."
-        ) from error
+        number, reason = refused
+        if number in _FULL:
+            room = next(folder for folder in target.parents if folder.exists())
+            reason += f"; {shutil.disk_usage(room).free / 2**20:,.0f} MiB are free"
+        elif isinstance(error, OSError) and error.filename is not None:
+            reason += f": {error.filename}"
+        told = SaveError(f"{target} could not be written ({reason}). Nothing was lost or left half-written.")
+        if number in _FULL:
+            told.remedy = "make room"
+        elif number in _REFUSED:
+            told.remedy = f"make {target.parent} a folder that can be written"
+        raise told from error
 
 
-def _disk_reason(error: Exception) -> str | None:
-    """What the disk refused; None where the error is another. Each library has its own way to say it."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REFUSED = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT)
+
+
+def _disk_reason(error: Exception) -> tuple[int | None, str] | None:
+    """What the disk refused, as errno and in words; None where the error is another. Each library has its own way to
+    say it."""
     if isinstance(error, OSError):
-        return error.strerror or str(error)
-    said = re.search(r"(?:I/O error: |^)(.*) \(os error \d+\)", str(error))  # safetensors, tokenizers: Rust's words
-    return said[1] if said is not None else None
+        return error.errno, error.strerror or str(error)
+    # safetensors, tokenizers: Rust's words
+    said = re.search(r"(?:I/O error: |^)(.*) \(os error (\d+)\)", str(error))
+    return (int(said[2]), said[1]) if said is not None else None
 
 
 def save_checkpoint(

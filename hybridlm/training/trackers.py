@@ -127,7 +127,8 @@ def _last_steps(run: Path) -> dict[str, int]:
         with suppress(OSError, UserError):  # not there, or damaged from some line on
             for row in each_row(file):
                 kind = "sample" if "prompt" in row else "validation" if "bits_per_byte" in row else "train"
-                last[kind] = max(last.get(kind, -1), row["step"])
+                if isinstance(row.get("step"), int):
+                    last[kind] = max(last.get(kind, -1), row["step"])
     return last
 
 

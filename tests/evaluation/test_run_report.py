@@ -278,9 +278,9 @@ def test_rows_that_lack_something_are_drawn_as_far_as_they_go(tmp_path, rows):
         (b'{"step": 1, "lo', "it has no row yet"),
         (b'{"step": 1, "train/loss": 2.0}\n', "none of its 1 rows is of a step or a validation"),
         (b'{"loss": 1, "grad_norm": 2.0}\n', "a row without a step"),
-        (b"[1, 2]\n", "no JSON objects"),
+        (b"[1, 2]\n", "is no JSON object (but [1, 2])"),
         (b"hello\n", "is no JSON"),
-        (b"\xff\xfe\x00\n", "cannot be read"),
+        (b"\xff\xfe\x00\n", "is no JSON object ('utf-8' codec"),
     ],
 )
 def test_what_is_no_record_of_a_run(tmp_path, capsys, content, says):

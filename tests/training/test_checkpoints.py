@@ -134,6 +134,17 @@ def test_prune_keeps_the_newest(tmp_path):
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
 
 
+def test_a_removal_that_was_cut_short_does_not_come_back(tmp_path, monkeypatch):
+    for step in (1, 2):
+        write_folder(checkpoint_path(tmp_path, step), fill_with("x"))
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", lambda *_, **__: None)
+        prune(tmp_path, keep=1)
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+    remove_leftovers(tmp_path)
+    assert list((tmp_path / "checkpoints").iterdir()) == [checkpoint_path(tmp_path, 2)]
+
+
 def test_prune_keeps_every_nth_too(tmp_path):
     for step in range(2, 15, 2):
         write_folder(checkpoint_path(tmp_path, step), fill_with("x"))
@@ -182,13 +193,20 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path):
 
 
 def test_an_older_folder_that_waited_for_a_newer_one_comes_back(tmp_path):
-    """A process was killed between the two renames that put a new `best` in the place of the old one."""
+    """A process was killed between the two renames that put a new folder in the place of the old one: `best`, or a
+    checkpoint whose validation came again, which may be the only one."""
     for name in (".best.old-7", ".best.partial-7", ".final-ema.old-7", "final-ema"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "says").write_text(name, encoding="utf-8")
+    for name in (".step-00000008.old-7", ".step-00000008.partial-7", ".step-00000004.gone-7"):
+        write_folder(tmp_path / "checkpoints" / name, fill_with(name))
     (tmp_path / ".report.html.partial-7").write_text("another program's", encoding="utf-8")
     remove_leftovers(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".report.html.partial-7", "best", "final-ema"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *(".report.html.partial-7", "best", "checkpoints", "final-ema")
+    ]
+    assert list((tmp_path / "checkpoints").iterdir()) == [checkpoint_path(tmp_path, 8)]
+    assert (checkpoint_path(tmp_path, 8) / STATE / "state.json").read_text() == ".step-00000008.old-7"
     assert [(tmp_path / name / "says").read_text() for name in ("best", "final-ema")] == [".best.old-7", "final-ema"]
 
 

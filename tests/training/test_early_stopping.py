@@ -4,10 +4,11 @@ import json
 import shutil
 
 import pytest
+from comparing import seal
 
 from hybridlm.errors import UserError
 from hybridlm.training import loop
-from hybridlm.training.checkpoints import STATE, checkpoints
+from hybridlm.training.checkpoints import STATE, checkpoints, write_sealed
 from hybridlm.training.early_stopping import EarlyStopping
 from hybridlm.training.lock import LOCK
 from hybridlm.training.loop import pretrain
@@ -106,8 +107,11 @@ def test_a_run_that_stops_early_is_finished(recipe, bits, capsys, same_weights):
     assert same_weights(run / "final", run / "checkpoints" / "step-00000005")
 
     stamp = (result.checkpoint / "model.safetensors").stat().st_mtime_ns
-    assert pretrain(config) == result
-    assert "This run is finished; nothing to do. It stopped early, after step 5 of 6." in capsys.readouterr().out
+    assert pretrain(recipe(*STOPPING, "validation.patience=9")) == result
+    assert (
+        "This run is finished; nothing to do. It stopped early, after step 5 of 6; for more steps, begin another run "
+        "from its model, with training.init_from under another run.name."
+    ) in capsys.readouterr().out
     assert (result.checkpoint / "model.safetensors").stat().st_mtime_ns == stamp
 
 
@@ -190,6 +194,24 @@ def test_on_a_cpu_the_same_best_model_comes_again(undone, bits, recipe, capsys, 
         capsys.readouterr().out
     )
     assert state_of(run / "best")["early_stopping"]["best"] == 9.0
+
+
+def test_a_damaged_best_model_is_written_anew(undone, bits, capsys, same_weights):
+    """Its state alone is whole, and of the step that the checkpoint knows."""
+    config, run = undone
+    shutil.rmtree(run / "best")
+    write_sealed(run / "best", lambda folder: shutil.copytree(checkpoints(run)[-1], folder, dirs_exist_ok=True))
+    state = state_of(checkpoints(run)[-1])
+    path = run / "best" / STATE / "state.json"
+    path.write_text(json.dumps(state | {"step": state["early_stopping"]["best_step"]}), encoding="utf-8")
+    seal(run / "best")
+    (run / "best" / "model.safetensors").write_bytes(b"x")
+    bits({5: 9.0, 6: 9.5})
+    pretrain(config)
+    assert "best, the model of step 2, is not there or damaged. The next validation writes it anew." in (
+        capsys.readouterr().out
+    )
+    assert same_weights(run / "best", run / "checkpoints" / "step-00000005")
 
 
 def test_patience_without_a_validation_split_is_refused(recipe, tmp_path):

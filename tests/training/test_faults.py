@@ -1,8 +1,11 @@
 """What a disk can do to a run: be full, be full for a while, take no more writes."""
 
 import contextlib
+import errno
 import io
 import json
+import os
+import pickle
 import resource
 import shutil
 import signal
@@ -19,7 +22,7 @@ from hybridlm.training.guard import DivergedError
 from hybridlm.training.journal import Journal
 from hybridlm.training.loop import pretrain
 from hybridlm.training.metrics import JsonLines, read_rows
-from hybridlm.training.state import SaveError
+from hybridlm.training.state import SaveError, saving
 
 
 @pytest.fixture
@@ -70,7 +73,13 @@ def test_rows_wait_for_room(small_disk):
     assert read_rows(path) == rows
 
 
-@pytest.mark.parametrize("block", [b"\0" * 300 + b"\n", b"\xff\xfe\n", b'{"loss": 1.0}\n', b"[]\n"])
+@pytest.mark.parametrize(
+    "block",
+    [
+        *(b"\0" * 300 + b"\n", b"\xff\xfe\n", b'{"loss": 1.0}\n', b"[]\n"),
+        *(b'{"step": null}\n', b'{"step": "a"}\n', b'{"step": 2.5}\n'),
+    ],
+)
 def test_what_a_power_cut_left_behind_the_checkpoint_is_cut_off(tmp_path, block):
     path = tmp_path / "metrics.jsonl"
     rows = [{"step": step, "loss": 1.0} for step in (1, 2, 3, 4)]
@@ -164,6 +173,35 @@ def test_a_disk_that_is_full_at_the_end(recipe, small_disk, monkeypatch):
     (small_disk / "ballast").unlink()
     pretrain(config)
     assert_same(config.run.path, whole.run.path)
+
+
+def test_what_helps_against_what_the_disk_refused(tmp_path):
+    for number, remedy in (
+        (errno.ENOSPC, "make room"),
+        (errno.EROFS, f"make {tmp_path} a folder that can be written"),
+        (errno.EIO, "put that right"),
+    ):
+        with pytest.raises(SaveError, match=r"final could not be written \(") as caught, saving(tmp_path / "final"):
+            raise OSError(number, os.strerror(number))
+        assert ("MiB are free" in str(caught.value)) == (number == errno.ENOSPC)
+        assert pickle.loads(pickle.dumps(caught.value)).remedy == remedy  # other processes raise it too
+    with pytest.raises(SaveError, match="MiB are free"), saving(tmp_path / "final"):
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+def test_checkpoints_became_a_file(recipe, monkeypatch):
+    """Room is not what is missing."""
+    config = recipe("training.steps=3")
+    put = JsonLines.write
+
+    def put_and_block(self, row):
+        put(self, row)
+        if row["step"] == 2:
+            (config.run.path / "checkpoints").write_text("x")
+
+    monkeypatch.setattr(JsonLines, "write", put_and_block)
+    with pytest.raises(SaveError, match=r"\(File exists: .*There is none; make .*/checkpoints a folder that can be"):
+        pretrain(config)
 
 
 def crash_after(step: int, config, monkeypatch) -> None:

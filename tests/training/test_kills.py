@@ -14,10 +14,11 @@ from hybridlm.training.metrics import read_rows
 
 
 def test_a_hundred_kills_change_nothing(recipe, tmp_path):
-    """SIGKILL at 100 random moments, during saves too: curve, weights and optimizer are those of a run in one go."""
+    """SIGKILL at 100 moments, most of them random, during saves too, and SIGTERM in validations: curve, weights and
+    optimizer are those of a run in one go. What a single checkpoint holds is never lost."""
     config = recipe(
         "training.steps=20", "training.ema_decay=0.9",
-        "checkpoint={every: 2, keep: 2, keep_every: 6}", "validation={every: 8, at_start: true}",
+        "checkpoint={every: 2, keep: 1, keep_every: 6}", "validation={every: 8, at_start: true}",
         "model={pattern: rglru bmru attention, hidden_size: 16, num_attention_heads: 2, attention_dropout: 0.2}",
         "logging.samples={every: 16, max_new_tokens: 4}",
     )  # fmt: skip
@@ -31,6 +32,8 @@ def test_a_hundred_kills_change_nothing(recipe, tmp_path):
     assert counts["kills"] == 100
     assert counts["torn"] >= 3, counts
     assert counts["resumed"] >= 30, counts
+    assert counts["stopped"] >= 3, counts
+    assert counts["aside"] >= 3, counts
     run, whole = config.run.path, config.run.path.with_name("whole")
     assert_same(run, whole)
     kept = [f"step-{step:08d}" for step in (6, 12, 18, 20)]

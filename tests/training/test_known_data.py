@@ -1,6 +1,7 @@
 """A run that has begun goes on with its data folder: no source is read again, and the folder is not replaced."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -75,6 +76,18 @@ def test_a_data_folder_that_is_gone_is_made_again(describe, interrupted, tmp_pat
     (tmp_path / "runs" / "test" / "config.yaml").unlink()  # what the section was is not known: the sources are read
     pretrain(config)
     assert len(calls) == 2
+
+
+def test_what_the_section_was_cannot_be_read(describe, interrupted):
+    """A damaged config.yaml says nothing; the run goes on with the data folder that it has."""
+    config = describe()
+    interrupted(config, 2)
+    sources = ("null", "[1]", "{a: b}", "[{weight: abc}]", "[{weight: [1]}]")
+    for text in ("", "\0", "- 1", "data: []", *(f"data: {{prepare: {{sources: {each}}}}}" for each in sources)):
+        (config.run.path / "config.yaml").write_text(text)
+        folder = known_data.prepared_folder(config, lambda _: None)
+        assert folder == Path(config.data.prepare.output)
+    assert pretrain(config).checkpoint.is_dir()
 
 
 def test_a_run_that_cannot_prepare_leaves_no_run_folder(recipe, tmp_path):

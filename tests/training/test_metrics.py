@@ -5,7 +5,7 @@ import tracemalloc
 import pytest
 
 from hybridlm.errors import UserError
-from hybridlm.training.metrics import JsonLines, last_validation, read_rows
+from hybridlm.training.metrics import JsonLines, last_validation, missing_steps, read_rows
 
 
 def write(path, rows, keep_until=-1):
@@ -58,6 +58,17 @@ def test_a_long_record_is_not_held(tmp_path):
     assert last_validation(path) == {"step": 20_000, "bits_per_byte": 3.0}
 
 
+def test_rows_that_were_lost_are_found(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert missing_steps(path, 0) == []
+    assert missing_steps(path, 3) == [(1, 3)]
+    write(path, [{"step": 0, "bits_per_byte": 3.0}, *({"step": step} for step in (1, 2, 3))])
+    assert missing_steps(path, 3) == []
+    assert missing_steps(path, 4) == [(4, 4)]
+    write(path, [{"step": 2}, {"step": 5}, {"step": 7, "bits_per_byte": 3.0}, {"step": 9}])
+    assert missing_steps(path, 11) == [(1, 1), (3, 4), (6, 8), (10, 11)]
+
+
 def test_rows_out_of_order_are_cut_off_one_by_one(tmp_path):
     path = tmp_path / "metrics.jsonl"
     write(path, [{"step": step} for step in (1, 5, 2, 7, 3)])
@@ -67,9 +78,11 @@ def test_rows_out_of_order_are_cut_off_one_by_one(tmp_path):
 
 def test_a_bad_line_in_the_middle_is_an_error_with_its_place(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\nnonsense\n{"step": 2}\n', encoding="utf-8")
-    with pytest.raises(UserError, match=r"metrics\.jsonl:2 is no JSON"):
-        read_rows(path)
+    for line in (b"nonsense", b"5", b"null", b"[1]", b"\xff\xfe"):
+        path.write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 2}\n')
+        for read in (read_rows, last_validation):
+            with pytest.raises(UserError, match=r"metrics\.jsonl:2 is no JSON object \("):
+                read(path)
 
 
 def test_every_text_survives(tmp_path):
