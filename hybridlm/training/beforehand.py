@@ -9,9 +9,9 @@ from hybridlm.data.prepare import source_weights
 from hybridlm.errors import UserError
 from hybridlm.training.checkpoints import checkpoints
 from hybridlm.training.initial import check_initial, is_local
-from hybridlm.training.known_data import _as_begun, _run_began_with
+from hybridlm.training.known_data import as_begun, run_began_with
 from hybridlm.training.lock import is_used
-from hybridlm.training.resume import _refuse_changes
+from hybridlm.training.resume import refuse_changes
 from hybridlm.training.sections import PretrainConfig
 from hybridlm.training.state import TrainingState, read_state
 
@@ -58,7 +58,7 @@ def run_state(config: PretrainConfig, data_fingerprint: str | None) -> str:
         if finished
         else f"The run in {run} cannot go on from step {state.step}: its settings were others"
     )
-    _refuse_changes(config, state, data_fingerprint or state.data_fingerprint, what)
+    refuse_changes(config, state, data_fingerprint or state.data_fingerprint, what)
     return "holds a finished run" if finished else f"holds a run; it would go on from {folder.name}"
 
 
@@ -81,7 +81,7 @@ def reads_sources(config: PretrainConfig) -> bool:
     if section is None:
         return False
     output = Path(section.output).expanduser()
-    return not (_run_began_with(config.run.path, output, source_weights(section)) and _as_begun(config))
+    return not (run_began_with(config.run.path, output, source_weights(section)) and as_begun(config))
 
 
 def initial_weights(config: PretrainConfig) -> str:

@@ -35,9 +35,9 @@ def prepared_folder(config: PretrainConfig, log: Callable[[str], None]) -> Path:
     section = config.data.prepare
     assert section is not None
     output = Path(section.output).expanduser()
-    if not _run_began_with(config.run.path, output, source_weights(section)):
+    if not run_began_with(config.run.path, output, source_weights(section)):
         return prepare(section, log, set_weights=False)
-    if _as_begun(config):
+    if as_begun(config):
         log(f"Data folder {output} is the one that this run began with; its sources are not read again.")
         return output
     try:
@@ -49,7 +49,7 @@ def prepared_folder(config: PretrainConfig, log: Callable[[str], None]) -> Path:
         ) from None
 
 
-def _run_began_with(run: Path, output: Path, given: list[float]) -> bool:
+def run_began_with(run: Path, output: Path, given: list[float]) -> bool:
     """Whether the run's newest state was made with what now lies in `output`, under any weights that it may have had:
     those of its last session, those `given` now, the folder's own."""
     before = _weights_before(run)
@@ -66,7 +66,7 @@ def _run_began_with(run: Path, output: Path, given: list[float]) -> bool:
     return False
 
 
-def _as_begun(config: PretrainConfig) -> bool:
+def as_begun(config: PretrainConfig) -> bool:
     """Whether the recipe's section is the one that the run's last session had."""
     return _what(_section_before(config.run.path)) == _what(settings(config)["data"]["prepare"])
 

@@ -119,7 +119,7 @@ def plan_run(config: PretrainConfig, data_fingerprint: str, log: Callable[[str],
         fault = damage(final)
         if fault is None:
             state = read_state(final)
-            _refuse_changes(
+            refuse_changes(
                 config, state, data_fingerprint, f"The run in {run} is finished, and was made with other settings"
             )
             return Plan("finished", final, state)
@@ -127,7 +127,7 @@ def plan_run(config: PretrainConfig, data_fingerprint: str, log: Callable[[str],
     found = newest_valid(run, log)
     if found is not None:
         state = read_state(found)
-        _refuse_changes(
+        refuse_changes(
             config,
             state,
             data_fingerprint,
@@ -181,7 +181,7 @@ def _unset_settings() -> dict[str, Any]:
     return frozen_settings(load_config(None, ["data.folder=unknown", "training.steps=1"]))
 
 
-def _refuse_changes(config: PretrainConfig, state: TrainingState, data_fingerprint: str, what: str) -> None:
+def refuse_changes(config: PretrainConfig, state: TrainingState, data_fingerprint: str, what: str) -> None:
     given, kept = frozen_settings(config), _unset_settings() | state.settings
     changes = [
         f"{name}: was {kept.get(name, 'not set')}, is now {given.get(name, 'not set')}"
