@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from accelerate import Accelerator
+from failing import InfiniteGradient
 
 from hybridlm.data.loader import batches
 from hybridlm.errors import UserError
@@ -30,18 +31,6 @@ FLAVOURS = pytest.mark.parametrize(
     ],
     ids=["fp32", "bf16", "checkpointing"],
 )
-
-
-class _BadBackward(torch.autograd.Function):
-    """The identity, whose gradient is infinite."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return torch.full_like(grad, float("inf"))
 
 
 def spoiled(output, how):
@@ -118,7 +107,7 @@ def test_what_a_module_gives(recipe, monkeypatch, flavour, name):
 )
 def test_a_backward_alone(recipe, monkeypatch, flavour, name):
     """The hook of its output sees a good gradient; its own code makes it a bad one."""
-    plant(monkeypatch, name, _BadBackward.apply)
+    plant(monkeypatch, name, InfiniteGradient.apply)
     message, report = stopped(recipe(LAYERS, *flavour))
     assert (report["kind"], report["tensor"]) == (
         "backward",
@@ -215,7 +204,7 @@ def test_a_run_that_goes_on_forgets_the_report(recipe, monkeypatch):
     assert [path.name for path in config.run.path.glob(".*")] == [LOCK]
 
 
-@pytest.mark.parametrize("how", [nan_at, _BadBackward.apply], ids=["forward", "backward"])
+@pytest.mark.parametrize("how", [nan_at, InfiniteGradient.apply], ids=["forward", "backward"])
 def test_the_search_leaves_everything_as_it_was(recipe, monkeypatch, how):
     """Weights, gradients, random states and hooks; and it sees the dropout that the step saw."""
     config = recipe(LAYERS, "training.micro_batch_size=2")

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 from comparing import assert_same
+from failing import crash_after
 
 from hybridlm.errors import UserError
 from hybridlm.training import loop
 from hybridlm.training.checkpoints import STATE, checkpoints, damage
 from hybridlm.training.guard import DivergedError
-from hybridlm.training.journal import Journal
 from hybridlm.training.loop import pretrain
 from hybridlm.training.metrics import JsonLines, read_rows
 from hybridlm.training.state import SaveError, saving
@@ -202,20 +202,6 @@ def test_checkpoints_became_a_file(recipe, monkeypatch):
     monkeypatch.setattr(JsonLines, "write", put_and_block)
     with pytest.raises(SaveError, match=r"\(File exists: .*There is none; make .*/checkpoints a folder that can be"):
         pretrain(config)
-
-
-def crash_after(step: int, config, monkeypatch) -> None:
-    write = Journal.step
-
-    def step_and_crash(self, row, *args):
-        write(self, row, *args)
-        if row["step"] == step:
-            raise RuntimeError("power cut")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Journal, "step", step_and_crash)
-        with pytest.raises(RuntimeError, match="power cut"):
-            pretrain(config)
 
 
 def test_a_quota_on_files(recipe, monkeypatch):

@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from failing import InfiniteGradient
 
 from hybridlm.training import loop, session
 from hybridlm.training.checkpoints import STATE, checkpoints
@@ -77,18 +78,6 @@ def test_the_scale_goes_on(recipe, scaled, interrupted, same_run, kind, at):
     assert states[0]["scaler"] == states[1]["scaler"]
 
 
-class _Overflow(torch.autograd.Function):
-    """The identity, whose gradient is infinite."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return torch.full_like(grad, float("inf"))
-
-
 def test_overflows_without_end_name_the_tensor_where_they_begin(recipe, scaled, monkeypatch):
     """As any other stop by itself does, on the screen and in diverged.json."""
     build, name = loop.build_model, "model.layers.1.mixer.cells.0"
@@ -100,7 +89,7 @@ def test_overflows_without_end_name_the_tensor_where_they_begin(recipe, scaled, 
 
         def overflowing(*inputs, **keywords):
             outputs = forward(*inputs, **keywords)
-            return (_Overflow.apply(outputs[0]), *outputs[1:]) if loop._Run._step.step >= 5 else outputs
+            return (InfiniteGradient.apply(outputs[0]), *outputs[1:]) if loop._Run._step.step >= 5 else outputs
 
         cell.forward = overflowing
         return model

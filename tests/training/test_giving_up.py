@@ -7,10 +7,10 @@ import signal
 import pytest
 import torch
 from comparing import assert_same
+from failing import crash_after
 
 from hybridlm.training import validation
 from hybridlm.training.checkpoints import STATE, checkpoints
-from hybridlm.training.journal import Journal
 from hybridlm.training.loop import _Run, pretrain
 from hybridlm.training.metrics import read_rows
 from hybridlm.training.signals import RunInterrupted
@@ -53,22 +53,6 @@ def stopped_in(monkeypatch):
     return run
 
 
-def crash(config, monkeypatch, step: int) -> None:
-    """Trains until that step is in the record, and no checkpoint holds it."""
-    write = Journal.step
-
-    def step_and_crash(self, row, *args):
-        write(self, row, *args)
-        if row["step"] == step:
-            raise RuntimeError("power cut")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Journal, "step", step_and_crash)
-        with pytest.raises(RuntimeError, match="power cut"):
-            pretrain(config)
-    torch.manual_seed(99)
-
-
 # In the first validation, in that of the average, in the last one.
 @pytest.mark.parametrize(("step", "batch"), [(2, 3), (4, 14), (6, 1)])
 def test_a_validation_that_was_given_up_comes_again(recipe, stopped_in, step, batch, monkeypatch, capsys):
@@ -84,7 +68,7 @@ def test_a_validation_that_was_given_up_comes_again(recipe, stopped_in, step, ba
     assert (state["step"], state["validation_due"]) == (step, True)
     assert not (run / "final").exists()
     if step < 6:
-        crash(config, monkeypatch, step + 1)
+        crash_after(step + 1, config, monkeypatch)
         validated = [row["step"] for row in read_rows(run / "metrics.jsonl") if "bits_per_byte" in row]
         assert validated == list(range(0, step + 1, 2))  # it came, and the checkpoint still says that it is due
         capsys.readouterr()
