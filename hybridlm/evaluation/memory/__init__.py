@@ -1,0 +1,1 @@
+"""The memory suite: small models of every mixer on tasks that ask for something seen long before."""

@@ -1,0 +1,18 @@
+"""The tasks by name. A new task is a class and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from hybridlm.evaluation.memory.copying import CopyFirst, CopyFirstSymbol
+from hybridlm.evaluation.memory.task import Task
+
+LENGTHS = (50, 100, 300, 600)
+"""T of the tasks that copy the first input."""
+
+TASKS: dict[str, Callable[[bool], Task]] = {
+    **{f"copy_first_{steps}": partial(CopyFirst, steps) for steps in LENGTHS},
+    **{f"copy_first_symbol_{steps}": partial(CopyFirstSymbol, steps) for steps in LENGTHS},
+}
+"""Name -> what makes the task, given whether in its quick form."""

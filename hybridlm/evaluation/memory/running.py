@@ -1,0 +1,215 @@
+"""One run: a model made, trained on one task, and put to its tests."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hybridlm.evaluation.memory.model import Architecture, MemoryModel
+from hybridlm.evaluation.memory.task import IGNORED, Batch, Task, Test
+from hybridlm.training.optimizer import parameter_groups
+from hybridlm.training.schedules import epsilon, learning_rate
+from hybridlm.training.sections import EpsilonConfig, OptimizerConfig, ScheduleConfig
+
+CHUNK = 2048
+"""Steps of a test that run in one forward; the state is carried on."""
+LONGEST_ATTENTION = 8192
+"""Tests of stacks whose cost grows with the square of the length stop here."""
+SHARE_FAILING = 0.1
+"""Share of sequences with an error above which a length counts as failed."""
+TOKENS_AT_ONCE = 65_536
+"""Inputs of a test that are in one forward, over all rows."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a run trains: everything besides task, mixer and seed that decides its result."""
+
+    lr: float = 3e-3
+    recurrent_lr: float = 1.0
+    """Factor on the learning rate of the recurrences' own parameters."""
+    weight_decay: float = 0.01
+    epsilon_start: float = 1.0
+    epsilon_hold: float = 0.02
+    epsilon_zero: float = 0.17
+    write_penalty: float = 0.0
+    steps: int | None = None
+    """Optimizer steps; None: as the task's form says."""
+    architecture: Architecture = field(default_factory=Architecture)
+
+
+def run(
+    task: Task, mixer: str, seed: int, recipe: Recipe, progress: Callable[[int, int], None] | None = None
+) -> dict[str, Any]:
+    """Trains and tests; the measured part of a record. progress(step, steps) is called before each step."""
+    torch.manual_seed(seed)
+    model = MemoryModel(task, recipe.architecture.config(mixer, task.inputs if task.symbols else 1))
+    began = time.perf_counter()
+    loss = train(model, task, seed, recipe, progress)
+    trained = time.perf_counter()
+    results = [measure(model, test, seed) for test in task.tests()]
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "loss": loss,
+        "tests": results,
+        "seconds_training": round(trained - began, 1),
+        "seconds_testing": round(time.perf_counter() - trained, 1),
+    }
+
+
+def train(
+    model: MemoryModel, task: Task, seed: int, recipe: Recipe, progress: Callable[[int, int], None] | None = None
+) -> float | None:
+    """Returns the mean loss of the last twentieth of the steps; None where the loss stopped being finite, which ends
+    the training."""
+    steps = recipe.steps or task.budget.steps
+    optimizer_config = OptimizerConfig(lr=recipe.lr, weight_decay=recipe.weight_decay)
+    schedule = ScheduleConfig(warmup_share=0.05)
+    annealing = EpsilonConfig(start=recipe.epsilon_start, hold=recipe.epsilon_hold, zero=recipe.epsilon_zero)
+    optimizer, factors = _optimizer(model, optimizer_config, recipe.recurrent_lr)
+    data = torch.Generator().manual_seed(1_000_003 * (seed + 1))
+    backbone = model.backbone.train()
+    backbone.record_writes(recipe.write_penalty > 0)
+    losses = []
+    for step in range(steps):
+        if progress is not None:
+            progress(step, steps)
+        rate = learning_rate(step, steps, optimizer_config, schedule)
+        for group, factor in zip(optimizer.param_groups, factors, strict=True):
+            group["lr"] = rate * factor
+        backbone.set_epsilon(epsilon(step, steps, annealing))
+        batch = task.batch(task.budget.rows, data)
+        loss = loss_of(model(batch.inputs), batch.targets)
+        penalty = backbone.write_penalty() if recipe.write_penalty else None
+        losses.append(loss.detach())
+        (loss if penalty is None else loss + recipe.write_penalty * penalty).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % 100 == 99 and not torch.stack(losses[-100:]).isfinite().all():
+            return None
+    backbone.set_epsilon(0.0)
+    backbone.record_writes(False)
+    last = torch.stack(losses[-max(1, steps // 20) :]).mean().item()
+    return last if math.isfinite(last) else None
+
+
+def loss_of(answers: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy or squared error, the mean over what is asked."""
+    if targets.is_floating_point():
+        asked = ~targets.isnan()
+        return F.mse_loss(answers[asked], targets[asked])
+    asked = targets != IGNORED
+    return F.cross_entropy(answers[asked], targets[asked])
+
+
+def _optimizer(
+    model: MemoryModel, config: OptimizerConfig, recurrent_lr: float
+) -> tuple[torch.optim.Optimizer, list[float]]:
+    """AdamW over the groups of pretraining, the recurrences' parameters apart; and each group's factor on the rate."""
+    own = {id(p) for cell in _cells(model) for p in cell.parameters()}
+    groups, factors = [], []
+    for group in parameter_groups(model, config.weight_decay):
+        for inside, factor in ((False, 1.0), (True, recurrent_lr)):
+            params = [p for p in group["params"] if (id(p) in own) == inside]
+            if params:
+                groups.append({**group, "params": params})
+                factors.append(factor)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True), factors
+
+
+def _cells(model: MemoryModel) -> list[torch.nn.Module]:
+    from hybridlm.model.cell_hybridlm import Cell
+
+    return [module for module in model.modules() if isinstance(module, Cell)]
+
+
+@torch.no_grad()
+def measure(model: MemoryModel, test: Test, seed: int) -> dict[str, Any]:
+    """One test: counts of errors for classes, the mean squared error for numbers.
+
+    asked and wrong: positions; right: sequences without an error, of `rows`; failing: see `Test`. skipped: why a test
+    was not run.
+    """
+    found: dict[str, Any] = {"name": test.name, "length": test.length, "rows": test.rows}
+    if model.grows and test.length > LONGEST_ATTENTION:
+        return {**found, "skipped": f"attention: its cost grows with the square of the length; longest {LONGEST_ATTENTION}"}
+    model.eval()
+    maker = torch.Generator().manual_seed(7_000_003 * (seed + 1) + test.length)
+    tally = _Tally(test)
+    at_once = max(1, min(test.rows, 16 * TOKENS_AT_ONCE // test.length))
+    if test.failing:
+        at_once = test.rows  # first errors of all rows are known together, so that the test can stop early
+    for first in range(0, test.rows, at_once):
+        batch = test.make(min(at_once, test.rows - first), maker)
+        _stream(model, batch, tally)
+    return {**found, **tally.result()}
+
+
+def _stream(model: MemoryModel, batch: Batch, tally: _Tally) -> None:
+    """The forward of a test, chunk by chunk, until the end or until the tally has seen enough."""
+    rows, length = batch.targets.shape
+    chunk = max(1, min(CHUNK, TOKENS_AT_ONCE // rows))
+    chunk = length if length <= chunk else chunk
+    cache = model.cache() if length > chunk else None
+    tally.begin(rows)
+    for start in range(0, length, chunk):
+        part = slice(start, start + chunk)
+        answers = model(batch.inputs[:, part], cache)
+        tally.add(start, answers, batch.targets[:, part])
+        if tally.enough:
+            return
+
+
+class _Tally:
+    """What has been counted in a test so far."""
+
+    def __init__(self, test: Test):
+        self.test = test
+        self.asked = self.wrong = self.right = 0
+        self.squares = 0.0
+        self.numbers = False
+        self.first_errors: list[int] = []
+        self.ok = torch.empty(0, dtype=torch.bool)
+        self.enough = False
+
+    def begin(self, rows: int) -> None:
+        self.right += int(self.ok.sum())
+        self.ok = torch.ones(rows, dtype=torch.bool)
+
+    def add(self, start: int, answers: Tensor, targets: Tensor) -> None:
+        if targets.is_floating_point():
+            self.numbers = True
+            asked = ~targets.isnan()
+            self.squares += (answers[asked] - targets[asked]).double().square().sum().item()
+            self.asked += int(asked.sum())
+            return
+        asked = targets != IGNORED
+        wrong = asked & (answers.argmax(-1) != targets)
+        self.asked, self.wrong = self.asked + int(asked.sum()), self.wrong + int(wrong.sum())
+        fresh = wrong.any(1) & self.ok
+        self.ok &= ~fresh
+        if self.test.failing:
+            firsts = wrong[fresh].int().argmax(1) + start + 1
+            self.first_errors = sorted(self.first_errors + firsts.tolist())
+            self.enough = len(self.first_errors) > SHARE_FAILING * self.test.rows
+
+    def result(self) -> dict[str, Any]:
+        self.begin(0)
+        if self.numbers:
+            return {"asked": self.asked, "mse": self.squares / self.asked}
+        found: dict[str, Any] = {"asked": self.asked, "wrong": self.wrong, "right": self.right}
+        if self.test.failing:
+            allowed = int(SHARE_FAILING * self.test.rows)
+            found["failing"] = self.first_errors[allowed] if self.enough else None
+            found["first_errors"] = self.first_errors[: allowed + 1]
+            if self.enough:
+                del found["right"]  # not all of the length was seen
+        return found
