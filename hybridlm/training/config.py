@@ -22,7 +22,7 @@ from hybridlm import HybridLMConfig
 from hybridlm.errors import UserError, did_you_mean
 from hybridlm.training.sections import FROM_TOKENIZER, PretrainConfig
 
-__all__ = ["PretrainConfig", "config_help", "config_yaml", "load_config", "settings"]
+__all__ = ["PretrainConfig", "config_help", "config_yaml", "load_config", "settings", "yaml_value"]
 
 _ADAPTER = TypeAdapter(PretrainConfig)
 
@@ -48,6 +48,11 @@ _Loader.add_implicit_resolver(
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
+
+
+def yaml_value(text: str) -> Any:
+    """A value as recipes write it. Raises yaml.YAMLError."""
+    return yaml.load(text, Loader=_Loader)
 
 
 def load_config(path: str | Path | None, overrides: list[str] | None = None) -> PretrainConfig:
@@ -123,7 +128,7 @@ def _override(values: dict[str, Any], override: str) -> Iterator[str]:
         yield f"override {override!r}: write it as SECTION.FIELD=VALUE, e.g. training.steps=20{recipe}"
         return
     try:
-        value = yaml.load(text, Loader=_Loader)
+        value = yaml_value(text)
     except yaml.YAMLError:
         yield f"override {override!r}: the value is not valid YAML; quote it"
         return

@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from hybridlm.evaluation.memory.task import IGNORED, Batch, Budget, Task, Test, asked_at_end, random_integers
+from hybridlm.evaluation.memory.task import Batch, Budget, Task, Test, asked_at_end, random_integers
 
 FACTORS = (1, 10, 100)
 """Test lengths of the tasks that are trained at one length, as multiples of it."""
@@ -18,8 +18,8 @@ class CopyFirst(Task):
     Trained and tested on the squared error; always answering 0 gives 1.
 
     Source: the copy-first-input benchmark of Vecoven, Ernst & Drion, A bio-inspired bistable recurrent cell allows for
-    long-lasting memory, 2021 (arXiv 2006.05252), used by the MRU papers. Here T noise steps follow x_0, for 10 T and 100
-    T as well.
+    long-lasting memory, 2021 (arXiv 2006.05252), used by the MRU papers. Here T steps of noise follow x_0, and tests
+    have 10 T and 100 T as well.
     """
 
     symbols, numbers, inputs = False, True, 1
@@ -27,7 +27,7 @@ class CopyFirst(Task):
     def __init__(self, steps: int, quick: bool = False):
         super().__init__(quick)
         self.steps = steps
-        self.budget = Budget(400 if quick else 2000, 32)
+        self.budget = Budget(400 if quick else 2000, 16 if quick and steps > 100 else 32)
 
     def make(self, steps: int, rows: int, generator: torch.Generator) -> Batch:
         values = torch.randn(rows, steps + 1, 1, generator=generator)

@@ -2,55 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from hybridlm.errors import UserError
 from hybridlm.evaluation.memory.task import Task
 from hybridlm.model.attention_hybridlm import Attention
 from hybridlm.model.configuration_hybridlm import HybridLMConfig
 from hybridlm.model.modeling_hybridlm import HybridLMModel
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """The stack that a mixer is put in, the same for all of them."""
-
-    width: int = 64
-    """D, and N where a mixer has a state width."""
-    layers: int = 2
-    """A pattern is repeated until it has so many."""
-    fields: dict[str, Any] = field(default_factory=dict)
-    """Other fields of `HybridLMConfig`."""
-
-    def config(self, mixer: str, symbols: int) -> HybridLMConfig:
-        """Raises UserError where the mixer, or a field, is not one."""
-        fields = {
-            "hidden_size": self.width,
-            "intermediate_size": 2 * self.width,
-            "num_attention_heads": 4,
-            "mamba_d_head": 32,
-            "mamba_d_state": 32,
-            "initializer_range": 1.0 / self.width**0.5,
-            **self.fields,
-        }
-        try:
-            unit = len(HybridLMConfig(pattern=mixer, vocab_size=symbols, **fields).block_types)
-            if self.layers % unit:
-                raise UserError(
-                    f"layers={self.layers}: must be a multiple of the {unit} layers of the mixer {mixer!r}, "
-                    "which is repeated until the stack is full."
-                )
-            pattern = f"({mixer})*{self.layers // unit}"
-            return HybridLMConfig(pattern=pattern, vocab_size=symbols, **fields)
-        except UserError:
-            raise
-        except ValueError as error:
-            raise UserError(f"mixer {mixer!r}: {error}") from None
 
 
 class MemoryModel(nn.Module):
@@ -71,6 +30,10 @@ class MemoryModel(nn.Module):
 
     def cache(self) -> DynamicCache:
         return DynamicCache(config=self.backbone.config)
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.weight.device
 
     @property
     def grows(self) -> bool:

@@ -16,3 +16,6 @@ TASKS: dict[str, Callable[[bool], Task]] = {
     **{f"copy_first_symbol_{steps}": partial(CopyFirstSymbol, steps) for steps in LENGTHS},
 }
 """Name -> what makes the task, given whether in its quick form."""
+
+DOWNLOADED: frozenset[str] = frozenset()
+"""Tasks whose data comes from the network."""

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hybridlm.evaluation.memory.model import Architecture, MemoryModel
+from hybridlm.evaluation.memory.model import MemoryModel
+from hybridlm.evaluation.memory.recipe import Recipe
 from hybridlm.evaluation.memory.task import IGNORED, Batch, Task, Test
+from hybridlm.model.cell_hybridlm import Cell
 from hybridlm.training.optimizer import parameter_groups
 from hybridlm.training.schedules import epsilon, learning_rate
-from hybridlm.training.sections import EpsilonConfig, OptimizerConfig, ScheduleConfig
+from hybridlm.training.sections import OptimizerConfig
 
+CPU = torch.device("cpu")
 CHUNK = 2048
 """Steps of a test that run in one forward; the state is carried on."""
 LONGEST_ATTENTION = 8192
@@ -28,31 +29,12 @@ TOKENS_AT_ONCE = 65_536
 """Inputs of a test that are in one forward, over all rows."""
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How a run trains: everything besides task, mixer and seed that decides its result."""
-
-    lr: float = 3e-3
-    recurrent_lr: float = 1.0
-    """Factor on the learning rate of the recurrences' own parameters."""
-    weight_decay: float = 0.01
-    epsilon_start: float = 1.0
-    epsilon_hold: float = 0.02
-    epsilon_zero: float = 0.17
-    write_penalty: float = 0.0
-    steps: int | None = None
-    """Optimizer steps; None: as the task's form says."""
-    architecture: Architecture = field(default_factory=Architecture)
-
-
-def run(
-    task: Task, mixer: str, seed: int, recipe: Recipe, progress: Callable[[int, int], None] | None = None
-) -> dict[str, Any]:
-    """Trains and tests; the measured part of a record. progress(step, steps) is called before each step."""
+def run(task: Task, mixer: str, seed: int, recipe: Recipe, device: torch.device = CPU) -> dict[str, Any]:
+    """Trains and tests; the measured part of a record."""
     torch.manual_seed(seed)
-    model = MemoryModel(task, recipe.architecture.config(mixer, task.inputs if task.symbols else 1))
+    model = MemoryModel(task, recipe.config(mixer, task.inputs if task.symbols else 1)).to(device)
     began = time.perf_counter()
-    loss = train(model, task, seed, recipe, progress)
+    loss = train(model, task, seed, recipe)
     trained = time.perf_counter()
     results = [measure(model, test, seed) for test in task.tests()]
     return {
@@ -64,28 +46,21 @@ def run(
     }
 
 
-def train(
-    model: MemoryModel, task: Task, seed: int, recipe: Recipe, progress: Callable[[int, int], None] | None = None
-) -> float | None:
+def train(model: MemoryModel, task: Task, seed: int, recipe: Recipe) -> float | None:
     """Returns the mean loss of the last twentieth of the steps; None where the loss stopped being finite, which ends
     the training."""
     steps = recipe.steps or task.budget.steps
-    optimizer_config = OptimizerConfig(lr=recipe.lr, weight_decay=recipe.weight_decay)
-    schedule = ScheduleConfig(warmup_share=0.05)
-    annealing = EpsilonConfig(start=recipe.epsilon_start, hold=recipe.epsilon_hold, zero=recipe.epsilon_zero)
-    optimizer, factors = _optimizer(model, optimizer_config, recipe.recurrent_lr)
+    optimizer, factors = _optimizer(model, recipe.optimizer, recipe.recurrent_lr)
     data = torch.Generator().manual_seed(1_000_003 * (seed + 1))
     backbone = model.backbone.train()
     backbone.record_writes(recipe.write_penalty > 0)
     losses = []
     for step in range(steps):
-        if progress is not None:
-            progress(step, steps)
-        rate = learning_rate(step, steps, optimizer_config, schedule)
+        rate = learning_rate(step, steps, recipe.optimizer, recipe.schedule)
         for group, factor in zip(optimizer.param_groups, factors, strict=True):
             group["lr"] = rate * factor
-        backbone.set_epsilon(epsilon(step, steps, annealing))
-        batch = task.batch(task.budget.rows, data)
+        backbone.set_epsilon(epsilon(step, steps, recipe.annealing))
+        batch = task.batch(task.budget.rows, data).to(model.device)
         loss = loss_of(model(batch.inputs), batch.targets)
         penalty = backbone.write_penalty() if recipe.write_penalty else None
         losses.append(loss.detach())
@@ -126,7 +101,6 @@ def _optimizer(
 
 
 def _cells(model: MemoryModel) -> list[torch.nn.Module]:
-    from hybridlm.model.cell_hybridlm import Cell
 
     return [module for module in model.modules() if isinstance(module, Cell)]
 
@@ -140,7 +114,10 @@ def measure(model: MemoryModel, test: Test, seed: int) -> dict[str, Any]:
     """
     found: dict[str, Any] = {"name": test.name, "length": test.length, "rows": test.rows}
     if model.grows and test.length > LONGEST_ATTENTION:
-        return {**found, "skipped": f"attention: its cost grows with the square of the length; longest {LONGEST_ATTENTION}"}
+        return {
+            **found,
+            "skipped": f"attention: its cost grows with the square of the length; longest {LONGEST_ATTENTION}",
+        }
     model.eval()
     maker = torch.Generator().manual_seed(7_000_003 * (seed + 1) + test.length)
     tally = _Tally(test)
@@ -162,8 +139,8 @@ def _stream(model: MemoryModel, batch: Batch, tally: _Tally) -> None:
     tally.begin(rows)
     for start in range(0, length, chunk):
         part = slice(start, start + chunk)
-        answers = model(batch.inputs[:, part], cache)
-        tally.add(start, answers, batch.targets[:, part])
+        answers = model(batch.inputs[:, part].to(model.device), cache)
+        tally.add(start, answers.cpu(), batch.targets[:, part])
         if tally.enough:
             return
 

@@ -25,6 +25,9 @@ class Batch:
     inputs: Tensor
     targets: Tensor
 
+    def to(self, device: torch.device) -> Batch:
+        return Batch(self.inputs.to(device), self.targets.to(device))
+
 
 @dataclass(frozen=True)
 class Test:

@@ -1,0 +1,133 @@
+"""How the suite trains: the same for every mixer and task, unless `--set` changes a field."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Annotated, Any
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+from transformers import PreTrainedConfig
+
+from hybridlm.errors import UserError, did_you_mean
+from hybridlm.model.configuration_hybridlm import HybridLMConfig
+from hybridlm.training.config import yaml_value
+from hybridlm.training.sections import EpsilonConfig, OptimizerConfig, ScheduleConfig
+
+_FROM_THE_SUITE = {"pattern", "vocab_size", "hidden_size", "format_version", "use_cache", "tie_word_embeddings"}
+"""Fields of `HybridLMConfig` that the mixer, the task and the recipe decide, or that change nothing here."""
+
+
+@dataclass(config=ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, frozen=True))
+class Recipe:
+    """Everything besides task, mixer and seed that decides a result."""
+
+    width: Annotated[int, Field(ge=1)] = 64
+    """D, the width of the stack, and N of its recurrences; the MLP is twice as wide."""
+    layers: Annotated[int, Field(ge=1)] = 2
+    """Layers of the stack; a mixer is repeated until there are so many."""
+    steps: Annotated[int, Field(ge=1)] | None = None
+    """Optimizer steps; None: as the task says."""
+    lr: Annotated[float, Field(gt=0)] = 3e-3
+    """Peak learning rate: linear warm-up over the first twentieth, half a cosine to a tenth."""
+    recurrent_lr: Annotated[float, Field(ge=0)] = 1.0
+    """Factor on the learning rate of the recurrences' own parameters."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Decoupled weight decay of the matrices."""
+    epsilon_start: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """epsilon of `bmru` at the start; 0: bistable from the first step."""
+    epsilon_hold: Annotated[float, Field(ge=0, le=1)] = 0.02
+    """Share of the run in which epsilon stays there."""
+    epsilon_zero: Annotated[float, Field(ge=0, le=1)] = 0.17
+    """Share of the run at which epsilon is 0."""
+    write_penalty: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of (mean z)^2 in the loss."""
+    model: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Other fields of `HybridLMConfig`."""
+
+    @cached_property
+    def optimizer(self) -> OptimizerConfig:
+        return OptimizerConfig(lr=self.lr, weight_decay=self.weight_decay)
+
+    @cached_property
+    def schedule(self) -> ScheduleConfig:
+        return ScheduleConfig(warmup_share=0.05)
+
+    @cached_property
+    def annealing(self) -> EpsilonConfig:
+        return EpsilonConfig(start=self.epsilon_start, hold=self.epsilon_hold, zero=self.epsilon_zero)
+
+    def config(self, mixer: str, symbols: int = 1) -> HybridLMConfig:
+        """The stack of a mixer. Raises UserError where the mixer, or a field, is not one."""
+        fields = {
+            "hidden_size": self.width,
+            "intermediate_size": 2 * self.width,
+            "num_attention_heads": 4,
+            "mamba_d_head": 32,
+            "mamba_d_state": 32,
+            "initializer_range": self.width**-0.5,
+            **self.model,
+        }
+        try:
+            unit = len(HybridLMConfig(pattern=mixer, vocab_size=symbols, **fields).block_types)
+            repeated = f"({mixer})*{max(1, self.layers // unit)}"
+            config = HybridLMConfig(pattern=repeated, vocab_size=symbols, **fields)
+        except ValueError as error:
+            raise UserError(f"mixer {mixer!r}: {error}") from None
+        if self.layers % unit:
+            raise UserError(
+                f"layers={self.layers}: not a multiple of the {unit} layers of the mixer {mixer!r}, which is repeated "
+                f"until there are so many. Set layers to a multiple of {unit}."
+            )
+        return config
+
+    def changed(self) -> dict[str, Any]:
+        """The fields that are not at their default; those of the model among them."""
+        default = Recipe()
+        named = [field.name for field in dataclasses.fields(self) if field.name != "model"]
+        own = {name: getattr(self, name) for name in named if getattr(self, name) != getattr(default, name)}
+        return own | dict(sorted(self.model.items()))
+
+
+_ADAPTER = TypeAdapter(Recipe)
+
+
+def recipe_from(settings: Mapping[str, Any]) -> Recipe:
+    """The default recipe with some fields set. Raises UserError for a field that there is not, or a value that is not
+    allowed."""
+    own = {field.name for field in dataclasses.fields(Recipe)} - {"model"}
+    model = set(HybridLMConfig.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__) - _FROM_THE_SUITE
+    for name in settings:
+        if name not in own | model:
+            hint = did_you_mean(name, own | model)
+            raise UserError(f"set {name}: no such field{hint or '.'} Fields: {', '.join(sorted(own | model))}.")
+    values = {name: value for name, value in settings.items() if name in own}
+    values["model"] = {name: value for name, value in settings.items() if name in model}
+    try:
+        recipe = _ADAPTER.validate_python(values, strict=True)
+        recipe.annealing  # noqa: B018
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(str(part) for part in first["loc"]) or "epsilon"
+        message = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"set {name}={settings.get(name, first['input'])!r}: {message}.") from None
+    return recipe
+
+
+def read_settings(texts: Sequence[str]) -> dict[str, Any]:
+    """`["lr=1e-3", ...]` as names and values, which are written as in a recipe of pretraining."""
+    settings: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise UserError(f"set {text!r}: write it as FIELD=VALUE, e.g. lr=1e-3.")
+        if name.strip() in settings:
+            raise UserError(f"set {name.strip()}: given twice; give it once.")
+        try:
+            settings[name.strip()] = yaml_value(value)
+        except yaml.YAMLError:
+            raise UserError(f"set {text!r}: the value is not valid YAML; quote it.") from None
+    return settings

@@ -1,0 +1,176 @@
+"""All runs of a suite: which are to be done, workers that do them, and a line for each.
+
+A run that the store has is not done again, so that the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+
+from hybridlm.errors import UserError, did_you_mean
+from hybridlm.evaluation.memory.recipe import Recipe
+from hybridlm.evaluation.memory.registry import DOWNLOADED, TASKS
+from hybridlm.evaluation.memory.running import run
+from hybridlm.evaluation.memory.store import Store, key_of
+from hybridlm.training.session import cpu_threads
+
+MIXERS = (
+    "bmru", "cmru", "acmru", "fqbmru", "lru", "rglru", "mingru", "mamba2", "attention", "gru", "rglru+bmru", "lru bmru",
+)  # fmt: skip
+"""What is compared by default."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run to do."""
+
+    task: str
+    mixer: str
+    seed: int
+    quick: bool
+    recipe: Recipe
+    device: str = "cpu"
+
+    def record(self) -> dict[str, Any]:
+        """What is known of its record beforehand."""
+        task = TASKS[self.task](self.quick)
+        return {
+            "task": self.task,
+            "form": "quick" if self.quick else "standard",
+            "mixer": self.mixer,
+            "seed": self.seed,
+            "changed": self.recipe.changed(),
+            "steps": self.recipe.steps or task.budget.steps,
+            "rows": task.budget.rows,
+        }
+
+
+def tasks_named(patterns: Sequence[str]) -> list[str]:
+    """The tasks that the names, in which * and ? are wildcards, stand for. Raises UserError for one that matches
+    nothing."""
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        matching = [name for name in TASKS if fnmatchcase(name, pattern)]
+        if not matching:
+            hint = did_you_mean(pattern, TASKS)
+            raise UserError(f"task {pattern!r}: there is none{hint or '.'} Tasks: {', '.join(TASKS)}.")
+        found.update(dict.fromkeys(matching))
+    return list(found)
+
+
+def default_tasks() -> list[str]:
+    """All tasks whose data is there."""
+    return [name for name in TASKS if name not in DOWNLOADED]
+
+
+def plan(
+    tasks: Sequence[str], mixers: Sequence[str], seeds: Sequence[int], quick: bool, recipe: Recipe, device: str = "cpu"
+) -> list[Job]:
+    """All jobs, every task and mixer with the first seed first. Raises UserError for a mixer that cannot be built, or a
+    device that is not there."""
+    for mixer in mixers:
+        recipe.config(mixer)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device={device!r}: not available here ({str(error).splitlines()[0]}).") from None
+    return [Job(task, mixer, seed, quick, recipe, device) for seed in seeds for task in tasks for mixer in mixers]
+
+
+def do(jobs: Sequence[Job], store: Store, say: Callable[[str], None], workers: int = 1) -> int:
+    """Does the jobs that the store has no record of, and returns how many those were.
+
+    say gets a line for each. Raises UserError where a worker was killed; what is done by then is in the store.
+    """
+    store.prepare()
+    there = {key_of(record) for record in store.records()}
+    waiting = [job for job in jobs if key_of(job.record()) not in there]
+    if len(waiting) < len(jobs):
+        say(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are in {store.folder} already.")
+    began = time.monotonic()
+    for number, record in enumerate(_results(waiting, workers), start=1):
+        store.add(record)
+        left = (time.monotonic() - began) / number * (len(waiting) - number)
+        say(f"[{number}/{len(waiting)}, {_duration(left)} left] {line(record)}")
+    return len(waiting)
+
+
+def line(record: dict[str, Any]) -> str:
+    """A record in one line."""
+    change = "".join(f" {name}={value}" for name, value in record["changed"].items())
+    loss = "diverged" if record["loss"] is None else f"loss {record['loss']:.3g}"
+    results = ", ".join(f"{test['name']} {_result(test)}" for test in record["tests"])
+    seconds = record["seconds_training"] + record["seconds_testing"]
+    return f"{record['task']} {record['mixer']!r}{change} seed {record['seed']}: {loss}; {results} ({seconds:.0f} s)"
+
+
+def _result(test: dict[str, Any]) -> str:
+    if "skipped" in test:
+        return "skipped"
+    if "failing" in test:
+        return f">{test['length']}" if test["failing"] is None else str(test["failing"])
+    return f"{test['mse']:.3g}" if "mse" in test else f"{100 * test['wrong'] / test['asked']:.3g} %"
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds / 3600:.1f} h"
+        if seconds > 5400
+        else f"{seconds / 60:.0f} min"
+        if seconds > 90
+        else f"{seconds:.0f} s"
+    )
+
+
+def _results(jobs: Sequence[Job], workers: int) -> Iterator[dict[str, Any]]:
+    """The records of the jobs as they are done."""
+    if workers == 1 or len(jobs) < 2:
+        yield from map(_do, jobs)
+        return
+    threads = max(1, cpu_threads() // workers)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (threads,))
+    try:
+        for future in as_completed([pool.submit(_do, job) for job in jobs]):
+            yield future.result()
+    except BrokenProcessPool:
+        raise UserError(
+            f"workers={workers}: one was killed, perhaps for want of memory. Give the same command again, with fewer "
+            "workers; it goes on from what is done."
+        ) from None
+    finally:
+        for process in multiprocessing.active_children():
+            process.terminate()
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin(threads: int) -> None:
+    """A worker's start: Ctrl-C is its parent's affair, with which it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def _do(job: Job) -> dict[str, Any]:
+    result = run(TASKS[job.task](job.quick), job.mixer, job.seed, job.recipe, device=torch.device(job.device))
+    versions = {name: importlib.metadata.version(name) for name in ("hybridlm", "torch", "transformers")}
+    return {**job.record(), **result, "versions": versions, "threads": torch.get_num_threads(), "device": job.device}
