@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from hybridlm.evaluation.memory.copying import CopyFirst, CopyFirstSymbol
+from hybridlm.evaluation.memory.corridor import Corridor, CorridorTwo
 from hybridlm.evaluation.memory.task import Task
 
 LENGTHS = (50, 100, 300, 600)
@@ -14,5 +15,7 @@ LENGTHS = (50, 100, 300, 600)
 TASKS: dict[str, Callable[[bool], Task]] = {
     **{f"copy_first_{steps}": partial(CopyFirst, steps) for steps in LENGTHS},
     **{f"copy_first_symbol_{steps}": partial(CopyFirstSymbol, steps) for steps in LENGTHS},
+    "corridor": Corridor,
+    "corridor_two": CorridorTwo,
 }
 """Name -> what makes the task, given whether in its quick form."""
