@@ -8,6 +8,7 @@ from functools import partial
 from hybridlm.evaluation.memory.copying import CopyFirst, CopyFirstSymbol
 from hybridlm.evaluation.memory.corridor import Corridor, CorridorTwo
 from hybridlm.evaluation.memory.task import Task
+from hybridlm.evaluation.memory.text import Text
 
 LENGTHS = (50, 100, 300, 600)
 """T of the tasks that copy the first input."""
@@ -17,5 +18,6 @@ TASKS: dict[str, Callable[[bool], Task]] = {
     **{f"copy_first_symbol_{steps}": partial(CopyFirstSymbol, steps) for steps in LENGTHS},
     "corridor": Corridor,
     "corridor_two": CorridorTwo,
+    "text": Text,
 }
 """Name -> what makes the task, given whether in its quick form."""
