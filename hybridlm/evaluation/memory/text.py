@@ -34,8 +34,8 @@ class Text(Task):
     words there are is known from training.
 
     In training the question comes again and again, after fewer than 32 bytes each time, and is never answered in the
-    inputs: the novel goes on behind it. With one question a sequence, at its end, no more is learned in the budget
-    than which two words there are.
+    inputs: the novel goes on behind it. With one question a sequence, at its end, `bmru` and `lru` learned no more in
+    300 steps of the quick form than which two words there are.
     """
 
     inputs = outputs = 256
