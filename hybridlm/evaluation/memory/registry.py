@@ -6,9 +6,11 @@ from collections.abc import Callable
 from functools import partial
 
 from hybridlm.evaluation.memory.copying import CopyFirst, CopyFirstSymbol
+from hybridlm.evaluation.memory.corridor import Corridor, CorridorTwo
 from hybridlm.evaluation.memory.flipflop import FlipFlop
 from hybridlm.evaluation.memory.formal import Parity, dyck1_depth, dyck2_depth, modular_counting
 from hybridlm.evaluation.memory.task import Task
+from hybridlm.evaluation.memory.text import Text
 from hybridlm.evaluation.memory.word_problems import cyclic, flip_flop_dense, symmetric, word_problem
 
 LENGTHS = (50, 100, 300, 600)
@@ -28,6 +30,9 @@ TASKS: dict[str, Callable[[bool], Task]] = {
     "s4": partial(word_problem, symmetric(4)),
     "a5": partial(word_problem, symmetric(5, even=True)),
     "flip_flop": FlipFlop,
+    "corridor": Corridor,
+    "corridor_two": CorridorTwo,
+    "text": Text,
 }
 """Name -> what makes the task, given whether in its quick form."""
 
