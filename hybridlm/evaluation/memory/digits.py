@@ -50,7 +50,8 @@ class Digits(Task):
         self.zeros = 0 if not blank else 250 if quick else 1000
         seed = torch.Generator().manual_seed(PERMUTATION_SEED)
         self.order = torch.randperm(self.pixels, generator=seed) if permuted else None
-        self.budget = Budget(250 if quick else 2000, 50)
+        # quick: about 2.4 million steps of the recurrence, with the zeros or without
+        self.budget = Budget(2000, 50) if not quick else Budget(250, 20 if blank else 50)
 
     @cached_property
     def training(self) -> Images:
