@@ -25,7 +25,7 @@ class SelectiveCopying(Task):
         super().__init__(quick)
         self.data, self.outputs, self.stretch = (8, 8, 64) if quick else (16, 14, 256)
         self.inputs = self.outputs + 2
-        self.budget = Budget(500 if quick else 4000, 64)
+        self.budget = Budget(900 if quick else 4000, 64)
 
     def make(self, stretch: int, rows: int, generator: torch.Generator) -> Batch:
         classes = random_integers(0, self.outputs, (rows, self.data), generator)
@@ -73,7 +73,7 @@ class MultiQueryRecall(Task):
         super().__init__(quick)
         self.inputs, self.steps, self.pairs = (64, 64, 4) if quick else (512, 128, 16)
         self.outputs = self.inputs
-        self.budget = Budget(500 if quick else 4000, 64)
+        self.budget = Budget(900 if quick else 4000, 64)
 
     def make(self, steps: int, pairs: int, rows: int, generator: torch.Generator) -> Batch:
         half, context = self.inputs // 2, 2 * pairs
