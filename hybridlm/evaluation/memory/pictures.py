@@ -177,7 +177,8 @@ def failing_figure(plt: Any, groups: Sequence[Group], title: str) -> Any:
 
 
 def _failing_panel(axis: Any, task: str, groups: dict[str, Group], looks: dict[str, Style]) -> None:
-    scores = {mixer: _failing(group) for mixer, group in groups.items()}
+    test = next(score.test for score in map(_failing, groups.values()) if score is not None)
+    scores = {mixer: group.scores.get(test) for mixer, group in groups.items()}
     limit = max(score.length for score in scores.values() if score is not None)
     axis.set_xscale("log")
     axis.set_xlim(0.8, limit * 3)
