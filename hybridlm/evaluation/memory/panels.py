@@ -130,7 +130,7 @@ def _panel(
     if len(kinds) != 1:
         return None
     kind = kinds.pop()
-    at = [next(line[i].length for line in curves.values() if line[i]) for i in range(len(places))]  # type: ignore[union-attr]
+    at = [max(score.length for score in column if score is not None) for column in zip(*curves.values(), strict=True)]
     lengths = lengths and len(at) > 1 and at == sorted(set(at))
     floor = 0.0
     if kind == "squared error":
