@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Annotated, Any
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 from transformers import PreTrainedConfig
 
@@ -21,7 +21,10 @@ _FROM_THE_SUITE = {"pattern", "vocab_size", "hidden_size", "format_version", "us
 """Fields of `HybridLMConfig` that the mixer, the task and the recipe decide, or that change nothing here."""
 
 
-@dataclass(config=ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, frozen=True))
+_STRICT = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+@dataclass(config=_STRICT, frozen=True)
 class Recipe:
     """Everything besides task, mixer and seed that decides a result."""
 
@@ -92,9 +95,6 @@ class Recipe:
         return own | dict(sorted(self.model.items()))
 
 
-_ADAPTER = TypeAdapter(Recipe)
-
-
 def recipe_from(settings: Mapping[str, Any]) -> Recipe:
     """The default recipe with some fields set. Raises UserError for a field that there is not, or a value that is not
     allowed."""
@@ -107,7 +107,7 @@ def recipe_from(settings: Mapping[str, Any]) -> Recipe:
     values = {name: value for name, value in settings.items() if name in own}
     values["model"] = {name: value for name, value in settings.items() if name in model}
     try:
-        recipe = _ADAPTER.validate_python(values, strict=True)
+        recipe = Recipe(**values)
         recipe.annealing  # noqa: B018
     except ValidationError as error:
         first = error.errors(include_url=False)[0]

@@ -1,0 +1,62 @@
+"""The recipe of the suite: what can be set, and what is refused."""
+
+import re
+
+import pytest
+
+from hybridlm.errors import UserError
+from hybridlm.evaluation.memory.recipe import Recipe, read_settings, recipe_from
+
+
+def test_default_changes_nothing():
+    assert recipe_from({}) == Recipe()
+    assert Recipe().changed() == {}
+
+
+def test_fields_of_recipe_and_model():
+    recipe = recipe_from(read_settings(["lr=1e-3", "threshold_init=0.25", "output_gate=false", "steps=7"]))
+    assert (recipe.lr, recipe.steps) == (1e-3, 7)
+    assert recipe.changed() == {"lr": 1e-3, "steps": 7, "threshold_init": 0.25, "output_gate": False}
+    config = recipe.config("bmru", 5)
+    assert (config.threshold_init, config.output_gate, config.vocab_size) == (0.25, False, 5)
+    assert recipe.optimizer.lr == 1e-3
+
+
+def test_value_of_default_is_no_change():
+    assert recipe_from(read_settings(["lr=3e-3"])).changed() == {}
+
+
+@pytest.mark.parametrize(
+    ("mixer", "layers"),
+    [("bmru", ("bmru", "bmru")), ("lru bmru", ("lru", "bmru")), ("rglru+bmru", ("rglru+bmru", "rglru+bmru"))],
+)
+def test_mixer_is_repeated(mixer, layers):
+    assert Recipe().config(mixer).block_types == layers
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["lr=0"], "set lr=0: Input should be greater than 0."),
+        (["lr=fast"], "set lr='fast': Input should be a valid number."),
+        (["steps=0"], "set steps=0: Input should be greater than or equal to 1."),
+        (["treshold_init=1"], "set treshold_init: no such field; did you mean 'threshold_init'?"),
+        (["pattern=lru"], "set pattern: no such field"),
+        (["lr"], "set 'lr': write it as FIELD=VALUE"),
+        (["lr=1", "lr=2"], "set lr: given twice"),
+        (["lr=["], "set 'lr=[': the value is not valid YAML"),
+        (["epsilon_hold=0.5"], "hold=0.5 must not be above zero=0.17"),
+    ],
+)
+def test_refused(settings, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        recipe_from(read_settings(settings))
+
+
+def test_config_names_the_mixer():
+    with pytest.raises(UserError, match=r"mixer 'bmrru'.*'bmrru'"):
+        Recipe().config("bmrru")
+    with pytest.raises(UserError, match=r"mixer 'bmru'.*threshold_init=-1"):
+        recipe_from({"threshold_init": -1}).config("bmru")
+    with pytest.raises(UserError, match=r"layers=3: not a multiple of the 2 layers of the mixer 'lru bmru'"):
+        recipe_from({"layers": 3}).config("lru bmru")

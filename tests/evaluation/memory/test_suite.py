@@ -1,0 +1,168 @@
+"""The suite as a whole: plans, workers, records, and what a second call does."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from hybridlm.cli import main
+from hybridlm.errors import UserError
+from hybridlm.evaluation.memory import suite
+from hybridlm.evaluation.memory.copying import CopyFirstSymbol
+from hybridlm.evaluation.memory.recipe import Recipe, recipe_from
+from hybridlm.evaluation.memory.registry import TASKS
+from hybridlm.evaluation.memory.running import run
+from hybridlm.evaluation.memory.store import Store
+
+TINY = recipe_from({"steps": 2, "width": 8})
+
+
+def jobs(*mixers, seeds=(0,), recipe=TINY):
+    return suite.plan(["copy_first_50"], mixers, seeds, True, recipe)
+
+
+def test_second_call_does_what_is_left(tmp_path):
+    lines = []
+    store = Store(tmp_path)
+    assert suite.do(jobs("bmru"), store, lines.append) == 1
+    assert suite.do(jobs("bmru", "lru", seeds=(0, 1)), store, lines.append) == 3
+    assert suite.do(jobs("bmru", "lru", seeds=(0, 1)), store, lines.append) == 0
+    assert len(store.records()) == 4
+    assert sum(line.startswith("[") for line in lines) == 4
+    assert "4 of 4 runs are in" in lines[-1]
+
+
+def test_other_settings_are_other_runs(tmp_path):
+    store = Store(tmp_path)
+    suite.do(jobs("bmru"), store, lambda _: None)
+    changed = recipe_from({"steps": 2, "width": 8, "threshold_init": 0.5})
+    assert suite.do(jobs("bmru", recipe=changed), store, lambda _: None) == 1
+    assert [record["changed"].get("threshold_init") for record in store.records()] == [None, 0.5]
+
+
+def test_record(tmp_path):
+    store = Store(tmp_path)
+    suite.do(jobs("lru bmru"), store, lambda _: None)
+    (record,) = store.records()
+    assert (record["task"], record["form"], record["mixer"], record["seed"]) == (
+        "copy_first_50",
+        "quick",
+        "lru bmru",
+        0,
+    )
+    assert (record["steps"], record["rows"]) == (2, 32)
+    assert record["changed"] == {"steps": 2, "width": 8}
+    assert [test["length"] for test in record["tests"]] == [51, 501, 5001]
+    assert all(test["asked"] == test["rows"] for test in record["tests"])
+
+
+def test_workers_give_the_same_records(tmp_path):
+    here, workers = Store(tmp_path / "here"), Store(tmp_path / "workers")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        suite.do(jobs("bmru", seeds=(0, 1)), here, lambda _: None)
+    finally:
+        torch.set_num_threads(threads)
+    suite.do(jobs("bmru", seeds=(0, 1)), workers, lambda _: None, workers=2)
+
+    def results(store):
+        return sorted((record["seed"], record["loss"], json.dumps(record["tests"])) for record in store.records())
+
+    assert results(here) == results(workers)
+
+
+def test_ctrl_c_leaves_no_process(tmp_path):
+    command = [sys.executable, "-m", "hybridlm.cli", "memory-suite", "--quick", "--tasks", "copy_first_600"]
+    command += ["--mixers", "lru", "--workers", "2", "--out", str(tmp_path)]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    end = time.monotonic() + 60
+    while _members(process.pid) < 4 and time.monotonic() < end:  # itself, its resource tracker, two workers
+        time.sleep(0.2)
+    assert _members(process.pid) >= 4
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert b"stopped by Ctrl-C" in said
+    end = time.monotonic() + 20
+    while _members(process.pid) and time.monotonic() < end:
+        time.sleep(0.2)
+    assert _members(process.pid) == 0
+
+
+def _members(group: int) -> int:
+    """Living processes of a process group."""
+    found = 0
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/stat") as file:
+                fields = file.read().rpartition(")")[2].split()
+        except OSError:
+            continue
+        found += int(fields[2]) == group and fields[0] != "Z"
+    return found
+
+
+def test_tasks_by_wildcard():
+    assert suite.tasks_named(["copy_first_5*", "copy_first_50"]) == ["copy_first_50"]
+    assert set(suite.default_tasks()) <= set(TASKS)
+    with pytest.raises(UserError, match=r"task 'copy_frist_50'.*did you mean 'copy_first_50'"):
+        suite.tasks_named(["copy_frist_50"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--mixers", "bmrru"], "mixer 'bmrru'"),
+        (["--mixers", "bmru,,lru"], "a name is missing beside a comma"),
+        (["--mixers", "bmru,bmru"], "'bmru' is there twice"),
+        (["--seeds", "0,x"], "seeds='0,x'"),
+        (["--seeds", "-1"], "seeds='-1'"),
+        (["--workers", "0"], "workers=0"),
+        (["--device", "cuda:77"], "device='cuda:77'"),
+        (["--set", "lr=-1"], "set lr=-1"),
+    ],
+)
+def test_refused_before_anything_is_done(arguments, message, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["memory-suite", "--quick", "--tasks", "copy_first_50", "--out", str(out), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_list_names_every_task(capsys):
+    assert main(["memory-suite", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if not line.startswith(" ")] == list(TASKS)
+
+
+class Short(CopyFirstSymbol):
+    """Without the longest test, and with few rows."""
+
+    def tests(self):
+        return [dataclasses.replace(test, rows=4) for test in super().tests()[:2]]
+
+
+@pytest.mark.parametrize("mixer", suite.MIXERS)
+def test_every_mixer_runs(mixer):
+    result = run(Short(50, quick=True), mixer, 0, Recipe(steps=1, width=32))
+    assert result["loss"] is not None
+    assert [test["asked"] for test in result["tests"]] == [4, 4]
+
+
+def test_bistable_units_hold_where_linear_ones_forget():
+    """The claim of the project, in small: at 100 times the length of the training."""
+    results = {}
+    for mixer in ("bmru", "lru"):
+        tests = run(CopyFirstSymbol(50, quick=True), mixer, 0, Recipe(steps=250))["tests"]
+        results[mixer] = {test["name"]: test["wrong"] / test["asked"] for test in tests}
+    assert results["bmru"]["1x"] < 0.05
+    assert results["lru"]["1x"] < 0.05
+    assert results["bmru"]["100x"] < 0.05
+    assert results["lru"]["100x"] > 0.5
