@@ -21,16 +21,12 @@ from typing import Any
 import torch
 
 from hybridlm.errors import UserError, did_you_mean
+from hybridlm.evaluation.memory.families import MIXERS as MIXERS
 from hybridlm.evaluation.memory.recipe import Recipe
 from hybridlm.evaluation.memory.registry import DOWNLOADED, TASKS
 from hybridlm.evaluation.memory.running import run
 from hybridlm.evaluation.memory.store import Store, key_of
 from hybridlm.training.session import cpu_threads
-
-MIXERS = (
-    "bmru", "cmru", "acmru", "fqbmru", "lru", "rglru", "mingru", "mamba2", "attention", "gru", "rglru+bmru", "lru bmru",
-)  # fmt: skip
-"""What is compared by default."""
 
 
 @dataclasses.dataclass(frozen=True)
