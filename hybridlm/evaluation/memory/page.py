@@ -18,13 +18,9 @@ from hybridlm.evaluation.memory.summary import Group, summarize
 from hybridlm.evaluation.memory.table import (
     BEST,
     DIVERGED,
-    Table,
     change_table,
-    counts_table,
-    failing_table,
+    family_tables,
     overview_table,
-    shared_table,
-    task_table,
 )
 from hybridlm.files import replace_file
 
@@ -125,20 +121,10 @@ def _section(family: Family, groups: Sequence[Group], pictures: Sequence[Picture
     for form, inside in forms:
         parts += [f"### {family.title}, {form} form"] if len(forms) > 1 else []
         parts += [_trained(inside), _code(commands(inside))]
-        parts += _tables(family, inside)
+        for heading, table in family_tables(family, inside):
+            parts += [f"**{heading}**"] if heading else []
+            parts.append(table.markdown(legend=False))
         parts += _shown(pictures, folder, family, form)
-    return parts
-
-
-def _tables(family: Family, groups: Sequence[Group]) -> list[str]:
-    failing, shared = failing_table(groups), shared_table(groups)
-    parts = [table.markdown(legend=False) for table in (failing, shared) if table is not None]
-    for task in dict.fromkeys(group.task for group in groups):
-        inside = [group for group in groups if group.task == task]
-        tables: list[Table | None] = [] if shared else [task_table(inside, failing=False)]
-        tables += [counts_table(inside)] if family.counted else []
-        if any(tables):
-            parts += [f"**{task}**", *(table.markdown(legend=False) for table in tables if table is not None)]
     return parts
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from hybridlm.evaluation.memory.summary import Group, Score, columns_of
 
+_FEW = 11
+"""Steps between curves that share the room of a place; fewer curves stand as close together."""
 _SMALLEST = 1e-6
 """Squared errors below are drawn there."""
 
@@ -45,7 +47,7 @@ class Panel:
 
     def points(self, at: int, scores: Sequence[Score | None]) -> tuple[list[float], list[float], list[list[float]]]:
         """Where the `at`-th mixer's scores are drawn: across, up, and how far its bars go down and up."""
-        offset = (at - (len(self.curves) - 1) / 2) / max(1, len(self.curves) - 1)
+        offset = (at - (len(self.curves) - 1) / 2) / max(_FEW, len(self.curves) - 1)
         xs, middles, down, up = [], [], [], []
         for place, score in zip(self.places, scores, strict=True):
             if score is None:

@@ -210,7 +210,7 @@ def overview_figure(plt: Any, groups: Sequence[Group]) -> Any:
     mixers = sorted({group.mixer for group in groups}, key=mixer_order)
     tasks = list(dict.fromkeys(group.task for group in groups))
     figure, axis = plt.subplots(
-        figsize=(2.8 + 0.64 * len(mixers), 1.7 + 0.25 * len(tasks)), dpi=120, layout="constrained"
+        figsize=(2.8 + max(3.5, 0.64 * len(mixers)), 1.9 + 0.25 * len(tasks)), dpi=120, layout="constrained"
     )
     shades = plt.get_cmap("YlGnBu")
     labels = []
@@ -233,9 +233,8 @@ def overview_figure(plt: Any, groups: Sequence[Group]) -> Any:
     axis.set_xticks(range(len(mixers)), mixers, rotation=35, ha="left", rotation_mode="anchor", fontsize=8)
     axis.set_yticks(range(len(tasks)), labels, fontsize=8)
     axis.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
-    axis.set_xlabel(
-        "error rate or squared error (dark: 0, light: 1 and above); failing length (dark: none)", fontsize=8
-    )
+    meaning = "errors: dark is 0, light is 1 and above\nfailing lengths: dark is none; their logarithm counts"
+    axis.set_xlabel(meaning, fontsize=8)
     return figure
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from hybridlm.evaluation.memory.families import PUBLISHED, mixer_order
+from hybridlm.evaluation.memory.families import PUBLISHED, Family, by_family, mixer_order
 from hybridlm.evaluation.memory.summary import Group, Score, columns_of, is_failing
 
 BEST = "Bold: of at least two seeds, all are better than every seed of every other mixer; equals share it."
@@ -51,6 +51,32 @@ class Table:
             lines.append("  ".join(cells).rstrip())
         lines += [f"[{number}] {note}" for number, note in enumerate(self.footnotes, 1)]
         return "\n".join(lines + self.notes + [text.replace("Bold", "*") for text in self.legend])
+
+
+def family_tables(family: Family, groups: Sequence[Group]) -> list[tuple[str, Table]]:
+    """All tables of a family's tasks in one form, each with the name of its task, "" where it is of several."""
+    failing, shared = failing_table(groups), shared_table(groups)
+    found = [("", table) for table in (failing, shared) if table is not None]
+    for task, inside in _by_task(groups).items():
+        one = None if shared else task_table(inside, failing=False)
+        counts = counts_table(inside) if family.counted else None
+        found += [(task, table) for table in (one, counts) if table is not None]
+    return found
+
+
+def all_tables(groups: Sequence[Group]) -> str:
+    """Everything as plain text, for a terminal: the tables of each form and family, then what was changed."""
+    parts = []
+    standard = [group for group in groups if group.standard]
+    for form in dict.fromkeys(group.form for group in standard):
+        here = [group for group in standard if group.form == form]
+        for family, tasks in by_family(group.task for group in here).items():
+            for task, table in family_tables(family, [group for group in here if group.task in tasks]):
+                parts.append(f"{task or family.title}, {form} form\n{table.plain()}")
+    for task, form in dict.fromkeys((group.task, group.form) for group in groups if not group.standard):
+        inside = [group for group in groups if (group.task, group.form) == (task, form)]
+        parts.append(f"{task}, {form} form, changes\n{change_table(inside).plain()}")
+    return "\n\n".join(parts)
 
 
 def task_table(groups: Sequence[Group], failing: bool = True) -> Table | None:

@@ -90,6 +90,9 @@ def test_mixers_stand_side_by_side_at_their_length():
         assert min(steps) == pytest.approx(max(steps))
         assert math.sqrt(xs[0] * xs[-1]) == pytest.approx(place)
     assert across[-1][0] < across[0][1] / 2
+    (few,) = panels_of(summarize(made[:2]), False)
+    ends = [few.points(at, scores)[0][0] for at, scores in enumerate(few.curves.values())]
+    assert ends[1] / ends[0] == pytest.approx(across[1][0] / across[0][0])
 
 
 def test_values_that_are_not_finite_or_zero_are_drawn_at_the_edges(plt):
@@ -135,7 +138,11 @@ def test_a_task_that_nothing_was_measured_in_is_not_drawn(plt):
     made = [record([skipped("1x", 51)]), record([errors("1x", 51, 1)], "copy_first_100", loss=None)]
     made.append(record([failing(3)], "z2"))
     assert panels_of(summarize(made), False) == []
-    assert len(overview_figure(plt, summarize(made)).axes[0].patches) == 3
+    figure = overview_figure(plt, summarize(made))
+    assert len(figure.axes[0].patches) == 3
+    figure.canvas.draw()
+    label = figure.axes[0].xaxis.label.get_window_extent()
+    assert figure.bbox.x0 <= label.x0 < label.x1 <= figure.bbox.x1
 
 
 def test_all_twelve_names_are_apart_and_inside_the_picture(plt):

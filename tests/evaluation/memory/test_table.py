@@ -9,6 +9,7 @@ from hybridlm.evaluation.memory.summary import summarize
 from hybridlm.evaluation.memory.table import (
     BEST,
     DIVERGED,
+    all_tables,
     change_table,
     counts_table,
     failing_table,
@@ -149,6 +150,36 @@ def test_tasks_with_one_test_each_share_a_table():
     assert failing_table(summarize(both)) is None
     only = summarize([record([failing(5)], "z2")])
     assert task_table(only, failing=False) is None
+
+
+def test_everything_as_plain_text():
+    made = [record([errors("1x", 64, 1, 10), failing(9)], "z2"), record([errors("1x", 64, 2, 10)], "copy_first_50")]
+    made.append(record([errors("1x", 64, 3, 10)], "copy_first_50", changed={"lr": 1}))
+    made.append(record([errors("1x", 64, 4, 10)], "copy_first_50", form="standard"))
+    assert all_tables(summarize(made)).splitlines() == [
+        "copy_first_50, quick form",
+        "mixer: error rate     1x",
+        "bmru               0.200",
+        "",
+        "Formal languages and groups, quick form",
+        "mixer: failing length        z2",
+        "bmru                          9",
+        "Mamba variant, published  4,352",
+        "Mamba variant, published: medians from Length-independent state tracking under a parallel scan (Liège, 2026).",
+        "",
+        "z2, quick form",
+        "mixer: error rate     1x",
+        "bmru               0.100",
+        "",
+        "copy_first_50, standard form",
+        "mixer: error rate     1x",
+        "bmru               0.400",
+        "",
+        "copy_first_50, quick form, changes",
+        "mixer, recipe: error rate     1x",
+        "bmru, standard             0.200",
+        "bmru, lr=1                 0.300",
+    ]
 
 
 def test_counts_have_their_interval():
