@@ -3,10 +3,8 @@ findings, a file beside it that people write."""
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,17 +81,6 @@ def render(groups: Sequence[Group], pictures: Sequence[Picture], folder: Path, f
     return "\n\n".join(parts) + "\n"
 
 
-def definition(task: str) -> str | None:
-    """The first paragraph of the docstring of what makes a task; None where the name is unknown or has none."""
-    from hybridlm.evaluation.memory.registry import TASKS
-
-    maker: Any = TASKS.get(task)
-    while isinstance(maker, partial):
-        maker = maker.func
-    text = inspect.getdoc(maker) if maker is not None else None
-    return " ".join(text.split("\n\n")[0].split()) if text else None
-
-
 def _what(groups: Sequence[Group]) -> list[str]:
     """What was run, when nothing but records is known: forms, seeds, sizes, versions, machines, seconds."""
     parts = []
@@ -130,6 +117,8 @@ def _section(family: Family, groups: Sequence[Group], pictures: Sequence[Picture
 
 def _definitions(tasks: Sequence[str]) -> list[str]:
     """Each definition once, behind the tasks that it is of."""
+    from hybridlm.evaluation.memory.registry import definition
+
     found: dict[str, list[str]] = {}
     for task in dict.fromkeys(tasks):
         text = definition(task)

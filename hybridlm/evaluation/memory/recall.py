@@ -60,13 +60,13 @@ class MultiQueryRecall(Task):
     fill the first 2 K positions. The rest is cut into slots of two positions; a key is queried at the first position of
     its slot, and key after key draws its slot s = 1, 2, ... among those still free, with a probability proportional to
     s^(a - 1), a = 0.01. The value is the target there, but does not follow in the input: every position that holds
-    neither a pair nor a query holds a symbol uniform among all V, keys included, and asks for nothing. Classes are the
-    symbols; answering with one of the K values seen is right in 1 of K.
+    neither a pair nor a query holds symbol 0, and asks for nothing. Classes are the symbols; answering with one of the
+    K values seen is right in 1 of K.
 
     Source: Arora et al., Zoology: Measuring and improving recall in efficient language models, 2023 (arXiv 2312.04927),
-    with random symbols at the positions that are not queries, as in its published code. That asks for more symbols than
-    a sequence has positions; here V is 512 with T = 128 and K = 16, in the quick form 64 with T = 64 and K = 4, and
-    tests go to 4 T.
+    with symbol 0 at the positions that are not queries, as in its published configurations (random ones are an option
+    of its code). There V is 8,192; here V is 512 with T = 128 and K = 16, in the quick form 64 with T = 64 and K = 4,
+    and tests go to 4 T.
     """
 
     def __init__(self, quick: bool = False):
@@ -81,7 +81,7 @@ class MultiQueryRecall(Task):
         assert pairs <= min(slots, half - 1), "a slot for every query, a key for every pair"
         keys = 1 + random_distinct(half - 1, pairs, rows, generator)
         values = half + random_distinct(half, pairs, rows, generator)
-        inputs = random_integers(0, self.inputs, (rows, steps), generator)
+        inputs = torch.zeros(rows, steps, dtype=torch.int64)
         inputs[:, :context] = torch.stack([keys, values], dim=-1).flatten(1)
         weights = torch.arange(1, slots + 1).pow(POWER - 1)
         queries = context + 2 * random_distinct(slots, pairs, rows, generator, weights)

@@ -10,7 +10,8 @@ from memory_records import MIXERS, TOO_LONG, errors, failing, record, skipped, s
 from hybridlm import cli
 from hybridlm.errors import UserError
 from hybridlm.evaluation.memory.commands import commands
-from hybridlm.evaluation.memory.page import definition, findings_path, write_page
+from hybridlm.evaluation.memory.page import findings_path, write_page
+from hybridlm.evaluation.memory.registry import definition
 from hybridlm.evaluation.memory.summary import summarize
 
 
