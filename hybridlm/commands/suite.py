@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 from typing import Any
 
 from hybridlm.errors import UserError
@@ -15,8 +14,9 @@ def memory_suite(options: argparse.Namespace) -> None:
     """train small models on tasks of memory, and test them far beyond the training length
 
     For each task, mixer and seed a model of two layers is trained and tested; a run is a line of output and a line of
-    JSON in OUT. The same command goes on where it was stopped, and does runs that are there not again. At the end come
-    tables, and pictures (with the extra `plot`) in OUT. A mixer is a pattern; "a+b" is side by side, "a b" stacked.
+    JSON in OUT. The same command goes on where it was stopped, and does no run twice. At the end come tables, and in OUT
+    the page memory_suite.md of all its runs, with pictures (extra `plot`). A mixer is a pattern: "a+b" is side by side,
+    "a b" stacked.
 
     examples:
       hybridlm memory-suite --list
@@ -37,17 +37,13 @@ def memory_suite(options: argparse.Namespace) -> None:
     jobs = suite.plan(tasks, mixers, _seeds(options.seeds), options.quick, recipe, options.device)
     store = Store(options.out)
     suite.do(jobs, store, lambda line: print(line, flush=True), _workers(options))
+    print(f"\n{suite.tables(jobs, store)}\n\nWritten to {suite.write_results(store)}")
 
 
 def _listing() -> str:
-    from hybridlm.evaluation.memory.registry import TASKS
+    from hybridlm.evaluation.memory.registry import TASKS, definition
 
-    lines = []
-    for name, make in TASKS.items():
-        task = make(False)
-        text = (inspect.getdoc(task) or "").partition("\n\n")[0]
-        lines.append(f"{name}\n    {' '.join(text.split())}")
-    return "\n".join(lines)
+    return "\n".join(f"{name}\n    {definition(name)}" for name in TASKS)
 
 
 def _names(field: str, text: str) -> list[str]:

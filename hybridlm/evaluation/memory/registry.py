@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from hybridlm.evaluation.memory.copying import CopyFirst, CopyFirstSymbol
 from hybridlm.evaluation.memory.corridor import Corridor, CorridorTwo
@@ -55,3 +57,12 @@ TASKS: dict[str, Callable[[bool], Task]] = {
     **DOWNLOADED,
 }
 """Name -> what makes the task, given whether in its quick form."""
+
+
+def definition(task: str) -> str | None:
+    """The first paragraph of the docstring of what makes a task; None where the name is unknown."""
+    maker: Any = TASKS.get(task)
+    while isinstance(maker, partial):
+        maker = maker.func
+    text = inspect.getdoc(maker) if maker is not None else None
+    return " ".join(text.partition("\n\n")[0].split()) if text else None

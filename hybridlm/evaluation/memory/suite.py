@@ -16,16 +16,21 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from hybridlm.errors import UserError, did_you_mean
 from hybridlm.evaluation.memory.families import MIXERS as MIXERS
+from hybridlm.evaluation.memory.page import write_page
 from hybridlm.evaluation.memory.recipe import Recipe
 from hybridlm.evaluation.memory.registry import DOWNLOADED, TASKS
 from hybridlm.evaluation.memory.running import run
 from hybridlm.evaluation.memory.store import Store, key_of
+from hybridlm.evaluation.memory.summary import summarize
+from hybridlm.evaluation.memory.table import all_tables
+from hybridlm.evaluation.plots import NoMatplotlibError
 from hybridlm.training.session import cpu_threads
 
 
@@ -102,6 +107,22 @@ def do(jobs: Sequence[Job], store: Store, say: Callable[[str], None], workers: i
         left = (time.monotonic() - began) / number * (len(waiting) - number)
         say(f"[{number}/{len(waiting)}, {_duration(left)} left] {line(record)}")
     return len(waiting)
+
+
+def tables(jobs: Sequence[Job], store: Store) -> str:
+    """The tables of what the store has of these jobs, as plain text."""
+    asked = {key_of(job.record()) for job in jobs}
+    return all_tables(summarize([record for record in store.records() if key_of(record) in asked]))
+
+
+def write_results(store: Store) -> Path:
+    """Writes the page of all records into their folder, with pictures where matplotlib is installed; returns its
+    path."""
+    page = store.folder / "memory_suite.md"
+    try:
+        return write_page(store.records(), page, store.folder / "pictures")
+    except NoMatplotlibError:
+        return write_page(store.records(), page, None)
 
 
 def line(record: dict[str, Any]) -> str:
