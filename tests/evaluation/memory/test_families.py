@@ -14,8 +14,10 @@ ORDERED = {
     "recall": ["selective_copying", "mqar"],
     "corridor": ["corridor", "corridor_two"],
     "text": ["text"],
-    "formal": ["parity", "modular_counting", "dyck1_depth", "dyck2_depth", "z2", "z16", "s3", "s4", "a5"]
-    + ["flip_flop_dense"],
+    "formal": [
+        *("parity", "modular_counting", "dyck1_depth", "dyck2_depth", "z2", "z16", "s3", "s4", "a5"),
+        "flip_flop_dense",
+    ],
     "a_new_one": ["a_new_one"],
     "zebra": ["zebra"],
 }
@@ -39,4 +41,4 @@ def test_published_lengths_are_of_formal_tasks():
 
 def test_mixers_are_in_order_and_others_behind():
     mixers = [*MIXERS, "another", "other"]
-    assert sorted(reversed(mixers), key=mixer_order) == mixers
+    assert sorted(mixers[::-1], key=mixer_order) == mixers
