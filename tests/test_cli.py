@@ -15,7 +15,8 @@ from hybridlm import HybridLMConfig, HybridLMForCausalLM, cli
 from hybridlm.cli import main
 from hybridlm.data.tokenizer import train_tokenizer
 
-COMMANDS = ("demo", "prepare", "pretrain", "generate", "read", "evaluate", "info", "report", "export", "convert")
+COMMANDS = ("demo", "prepare", "pretrain", "generate", "read", "evaluate", "info", "memory-suite", "report")
+COMMANDS += ("export", "convert")
 TEXT = "She was the youngest of the two daughters of a most affectionate, indulgent father. " * 40
 
 

@@ -91,3 +91,15 @@ def asked_at_end(inputs: Tensor, answers: Tensor) -> Batch:
 def random_integers(low: int, high: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Uniform in [low, high), int64."""
     return torch.randint(low, high, shape, generator=generator)
+
+
+def random_distinct(
+    count: int, size: int, rows: int, generator: torch.Generator, weights: Tensor | None = None
+) -> Tensor:
+    """(rows, size) int64: in each row so many distinct numbers of [0, count), in the order in which they are drawn.
+
+    weights (count,): each draw takes one of the numbers still left with a probability in proportion to its weight;
+    None: all alike. Drawn as the first arrivals of processes with these rates, which has the same distribution.
+    """
+    arrivals = torch.empty(rows, count).exponential_(generator=generator)
+    return (arrivals if weights is None else arrivals / weights).topk(size, largest=False).indices

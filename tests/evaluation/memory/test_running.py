@@ -1,0 +1,108 @@
+"""How a test counts errors, with a model that errs exactly where it is told to."""
+
+import pytest
+import torch
+
+from hybridlm.evaluation.memory.running import CHUNK, TOKENS_AT_ONCE, measure
+from hybridlm.evaluation.memory.task import Batch, Test
+
+
+class Erring:
+    """Answers right, besides at given places. An input is its row's number; the cache is how far the test has come."""
+
+    grows = False
+
+    def __init__(self, errors):
+        self.errors, self.chunks = errors, []
+
+    def eval(self):
+        return self
+
+    def cache(self):
+        return [0]
+
+    def __call__(self, inputs, cache):
+        begin = 0 if cache is None else cache[0]
+        length = inputs.shape[1]
+        self.chunks.append((begin, begin + length))
+        if cache is not None:
+            cache[0] += length
+        answers = torch.zeros(*inputs.shape, 2)
+        answers[..., 0] = 1.0
+        for place, row in enumerate(inputs[:, 0].tolist()):
+            for step in self.errors.get(row, ()):
+                if begin <= step - 1 < begin + length:
+                    answers[place, step - 1 - begin, 1] = 2.0
+        return answers
+
+
+def numbered(length, rows, failing=True):
+    """A test whose right answers are all 0. Rows are numbered through its parts; steps of errors count from 1."""
+    made = [0]
+
+    def make(part, _):
+        numbers = torch.arange(made[0], made[0] + part)[:, None].expand(part, length)
+        made[0] += part
+        return Batch(numbers, torch.zeros(part, length, dtype=torch.int64))
+
+    return Test("numbered", length, rows, make, failing)
+
+
+ROWS = 512
+STEP = min(CHUNK, TOKENS_AT_ONCE // ROWS)
+"""Steps of 512 rows that run in one forward."""
+
+
+@pytest.mark.parametrize("last", [1, 2, STEP - 1, STEP, STEP + 1, 2 * STEP, 2 * STEP + 1, 3 * STEP + 17, 10 * STEP])
+def test_failing_length_is_where_a_row_too_many_errs(last):
+    """With 51 of 512 rows wrong 461 are right, 90.04 %; the 52nd error is the first length below 90 %."""
+    errors = {row: [1 + row * (last - 1) // 51] for row in range(51)}
+    errors |= {100: [last], 200: [last + 1], 300: [last + 5 * STEP]}
+    right = [sum(min(steps) > length for steps in errors.values()) + ROWS - len(errors) for length in range(last + 1)]
+    below = [length for length, count in enumerate(right) if count < 0.9 * ROWS]
+    model = Erring(errors)
+    found = measure(model, numbered(10 * STEP, ROWS), 0)
+    assert below[0] == found["failing"] == last
+    assert found["first_errors"] == sorted(min(steps) for steps in errors.values())[:52]
+    assert "right" not in found
+    assert model.chunks == [(begin, begin + STEP) for begin in range(0, last, STEP)]
+    seen = model.chunks[-1][1]
+    assert found["asked"] == ROWS * seen
+    assert found["wrong"] == sum(step <= seen for steps in errors.values() for step in steps)
+
+
+def test_a_row_counts_once_however_often_it_errs():
+    """51 rows that always err do not fail: their first errors alone count."""
+    length = 4 * STEP
+    errors = {row: range(1, length + 1) for row in range(51)}
+    found = measure(Erring(errors), numbered(length, ROWS), 0)
+    assert found["failing"] is None
+    assert (found["asked"], found["wrong"], found["right"]) == (ROWS * length, 51 * length, ROWS - 51)
+    assert found["first_errors"] == [1] * 51
+
+
+def test_no_failing_length_without_errors():
+    found = measure(Erring({}), numbered(3 * STEP + 5, ROWS), 0)
+    assert found["failing"] is None
+    assert found["first_errors"] == []
+    assert (found["asked"], found["wrong"], found["right"]) == (ROWS * (3 * STEP + 5), 0, ROWS)
+
+
+@pytest.mark.parametrize("rows", [1, 9, 10, 19, 20, 512])
+def test_a_tenth_of_the_rows_may_err(rows):
+    """Exactly nine in ten right is not a failure; one row more is."""
+    allowed = rows // 10
+    for count, failing in ((allowed, None), (allowed + 1, 7)):
+        errors = {row: [7] for row in range(count)}
+        assert measure(Erring(errors), numbered(32, rows), 0)["failing"] == failing
+
+
+def test_rows_in_parts_are_all_counted():
+    """A long test that does not stop early draws its rows in parts; right rows are summed over them."""
+    rows, length = 40, TOKENS_AT_ONCE
+    errors = {0: [1], 3: [5, length], 17: [CHUNK, CHUNK + 1], 39: [length]}
+    found = measure(Erring(errors), numbered(length, rows, failing=False), 0)
+    assert found == {
+        "name": "numbered", "length": length, "rows": rows,
+        "asked": rows * length, "wrong": 6, "right": rows - 4,
+    }  # fmt: skip
