@@ -89,7 +89,7 @@ def test_mixers_stand_side_by_side_at_their_length():
         steps = [math.log(b / a) for a, b in pairwise(xs)]
         assert min(steps) == pytest.approx(max(steps))
         assert math.sqrt(xs[0] * xs[-1]) == pytest.approx(place)
-    assert across[-1][0] < across[0][1] / 2
+    assert across[0][1] / across[-1][0] > across[-1][0] / across[0][0]  # further from the next place than apart
     (few,) = panels_of(summarize(made[:2]), False)
     ends = [few.points(at, scores)[0][0] for at, scores in enumerate(few.curves.values())]
     assert ends[1] / ends[0] == pytest.approx(across[1][0] / across[0][0])
