@@ -50,6 +50,10 @@ class CopyFirstSymbol(CopyFirst):
 
     symbols, numbers, inputs, outputs = True, False, 8, 8
 
+    def __init__(self, steps: int, quick: bool = False):
+        super().__init__(steps, quick)
+        self.budget = Budget(600 if quick else 4000, self.budget.rows)
+
     def make(self, steps: int, rows: int, generator: torch.Generator) -> Batch:
         symbols = random_integers(0, self.inputs, (rows, steps + 1), generator)
         return asked_at_end(symbols, symbols[:, 0].clone())

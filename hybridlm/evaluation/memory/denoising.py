@@ -34,7 +34,7 @@ class Denoising(Task):
         super().__init__(quick)
         self.late = late
         self.steps = 100 if quick else 400
-        self.budget = Budget(500 if quick else 3000, 32)
+        self.budget = Budget(1500 if quick else 3000, 32)
 
     def make(self, steps: int, rows: int, generator: torch.Generator) -> Batch:
         length = steps + FLAGGED
