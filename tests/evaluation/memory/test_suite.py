@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -134,6 +136,35 @@ def test_refused_before_anything_is_done(arguments, message, tmp_path, capsys):
     assert main(["memory-suite", "--quick", "--tasks", "copy_first_50", "--out", str(out), *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_command_ends_with_tables_and_a_page(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    command = ["memory-suite", "--quick", "--tasks", "copy_first_50", "--mixers", "bmru, lru", "--out", str(out)]
+    command += ["--seeds", "0", "--workers", "1", "--set", "steps=1", "--set", "width=8"]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "[2/2, " in said
+    assert "lru, steps=1, width=8" in said
+    assert f"Written to {out / 'memory_suite.md'}" in said
+    assert "--set steps=1 --set width=8" in (out / "memory_suite.md").read_text()
+
+    page = tmp_path / "page.md"
+    monkeypatch.setattr(sys, "argv", ["memory_page.py", "--records", str(out), "--page", str(page)])
+    assert runpy.run_path("scripts/memory_page.py")["main"]() == 0
+    assert page.read_text().startswith("# Memory suite")
+    monkeypatch.setattr(sys, "argv", ["memory_page.py", "--records", str(tmp_path / "none"), "--page", str(page)])
+    assert runpy.run_path("scripts/memory_page.py")["main"]() == 2
+    assert "there is no record" in capsys.readouterr().err
+
+
+def test_a_killed_worker_is_named(tmp_path):
+    def killed(line):
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+
+    with pytest.raises(UserError, match=r"workers=2: one was killed"):
+        suite.do(jobs("bmru", seeds=range(6)), Store(tmp_path), killed, workers=2)
+    assert Store(tmp_path).records()
 
 
 def test_list_names_every_task(capsys):
