@@ -85,3 +85,10 @@ def memory_suite_options(command: argparse.ArgumentParser) -> None:
     add("--workers", type=int, metavar="N", help="runs at a time (default: one for each core)")
     add("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
     add("--list", action="store_true", help="say what the tasks are, and end")
+    command.more_help = _recipe_help  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _recipe_help() -> str:
+    from hybridlm.evaluation.memory.recipe import recipe_help
+
+    return recipe_help()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Any
@@ -33,7 +34,7 @@ class Recipe:
     layers: Annotated[int, Field(ge=1)] = 2
     """Layers of the stack; a mixer is repeated until there are so many."""
     steps: Annotated[int, Field(ge=1)] | None = None
-    """Optimizer steps; None: as the task says."""
+    """Optimizer steps; null: as the task says."""
     lr: Annotated[float, Field(gt=0)] = 3e-3
     """Peak learning rate: linear warm-up over the first twentieth, half a cosine to a tenth."""
     recurrent_lr: Annotated[float, Field(ge=0)] = 1.0
@@ -115,6 +116,15 @@ def recipe_from(settings: Mapping[str, Any]) -> Recipe:
         message = first["msg"].removeprefix("Value error, ")
         raise UserError(f"set {name}={settings.get(name, first['input'])!r}: {message}.") from None
     return recipe
+
+
+def recipe_help() -> str:
+    """The fields that can be set, with default and meaning."""
+    lines = ["fields of --set:"]
+    for name, field in Recipe.__pydantic_fields__.items():  # pyright: ignore[reportAttributeAccessIssue]
+        if name != "model":
+            lines += [f"  {name}={json.dumps(field.default)}", f"      {' '.join(field.description.split())}"]
+    return "\n".join([*lines, "  and those of HybridLMConfig, such as threshold_init=0.25"])
 
 
 def read_settings(texts: Sequence[str]) -> dict[str, Any]:
