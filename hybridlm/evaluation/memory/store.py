@@ -15,13 +15,16 @@ from hybridlm.errors import UserError
 from hybridlm.files import try_folder
 
 _PARTS = {"task", "form", "mixer", "seed", "changed", "tests", "steps", "rows"}
-Key = tuple[str, str, str, int, str]
+Key = tuple[str, str, str, int, str, int, int]
 
 
 def key_of(record: dict[str, Any]) -> Key:
-    """What tells a run from others: task, form, mixer, seed, and the fields of the recipe that were changed."""
+    """What tells a run from others: task, form, mixer, seed, the fields of the recipe that were changed, and how much it
+    was trained, which another version of a task may have decided otherwise."""
     changed = json.dumps(record["changed"], sort_keys=True)
-    return record["task"], record["form"], record["mixer"], record["seed"], changed
+    return (
+        record["task"], record["form"], record["mixer"], record["seed"], changed, record["steps"], record["rows"],
+    )  # fmt: skip
 
 
 class Store:

@@ -34,6 +34,12 @@ def test_order_of_changed_fields_is_no_difference():
     assert key_of(record(changed={"a": 1, "b": 2})) == key_of(record(changed={"b": 2, "a": 1}))
 
 
+def test_run_of_another_budget_is_another_run(tmp_path):
+    store = Store(tmp_path)
+    store.add(record(steps=400))
+    assert key_of(record(steps=600)) not in {key_of(each) for each in store.records()}
+
+
 def test_torn_line_is_left_out_and_what_follows_is_whole(tmp_path):
     store = Store(tmp_path)
     store.add(record())
