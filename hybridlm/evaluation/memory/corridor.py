@@ -58,7 +58,7 @@ class CorridorTwo(Corridor):
 
     A step of the corridor is a further cue with chance 0.1; a corridor without one gets one at a random step. Behind
     it, two queries in random order ask for the first cue, which no other cue may overwrite, and for the last of the
-    further cues. Chance is 1/4. The tests ask for one of the two at a time, on the same sequences.
+    further cues. Chance is 1/4. The tests ask for one of the two at a time.
 
     Symbols: 0-3 first cues, 4 blank, 5-8 further cues, 9 query for the first, 10 query for the last.
     """
@@ -67,7 +67,7 @@ class CorridorTwo(Corridor):
     FURTHER, FIRST, LAST = CUES + 1, 2 * CUES + 1, 2 * CUES + 2
 
     def make(self, steps: int, rows: int, generator: torch.Generator, asked: str = "both") -> Batch:
-        """asked: "both", "first" or "last"; what is drawn is the same."""
+        """asked: "both", "first" or "last"."""
         cues = random_integers(0, CUES, (rows,), generator)
         further = random_integers(0, CUES, (rows, steps), generator)
         shown = torch.rand(rows, steps, generator=generator) < SHARE_OF_CUES
@@ -96,5 +96,5 @@ class CorridorTwo(Corridor):
                 partial(self.make, factor * LONGEST, asked=asked),
             )
             for factor in self.factors()
-            for asked in ("first", "last")
+            for asked in ("last", "first")
         ]

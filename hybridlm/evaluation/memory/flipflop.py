@@ -52,7 +52,7 @@ class FlipFlop(Task):
         """Symbols per test are the same at all lengths, and fewer where reads are more frequent."""
         lengths = (LENGTH, 8_192) if self.quick else (LENGTH, 8_192, 131_072)
         part = 8 if self.quick else 1
-        conditions = [("sparse", SPARSE, 2**21 // part), ("dense", DENSE, 2**19 // part)]
+        conditions = [("dense", DENSE, 2**19 // part), ("sparse", SPARSE, 2**21 // part)]
         return [
             Test("1x", LENGTH, 2**18 // LENGTH // part, partial(self.make, TRAINED, LENGTH)),
             *(

@@ -81,7 +81,7 @@ def test_tests_have_many_reads(quick, reads, symbols):
     assert (task.budget.steps, task.budget.rows) == ((300, 16) if quick else (2000, 16))
     found = {test.name: test for test in task.tests()}
     lengths = (512, 8192) if quick else (512, 8192, 131072)
-    assert list(found) == ["1x", *(f"{kind} {length:,}" for kind in ("sparse", "dense") for length in lengths)]
+    assert list(found) == ["1x", *(f"{kind} {length:,}" for kind in ("dense", "sparse") for length in lengths)]
     for name, test in found.items():
         batch = test.make(test.rows, torch.Generator().manual_seed(0))
         assert batch.inputs.shape == (test.rows, test.length)
