@@ -75,7 +75,7 @@ def test_a_measurement_in_parts_sees_every_digit_once(monkeypatch):
             chunks.append(inputs)
             return torch.eye(10)[3].expand(*inputs.shape[:2], 10)
 
-    model = Always3(grows=False, eval=lambda: None, cache=object)
+    model = Always3(grows=False, device=torch.device("cpu"), eval=lambda: None, cache=object)
     (test,) = TASKS["mnist_blank"](True).tests()
     found = running.measure(model, test, 0)
     assert (found["asked"], found["wrong"], found["right"]) == (1000, 900, 100)
