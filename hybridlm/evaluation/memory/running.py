@@ -55,7 +55,7 @@ def run(task: Task, mixer: str, seed: int, recipe: Recipe, device: torch.device 
 
 def train(model: MemoryModel, task: Task, seed: int, recipe: Recipe) -> float | None:
     """Returns the mean loss of the last twentieth of the steps; None where the loss stopped being finite, which ends
-    the training."""
+    the training, or a weight is not at its end."""
     steps = recipe.steps or task.budget.steps
     optimizer, factors = _optimizer(model, recipe.optimizer, recipe.recurrent_lr)
     data = torch.Generator().manual_seed(1_000_003 * (seed + 1))
@@ -80,7 +80,8 @@ def train(model: MemoryModel, task: Task, seed: int, recipe: Recipe) -> float | 
     backbone.set_epsilon(0.0)
     backbone.record_writes(False)
     last = torch.stack(losses[-max(1, steps // 20) :]).mean().item()
-    return last if math.isfinite(last) else None
+    finite = math.isfinite(last) and all(bool(p.isfinite().all()) for p in model.parameters())
+    return last if finite else None
 
 
 def loss_of(answers: Tensor, targets: Tensor) -> Tensor:
@@ -108,7 +109,6 @@ def _optimizer(
 
 
 def _cells(model: MemoryModel) -> list[torch.nn.Module]:
-
     return [module for module in model.modules() if isinstance(module, Cell)]
 
 
@@ -117,7 +117,7 @@ def measure(model: MemoryModel, test: Test, seed: int) -> dict[str, Any]:
     """One test on draws of `seed`: counts of errors for classes, the mean squared error for numbers.
 
     asked and wrong: positions; right: sequences without an error, of `rows`; failing: see `Test`. skipped: why a test
-    was not run.
+    was not run. An answer that is NaN is wrong, and a squared error that is not finite is None.
     """
     if model.grows and test.failing:
         test = dataclasses.replace(test, length=min(test.length, LONGEST_FAILING))
@@ -175,7 +175,7 @@ class _Tally:
             self.asked += int(asked.sum())
             return
         asked = targets != IGNORED
-        wrong = asked & (answers.argmax(-1) != targets)
+        wrong = asked & ((answers.argmax(-1) != targets) | answers.isnan().any(-1))
         self.asked, self.wrong = self.asked + int(asked.sum()), self.wrong + int(wrong.sum())
         fresh = wrong.any(1) & self.ok
         self.ok &= ~fresh
@@ -187,7 +187,8 @@ class _Tally:
     def result(self) -> dict[str, Any]:
         self.begin(0)
         if self.numbers:
-            return {"asked": self.asked, "mse": self.squares / self.asked}
+            error = self.squares / self.asked
+            return {"asked": self.asked, "mse": error if math.isfinite(error) else None}
         found: dict[str, Any] = {"asked": self.asked, "wrong": self.wrong, "right": self.right}
         if self.test.failing:
             allowed = int(SHARE_FAILING * self.test.rows)

@@ -58,7 +58,7 @@ class Store:
             with path.open("a+b") as file:
                 if file.tell() and not _ends_with_newline(path):
                     file.write(b"\n")
-                file.write((json.dumps(record) + "\n").encode())
+                file.write((json.dumps(record, allow_nan=False) + "\n").encode())
         except OSError as error:
             raise UserError(f"{path}: cannot be written any more ({error.strerror}).") from None
 

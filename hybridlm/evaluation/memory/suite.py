@@ -139,7 +139,9 @@ def _result(test: dict[str, Any]) -> str:
         return "skipped"
     if "failing" in test:
         return f">{test['length']}" if test["failing"] is None else str(test["failing"])
-    return f"{test['mse']:.3g}" if "mse" in test else f"{100 * test['wrong'] / test['asked']:.3g} %"
+    if "mse" in test:
+        return "not finite" if test["mse"] is None else f"{test['mse']:.3g}"
+    return f"{100 * test['wrong'] / test['asked']:.3g} %"
 
 
 def _duration(seconds: float) -> str:

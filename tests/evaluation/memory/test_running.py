@@ -1,9 +1,13 @@
 """How a test counts errors, with a model that errs exactly where it is told to."""
 
+import json
+
 import pytest
 import torch
 
-from hybridlm.evaluation.memory.running import CHUNK, TOKENS_AT_ONCE, measure
+from hybridlm.evaluation.memory.copying import CopyFirst, CopyFirstSymbol
+from hybridlm.evaluation.memory.recipe import Recipe
+from hybridlm.evaluation.memory.running import CHUNK, TOKENS_AT_ONCE, measure, run
 from hybridlm.evaluation.memory.task import Batch, Test
 
 
@@ -107,3 +111,13 @@ def test_rows_in_parts_are_all_counted():
         "name": "numbered", "length": length, "rows": rows,
         "asked": rows * length, "wrong": 6, "right": rows - 4,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("task", "found"), [(CopyFirst, ("mse", None)), (CopyFirstSymbol, ("wrong", 256))])
+def test_a_model_that_is_no_number_diverged_and_is_never_right(task, found):
+    """Also where only the last step made it so, whose loss was still finite."""
+    result = run(task(50, quick=True), "lru", 0, Recipe(steps=1, width=8, weight_decay=1e300))
+    assert result["loss"] is None
+    name, value = found
+    assert result["tests"][0][name] == value
+    json.dumps(result, allow_nan=False)
