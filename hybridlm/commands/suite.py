@@ -8,6 +8,7 @@ from typing import Any
 from hybridlm.errors import UserError
 
 FOLDER = "runs/memory-suite"
+LARGEST_SEED = 999_999
 
 
 def memory_suite(options: argparse.Namespace) -> None:
@@ -31,8 +32,8 @@ def memory_suite(options: argparse.Namespace) -> None:
     from hybridlm.evaluation.memory.recipe import read_settings, recipe_from
     from hybridlm.evaluation.memory.store import Store
 
-    tasks = suite.tasks_named(_names("tasks", options.tasks)) if options.tasks else suite.default_tasks()
-    mixers = _names("mixers", options.mixers) if options.mixers else suite.MIXERS
+    tasks = suite.tasks_named(_names("tasks", options.tasks)) if options.tasks is not None else suite.default_tasks()
+    mixers = _names("mixers", options.mixers) if options.mixers is not None else suite.MIXERS
     recipe = recipe_from(read_settings(options.set))
     jobs = suite.plan(tasks, mixers, _seeds(options.seeds), options.quick, recipe, options.device)
     store = Store(options.out)
@@ -49,7 +50,7 @@ def _listing() -> str:
 def _names(field: str, text: str) -> list[str]:
     names = [" ".join(name.split()) for name in text.split(",")]
     if not all(names):
-        raise UserError(f"{field}={text!r}: a name is missing beside a comma. Give names with commas between them.")
+        raise UserError(f"{field}={text!r}: a name is missing. Give names with commas between them.")
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"{field}={text!r}: {twice!r} is there twice; give it once.")
@@ -61,8 +62,8 @@ def _seeds(text: str) -> list[int]:
         seeds = [int(part) for part in text.split(",")]
     except ValueError:
         seeds = []
-    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise UserError(f"seeds={text!r}: must be different whole numbers of at least 0, as 0,1,2.")
+    if not seeds or not all(0 <= seed <= LARGEST_SEED for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise UserError(f"seeds={text!r}: must be different whole numbers from 0 to {LARGEST_SEED}, as 0,1,2.")
     return seeds
 
 

@@ -19,8 +19,8 @@ Key = tuple[str, str, str, int, str, int, int]
 
 
 def key_of(record: dict[str, Any]) -> Key:
-    """What tells a run from others: task, form, mixer, seed, the fields of the recipe that were changed, and how much it
-    was trained, which another version of a task may have decided otherwise."""
+    """What tells a run from others: task, form, mixer, seed, the fields of the recipe that were changed, and how much
+    it was trained, which another version of a task may have decided otherwise."""
     changed = json.dumps(record["changed"], sort_keys=True)
     return (
         record["task"], record["form"], record["mixer"], record["seed"], changed, record["steps"], record["rows"],

@@ -6,7 +6,6 @@ A run that the store has is not done again, so that the same command goes on whe
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import multiprocessing
 import os
 import signal
@@ -20,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
+import hybridlm
 from hybridlm.errors import UserError, did_you_mean
 from hybridlm.evaluation.memory.families import MIXERS as MIXERS
 from hybridlm.evaluation.memory.page import write_page
@@ -85,7 +86,7 @@ def plan(
     for mixer in mixers:
         recipe.config(mixer)
     try:
-        torch.empty(0, device=device)
+        torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device={device!r}: not available here ({str(error).splitlines()[0]}).") from None
     return [Job(task, mixer, seed, quick, recipe, device) for seed in seeds for task in tasks for mixer in mixers]
@@ -191,5 +192,5 @@ def _begin(threads: int) -> None:
 
 def _do(job: Job) -> dict[str, Any]:
     result = run(TASKS[job.task](job.quick), job.mixer, job.seed, job.recipe, device=torch.device(job.device))
-    versions = {name: importlib.metadata.version(name) for name in ("hybridlm", "torch", "transformers")}
+    versions = {module.__name__: module.__version__ for module in (hybridlm, torch, transformers)}
     return {**job.record(), **result, "versions": versions, "threads": torch.get_num_threads(), "device": job.device}

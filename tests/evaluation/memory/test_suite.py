@@ -122,12 +122,16 @@ def test_tasks_by_wildcard():
     ("arguments", "message"),
     [
         (["--mixers", "bmrru"], "mixer 'bmrru'"),
-        (["--mixers", "bmru,,lru"], "a name is missing beside a comma"),
+        (["--mixers", "bmru,,lru"], "mixers='bmru,,lru': a name is missing"),
+        (["--mixers", ""], "mixers='': a name is missing"),
+        (["--tasks", ""], "tasks='': a name is missing"),
         (["--mixers", "bmru,bmru"], "'bmru' is there twice"),
         (["--seeds", "0,x"], "seeds='0,x'"),
         (["--seeds", "-1"], "seeds='-1'"),
+        (["--seeds", "3000000000000"], "seeds='3000000000000'"),
         (["--workers", "0"], "workers=0"),
         (["--device", "cuda:77"], "device='cuda:77'"),
+        (["--device", "meta"], "device='meta'"),
         (["--set", "lr=-1"], "set lr=-1"),
     ],
 )
