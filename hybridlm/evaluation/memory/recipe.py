@@ -112,8 +112,10 @@ def recipe_from(settings: Mapping[str, Any]) -> Recipe:
         recipe.annealing  # noqa: B018
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        name = ".".join(str(part) for part in first["loc"]) or "epsilon"
         message = first["msg"].removeprefix("Value error, ")
+        if not first["loc"]:
+            raise UserError(f"set epsilon_hold, epsilon_zero: {message}.") from None
+        name = ".".join(str(part) for part in first["loc"])
         raise UserError(f"set {name}={settings.get(name, first['input'])!r}: {message}.") from None
     return recipe
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -161,9 +162,12 @@ def _results(jobs: Sequence[Job], workers: int) -> Iterator[dict[str, Any]]:
         yield from map(_do, jobs)
         return
     threads = max(1, cpu_threads() // workers)
+    others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (threads,))
     try:
-        for future in as_completed([pool.submit(_do, job) for job in jobs]):
+        with _without_ctrl_c():
+            futures = [pool.submit(_do, job) for job in jobs]
+        for future in as_completed(futures):
             yield future.result()
     except BrokenProcessPool:
         raise UserError(
@@ -171,14 +175,26 @@ def _results(jobs: Sequence[Job], workers: int) -> Iterator[dict[str, Any]]:
             "workers; it goes on from what is done."
         ) from None
     finally:
-        for process in multiprocessing.active_children():
+        for process in set(multiprocessing.active_children()) - others:
             process.terminate()
         pool.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Processes that are started here never see Ctrl-C, their imports included: it is their parent's affair, with which
+    they end. One that comes meanwhile reaches the parent afterwards."""
+    mask = getattr(signal, "pthread_sigmask", None)  # not on Windows
+    before = mask(signal.SIG_BLOCK, {signal.SIGINT}) if mask else None
+    try:
+        yield
+    finally:
+        if mask:
+            mask(signal.SIG_SETMASK, before)
+
+
 def _begin(threads: int) -> None:
-    """A worker's start: Ctrl-C is its parent's affair, with which it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """A worker's start."""
     torch.set_num_threads(threads)
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -45,7 +45,7 @@ def test_mixer_is_repeated(mixer, layers):
         (["lr"], "set 'lr': write it as FIELD=VALUE"),
         (["lr=1", "lr=2"], "set lr: given twice"),
         (["lr=["], "set 'lr=[': the value is not valid YAML"),
-        (["epsilon_hold=0.5"], "hold=0.5 must not be above zero=0.17"),
+        (["epsilon_hold=0.5"], "set epsilon_hold, epsilon_zero: hold=0.5 must not be above zero=0.17"),
     ],
 )
 def test_refused(settings, message):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import pathlib
 import runpy
 import signal
 import subprocess
@@ -84,31 +85,44 @@ def test_ctrl_c_leaves_no_process(tmp_path):
     command = [sys.executable, "-m", "hybridlm.cli", "memory-suite", "--quick", "--tasks", "copy_first_600"]
     command += ["--mixers", "lru", "--workers", "2", "--out", str(tmp_path)]
     process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    end = time.monotonic() + 60
-    while _members(process.pid) < 4 and time.monotonic() < end:  # itself, its resource tracker, two workers
-        time.sleep(0.2)
-    assert _members(process.pid) >= 4
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert b"stopped by Ctrl-C" in said
+    try:
+        end = time.monotonic() + 60
+        while len(_members(process.pid)) < 4 and time.monotonic() < end:  # itself, its resource tracker, two workers
+            time.sleep(0.2)
+        started = _members(process.pid)
+        assert len(started) >= 4
+        assert all(_deaf_to_ctrl_c(member) for member in started if member != process.pid)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        _, said = process.communicate(timeout=30)
+        assert process.returncode == 130
+        assert b"stopped by Ctrl-C" in said
+        assert b"Traceback" not in said
+    finally:
+        process.kill()  # where the test failed
     end = time.monotonic() + 20
     while _members(process.pid) and time.monotonic() < end:
         time.sleep(0.2)
-    assert _members(process.pid) == 0
+    assert not _members(process.pid)
 
 
-def _members(group: int) -> int:
+def _members(group: int) -> list[int]:
     """Living processes of a process group."""
-    found = 0
+    found = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
-            with open(f"/proc/{name}/stat") as file:
-                fields = file.read().rpartition(")")[2].split()
+            fields = pathlib.Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue
-        found += int(fields[2]) == group and fields[0] != "Z"
+        if int(fields[2]) == group and fields[0] != "Z":
+            found.append(int(name))
     return found
+
+
+def _deaf_to_ctrl_c(process: int) -> bool:
+    """Whether SIGINT is blocked or ignored, from the start on, not only once its imports are done."""
+    lines = pathlib.Path(f"/proc/{process}/status").read_text().splitlines()
+    masks = [int(line.split()[1], 16) for line in lines if line.startswith(("SigBlk", "SigIgn"))]
+    return any(mask >> (signal.SIGINT - 1) & 1 for mask in masks)
 
 
 def test_tasks_by_wildcard():
