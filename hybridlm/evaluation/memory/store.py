@@ -44,11 +44,13 @@ class Store:
             raise UserError(f"out={str(self.folder)!r}: cannot be written to ({error.strerror}).") from None
 
     def records(self) -> list[dict[str, Any]]:
-        """All records, one for each key: the one written last."""
+        """All records, one for each key: the one written last. Those of a task are in the order of their writing."""
         found: dict[Key, dict[str, Any]] = {}
         for path in sorted(self.folder.glob("*.jsonl")):
             for record in _read(path):
-                found[key_of(record)] = record
+                key = key_of(record)
+                found.pop(key, None)
+                found[key] = record
         return list(found.values())
 
     def add(self, record: dict[str, Any]) -> None:

@@ -215,15 +215,18 @@ def _cell(score: Score | None, bold: bool, ranges: bool, footnotes: list[str]) -
 
 
 def _clearly_best(scores: Sequence[Score | None]) -> list[Score]:
-    """Those that share the best place, where every other one's best seed is behind their worst."""
+    """Those that share the best place, where every other one's best seed is behind their worst. One that never failed,
+    but was followed less far than others, may be anything beyond: it is not among them, nor clearly behind."""
     known = [score for score in scores if score is not None and score.values]
-    if not known:
+    farthest = max((score.length for score in known), default=0)
+    sure = [s for s in known if s.kind != "failing length" or math.isfinite(s.high) or s.length == farthest]
+    if not sure:
         return []
-    sign = -1 if known[0].kind == "failing length" else 1
-    leader = min(known, key=lambda score: (sign * score.middle, sign * score.worst))
+    sign = -1 if sure[0].kind == "failing length" else 1
+    leader = min(sure, key=lambda score: (sign * score.middle, sign * score.worst))
     shared = (leader.low, leader.middle, leader.high)
-    first = [score for score in known if (score.low, score.middle, score.high) == shared]
-    others = [score for score in known if (score.low, score.middle, score.high) != shared]
+    first = [score for score in sure if (score.low, score.middle, score.high) == shared]
+    others = [score for score in known if score not in first]
     clear = others and sign * leader.worst < min(sign * score.best for score in others)
     return [score for score in first if len(score.values) > 1 and not score.diverged] if clear else []
 

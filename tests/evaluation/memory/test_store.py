@@ -30,6 +30,13 @@ def test_later_record_counts(tmp_path):
     assert [each["loss"] for each in store.records()] == [2.0]
 
 
+def test_records_come_in_the_order_of_their_writing(tmp_path):
+    store = Store(tmp_path)
+    for steps in (1, 2, 1):
+        store.add(record(steps=steps))
+    assert [each["steps"] for each in store.records()] == [2, 1]
+
+
 def test_order_of_changed_fields_is_no_difference():
     assert key_of(record(changed={"a": 1, "b": 2})) == key_of(record(changed={"b": 2, "a": 1}))
 

@@ -93,6 +93,14 @@ def test_of_the_same_run_twice_the_later_one_counts():
     assert group.seeds == (0,)
 
 
+def test_runs_of_an_earlier_budget_are_not_averaged_with_those_of_a_later():
+    made = [record([errors("1x", 51, 9, 10)], seed=seed, steps=300) for seed in (0, 1)]
+    made += [record([errors("1x", 51, 1, 10)], seed=seed, steps=400) for seed in (1, 2)]
+    (group,) = summarize(made)
+    assert group.seeds == (1, 2)
+    assert group.scores["1x"].values == (0.1, 0.1)
+
+
 def test_groups_are_of_task_form_mixer_and_change_in_the_tables_order():
     one = [errors("1x", 51, 1)]
     made = [

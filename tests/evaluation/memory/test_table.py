@@ -97,6 +97,20 @@ def test_the_longest_failing_length_is_best():
     assert bold([None, None], [None, None], [99, 99], test=failing) == ["m0", "m1"]
 
 
+def test_a_mixer_followed_less_far_is_not_known_to_be_best_or_behind():
+    """As attention, whose tests for failing lengths end early."""
+
+    def bold_beside_attention(*seeds):
+        made = [record([failing(None, 4096)], task="s3", mixer="attention", seed=seed) for seed in (0, 1)]
+        made += [record([failing(value)], task="s3", mixer="bmru", seed=seed) for seed, value in enumerate(seeds)]
+        made += [record([failing(9)], task="s3", mixer="lru", seed=seed) for seed in (0, 1)]
+        return [row[0].text for row in failing_table(summarize(made)).rows if row[1].bold]
+
+    assert bold_beside_attention(20_000, 30_000) == []
+    assert bold_beside_attention(100, 200) == []
+    assert bold_beside_attention(None, None) == []
+
+
 def test_a_mixer_with_diverged_runs_is_not_bold():
     made = [record([errors("1x", 10, 0)], mixer="a", seed=seed, loss=0.1 if seed else None) for seed in range(3)]
     made += [record([errors("1x", 10, 9)], mixer="b", seed=seed) for seed in range(3)]
