@@ -89,7 +89,7 @@ class Recipe:
         return config
 
     def changed(self) -> dict[str, Any]:
-        """The fields that are not at their default; those of the model among them."""
+        """The fields that are not at their default, and those of the model that were set, whatever to."""
         default = Recipe()
         named = [field.name for field in dataclasses.fields(self) if field.name != "model"]
         own = {name: getattr(self, name) for name in named if getattr(self, name) != getattr(default, name)}
