@@ -61,6 +61,10 @@ class Digits(Task):
     def testing(self) -> Images:
         return _downloaded("test") if self.full else _shipped(slice(SHIPPED_TRAINING, None))
 
+    def check(self) -> None:
+        if self.full:
+            _ = self.training, self.testing
+
     def make(self, images: Images, chosen: Tensor) -> Batch:
         pixels = images.x[chosen].float() / 255
         if self.quick:

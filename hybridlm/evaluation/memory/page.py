@@ -23,7 +23,7 @@ from hybridlm.evaluation.memory.table import (
 from hybridlm.files import replace_file
 
 ABOUT = """\
-Small models of every mixer, each trained on one synthetic task, then tested on sequences far longer than those it was
+Small models of every mixer, each trained on one task, then tested on sequences far longer than those it was
 trained on. All share the stack, the recipe and the data of a seed; only the mixer differs.
 
 - **Error rate**: wrong answers as a share of what was asked. **Squared error**: its mean over what was asked; where

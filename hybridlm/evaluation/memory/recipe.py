@@ -18,7 +18,10 @@ from hybridlm.model.configuration_hybridlm import HybridLMConfig
 from hybridlm.training.config import yaml_value
 from hybridlm.training.sections import EpsilonConfig, OptimizerConfig, ScheduleConfig
 
-_FROM_THE_SUITE = {"pattern", "vocab_size", "hidden_size", "format_version", "use_cache", "tie_word_embeddings"}
+_FROM_THE_SUITE = {
+    "pattern", "vocab_size", "hidden_size", "format_version", "use_cache", "tie_word_embeddings", "pad_token_id",
+    "bos_token_id", "eos_token_id", "classifier_dropout",
+}  # fmt: skip
 """Fields of `HybridLMConfig` that the mixer, the task and the recipe decide, or that change nothing here."""
 
 
@@ -38,7 +41,7 @@ class Recipe:
     lr: Annotated[float, Field(gt=0)] = 3e-3
     """Peak learning rate: linear warm-up over the first twentieth, half a cosine to a tenth."""
     recurrent_lr: Annotated[float, Field(ge=0)] = 1.0
-    """Factor on the learning rate of the recurrences' own parameters."""
+    """Factor on the learning rate of the parameters inside cells; of `mamba2` decays, skips and time steps."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Decoupled weight decay of the matrices."""
     epsilon_start: Annotated[float, Field(ge=0, le=1)] = 1.0
@@ -66,47 +69,64 @@ class Recipe:
 
     def config(self, mixer: str, symbols: int = 1) -> HybridLMConfig:
         """The stack of a mixer. Raises UserError where the mixer, or a field, is not one."""
-        fields = {
+        layers = self._of(mixer, symbols).num_hidden_layers
+        if self.layers % layers:
+            raise UserError(
+                f"layers={self.layers}: not a multiple of the {layers} layers of the mixer {mixer!r}, which is "
+                f"repeated until there are so many. Set layers to a multiple of {layers}."
+            )
+        return self._of(f"({mixer})*{self.layers // layers}", symbols)
+
+    def _of(self, pattern: str, symbols: int) -> HybridLMConfig:
+        try:
+            return HybridLMConfig(pattern=pattern, vocab_size=symbols, **{**self._plain(), **self.model})
+        except ValueError as error:
+            raise UserError(f"mixer {pattern!r}: {error}") from None
+
+    def name(self, mixer: str) -> str:
+        """The same mixer always by the same name: "rglru + bmru" is "rglru+bmru"."""
+        return " ".join(self._of(mixer, 1).block_types)
+
+    def _plain(self) -> dict[str, Any]:
+        """The fields of the stack that are not at the default of `HybridLMConfig`."""
+        return {
             "hidden_size": self.width,
             "intermediate_size": 2 * self.width,
             "num_attention_heads": 4,
             "mamba_d_head": 32,
             "mamba_d_state": 32,
             "initializer_range": self.width**-0.5,
-            **self.model,
         }
-        try:
-            unit = len(HybridLMConfig(pattern=mixer, vocab_size=symbols, **fields).block_types)
-            repeated = f"({mixer})*{max(1, self.layers // unit)}"
-            config = HybridLMConfig(pattern=repeated, vocab_size=symbols, **fields)
-        except ValueError as error:
-            raise UserError(f"mixer {mixer!r}: {error}") from None
-        if self.layers % unit:
-            raise UserError(
-                f"layers={self.layers}: not a multiple of the {unit} layers of the mixer {mixer!r}, which is repeated "
-                f"until there are so many. Set layers to a multiple of {unit}."
-            )
-        return config
 
     def changed(self) -> dict[str, Any]:
-        """The fields that are not at their default, and those of the model that were set, whatever to."""
+        """The fields that are not at their default; those of the model among them."""
         default = Recipe()
-        named = [field.name for field in dataclasses.fields(self) if field.name != "model"]
-        own = {name: getattr(self, name) for name in named if getattr(self, name) != getattr(default, name)}
-        return own | dict(sorted(self.model.items()))
+        own = {name: getattr(self, name) for name in _OWN if getattr(self, name) != getattr(default, name)}
+        plain = {name: HybridLMConfig.__dataclass_fields__[name].default for name in self.model} | self._plain()
+        return own | {name: value for name, value in sorted(self.model.items()) if value != plain[name]}
+
+    def settings(self, mixer: str) -> dict[str, Any]:
+        """Every field of the recipe and of the model, as JSON has it."""
+        config = self.config(mixer)
+        values = {name: getattr(self, name) for name in _OWN} | {name: getattr(config, name) for name in _MODEL}
+        return json.loads(json.dumps(values))
+
+
+_OWN = tuple(field.name for field in dataclasses.fields(Recipe) if field.name != "model")
+_MODEL = tuple(
+    sorted(set(HybridLMConfig.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__) - _FROM_THE_SUITE)
+)
 
 
 def recipe_from(settings: Mapping[str, Any]) -> Recipe:
     """The default recipe with some fields set. Raises UserError for a field that there is not, or a value that is not
     allowed."""
-    own = {field.name for field in dataclasses.fields(Recipe)} - {"model"}
-    model = set(HybridLMConfig.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__) - _FROM_THE_SUITE
     for name in settings:
-        if name not in own | model:
-            hint = did_you_mean(name, own | model)
-            raise UserError(f"set {name}: no such field{hint or '.'} Fields: {', '.join(sorted(own | model))}.")
-    values = {name: value for name, value in settings.items() if name in own}
-    values["model"] = {name: value for name, value in settings.items() if name in model}
+        if name not in _OWN + _MODEL:
+            hint = did_you_mean(name, _OWN + _MODEL)
+            raise UserError(f"set {name}: no such field{hint or '.'} Fields: {', '.join(sorted(_OWN + _MODEL))}.")
+    values = {name: value for name, value in settings.items() if name in _OWN}
+    values["model"] = {name: value for name, value in settings.items() if name in _MODEL}
     try:
         recipe = Recipe(**values)
         recipe.annealing  # noqa: B018

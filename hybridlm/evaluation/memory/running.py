@@ -24,8 +24,9 @@ CHUNK = 2048
 """Steps of a test that run in one forward; the state is carried on."""
 LONGEST_ATTENTION = 8192
 """Longer tests are skipped for stacks whose cost grows with the square of the length."""
-LONGEST_FAILING = 4096
-"""Where such stacks are followed to, in tests of many rows that look for a failing length."""
+LONGEST_FAILING, ROWS_FAILING = 4096, 128
+"""Where such stacks are followed to in tests that look for a failing length, and with how many sequences: keys and
+values of all of them are kept."""
 SHARE_FAILING = 0.1
 """Share of sequences with an error above which a length counts as failed."""
 TOKENS_AT_ONCE = 65_536
@@ -120,7 +121,7 @@ def measure(model: MemoryModel, test: Test, seed: int) -> dict[str, Any]:
     was not run. An answer that is NaN is wrong, and a squared error that is not finite is None.
     """
     if model.grows and test.failing:
-        test = dataclasses.replace(test, length=min(test.length, LONGEST_FAILING))
+        test = dataclasses.replace(test, length=min(test.length, LONGEST_FAILING), rows=min(test.rows, ROWS_FAILING))
     found: dict[str, Any] = {"name": test.name, "length": test.length, "rows": test.rows}
     if model.grows and test.length > LONGEST_ATTENTION:
         return {**found, "skipped": f"attention: longer than {LONGEST_ATTENTION}, and its cost grows with the square"}

@@ -14,17 +14,21 @@ from typing import Any
 from hybridlm.errors import UserError
 from hybridlm.files import try_folder
 
-_PARTS = {"task", "form", "mixer", "seed", "changed", "tests", "steps", "rows"}
-Key = tuple[str, str, str, int, str, int, int]
+_PARTS = {"task", "form", "mixer", "seed", "changed", "settings", "tests", "steps", "rows", "loss"}
+Key = tuple[str, str, str, int, str]
 
 
 def key_of(record: dict[str, Any]) -> Key:
-    """What tells a run from others: task, form, mixer, seed, the fields of the recipe that were changed, and how much
-    it was trained, which another version of a task may have decided otherwise."""
+    """What a run is of: task, form, mixer, seed, and the fields of the recipe that were changed."""
     changed = json.dumps(record["changed"], sort_keys=True)
-    return (
-        record["task"], record["form"], record["mixer"], record["seed"], changed, record["steps"], record["rows"],
-    )  # fmt: skip
+    return record["task"], record["form"], record["mixer"], record["seed"], changed
+
+
+def agree(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two records were made with the same settings: defaults and definitions of tasks change from version to
+    version. A setting that one of them does not know is of another version too, and does not count."""
+    first, second = one["settings"], other["settings"]
+    return all(first[name] == second[name] for name in first.keys() & second.keys())
 
 
 class Store:
@@ -32,6 +36,8 @@ class Store:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
+        if not str(folder):
+            raise UserError("out='': must be given. Give a folder for the records.")
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"out={str(folder)!r}: is a file. Give a folder for the records.")
 

@@ -29,7 +29,7 @@ from hybridlm.evaluation.memory.page import write_page
 from hybridlm.evaluation.memory.recipe import Recipe
 from hybridlm.evaluation.memory.registry import DOWNLOADED, TASKS
 from hybridlm.evaluation.memory.running import run
-from hybridlm.evaluation.memory.store import Store, key_of
+from hybridlm.evaluation.memory.store import Key, Store, agree, key_of
 from hybridlm.evaluation.memory.summary import summarize
 from hybridlm.evaluation.memory.table import all_tables
 from hybridlm.evaluation.plots import NoMatplotlibError
@@ -45,19 +45,23 @@ class Job:
     seed: int
     quick: bool
     recipe: Recipe
+    settings: dict[str, Any]
+    """Of recipe and model."""
     device: str = "cpu"
 
     def record(self) -> dict[str, Any]:
         """What is known of its record beforehand."""
         task = TASKS[self.task](self.quick)
+        steps, rows = self.recipe.steps or task.budget.steps, task.budget.rows
         return {
             "task": self.task,
             "form": "quick" if self.quick else "standard",
             "mixer": self.mixer,
             "seed": self.seed,
             "changed": self.recipe.changed(),
-            "steps": self.recipe.steps or task.budget.steps,
-            "rows": task.budget.rows,
+            "steps": steps,
+            "rows": rows,
+            "settings": {**self.settings, "steps": steps, "rows": rows, "task_version": task.version},
         }
 
 
@@ -82,33 +86,50 @@ def default_tasks() -> list[str]:
 def plan(
     tasks: Sequence[str], mixers: Sequence[str], seeds: Sequence[int], quick: bool, recipe: Recipe, device: str = "cpu"
 ) -> list[Job]:
-    """All jobs, every task and mixer with the first seed first. Raises UserError for a mixer that cannot be built, or a
-    device that is not there."""
-    for mixer in mixers:
-        recipe.config(mixer)
+    """All jobs, every task and mixer with the first seed first. Raises UserError for a mixer that cannot be built, data
+    that is not to be had, or a device that is not there."""
+    settings = {recipe.name(mixer): recipe.settings(mixer) for mixer in mixers}
+    for task in tasks:
+        TASKS[task](quick).check()
     try:
         torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device={device!r}: not available here ({str(error).splitlines()[0]}).") from None
-    return [Job(task, mixer, seed, quick, recipe, device) for seed in seeds for task in tasks for mixer in mixers]
+    return [
+        Job(task, mixer, seed, quick, recipe, settings[mixer], device)
+        for seed in seeds
+        for task in tasks
+        for mixer in settings
+    ]
 
 
 def do(jobs: Sequence[Job], store: Store, say: Callable[[str], None], workers: int = 1) -> int:
     """Does the jobs that the store has no record of, and returns how many those were.
 
-    say gets a line for each. Raises UserError where a worker was killed; what is done by then is in the store.
+    say gets a line for each. A run that fails does not end the others. Raises UserError at the end where some failed,
+    and where a worker was killed; what is done by then is in the store.
     """
     store.prepare()
-    there = {key_of(record) for record in store.records()}
-    waiting = [job for job in jobs if key_of(job.record()) not in there]
+    there = {key_of(record): record for record in store.records()}
+    waiting = [job for job in jobs if not _is_done(job.record(), there)]
     if len(waiting) < len(jobs):
         say(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are in {store.folder} already.")
-    began = time.monotonic()
-    for number, record in enumerate(_results(waiting, workers), start=1):
-        store.add(record)
+    began, failed = time.monotonic(), 0
+    for number, record in enumerate(_results(waiting, min(workers, len(waiting))), start=1):
+        if "error" in record:
+            failed += 1
+        else:
+            store.add(record)
         left = (time.monotonic() - began) / number * (len(waiting) - number)
         say(f"[{number}/{len(waiting)}, {_duration(left)} left] {line(record)}")
+    if failed:
+        raise UserError(f"{failed} of {len(waiting)} runs failed, see above; the same command tries them again.")
     return len(waiting)
+
+
+def _is_done(record: dict[str, Any], there: dict[Key, dict[str, Any]]) -> bool:
+    found = there.get(key_of(record))
+    return found is not None and agree(found, record)
 
 
 def tables(jobs: Sequence[Job], store: Store) -> str:
@@ -130,6 +151,8 @@ def write_results(store: Store) -> Path:
 def line(record: dict[str, Any]) -> str:
     """A record in one line."""
     change = "".join(f" {name}={value}" for name, value in record["changed"].items())
+    if "error" in record:
+        return f"{record['task']} {record['mixer']!r}{change} seed {record['seed']}: FAILED, {record['error']}"
     loss = "diverged" if record["loss"] is None else f"loss {record['loss']:.3g}"
     results = ", ".join(f"{test['name']} {_result(test)}" for test in record["tests"])
     seconds = record["seconds_training"] + record["seconds_testing"]
@@ -158,7 +181,7 @@ def _duration(seconds: float) -> str:
 
 def _results(jobs: Sequence[Job], workers: int) -> Iterator[dict[str, Any]]:
     """The records of the jobs as they are done."""
-    if workers == 1 or len(jobs) < 2:
+    if workers <= 1:
         yield from map(_do, jobs)
         return
     threads = max(1, cpu_threads() // workers)
@@ -207,6 +230,10 @@ def _begin(threads: int) -> None:
 
 
 def _do(job: Job) -> dict[str, Any]:
-    result = run(TASKS[job.task](job.quick), job.mixer, job.seed, job.recipe, device=torch.device(job.device))
+    """A job's record; where it failed, what is known beforehand and the `error`."""
+    try:
+        result = run(TASKS[job.task](job.quick), job.mixer, job.seed, job.recipe, device=torch.device(job.device))
+    except Exception as error:  # of torch, of the machine: the other jobs can still be done
+        return {**job.record(), "error": f"{type(error).__name__}: {error}".splitlines()[0]}
     versions = {module.__name__: module.__version__ for module in (hybridlm, torch, transformers)}
     return {**job.record(), **result, "versions": versions, "threads": torch.get_num_threads(), "device": job.device}

@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 from hybridlm.errors import UserError
 from hybridlm.evaluation.memory.families import mixer_order, task_order
+from hybridlm.evaluation.memory.store import agree
 
 Kind = Literal["error rate", "squared error", "failing length"]
 
-_NEEDED = ("task", "form", "mixer", "seed", "changed", "loss", "tests")
+_NEEDED = ("task", "form", "mixer", "seed", "changed", "settings", "loss", "tests")
 _Z = statistics.NormalDist().inv_cdf(0.975)
 
 
@@ -96,12 +97,11 @@ class Group:
 def summarize(records: Iterable[dict[str, Any]]) -> list[Group]:
     """Groups in the order of tables: task, form, mixer, the standard recipe before changed ones.
 
-    Of records with the same task, form, mixer, change and seed the last counts; of a group whose runs were trained
-    for different numbers of steps or rows, those that were trained as the last. Raises UserError where a record lacks
-    a field.
+    Of records with the same task, form, mixer, change and seed the last counts; of a group whose runs had different
+    settings, those that had the last ones. Raises UserError where a record lacks a field.
     """
     groups: dict[tuple[str, ...], dict[int, dict[str, Any]]] = {}
-    budgets: dict[tuple[str, ...], tuple[Any, Any]] = {}
+    last: dict[tuple[str, ...], dict[str, Any]] = {}
     for number, record in enumerate(records, 1):
         missing = [name for name in _NEEDED if name not in record]
         if missing:
@@ -110,9 +110,9 @@ def summarize(records: Iterable[dict[str, Any]]) -> list[Group]:
                 "leave this one out."
             )
         key = (record["task"], record["form"], record["mixer"], json.dumps(record["changed"], sort_keys=True))
-        budget = record.get("steps"), record.get("rows")
-        if budgets.setdefault(key, budget) != budget:
-            groups[key], budgets[key] = {}, budget
+        if not agree(last.get(key, record), record):
+            groups[key] = {}
+        last[key] = record
         groups.setdefault(key, {})[record["seed"]] = record
     made = [_group([runs[seed] for seed in sorted(runs)]) for runs in groups.values()]
     return sorted(made, key=_order)

@@ -11,6 +11,10 @@ from hybridlm.evaluation.memory.summary import Group, Score, columns_of, is_fail
 
 BEST = "Bold: of at least two seeds, all are better than every seed of every other mixer; equals share it."
 DIVERGED = "†n: n more runs diverged in training; they are not in the number."
+INTERVAL = (
+    "In brackets: Wilson's 95 % interval, all seeds together. It is of the sampling of positions alone: seeds differ "
+    "by more, and reads of one write stand or fall together."
+)
 PUBLISHED_ROW = "Mamba variant, published"
 
 
@@ -128,7 +132,7 @@ def counts_table(groups: Sequence[Group]) -> Table | None:
     if not tests:
         return None
     rows = [[Cell(group.mixer), *(_counts(group.scores.get(name)) for name in tests)] for group in groups]
-    return Table(["errors / asked", *tests], rows, notes=["In brackets: Wilson's 95 % interval, all seeds together."])
+    return Table(["errors / asked", *tests], rows, notes=[INTERVAL])
 
 
 def overview_table(groups: Sequence[Group]) -> Table:

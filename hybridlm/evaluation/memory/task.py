@@ -62,6 +62,8 @@ class Task(ABC):
     """Whether inputs are symbols (embedded) or values (projected)."""
     numbers: ClassVar[bool] = False
     """Whether targets are numbers (squared error) or classes (cross-entropy)."""
+    version: ClassVar[int] = 1
+    """Counted up where the definition changes, so that records of an older one are not mixed with new ones."""
     inputs: int
     """How many symbols there are, or how many channels the values have."""
     outputs: int = 1
@@ -70,6 +72,9 @@ class Task(ABC):
 
     def __init__(self, quick: bool = False):
         self.quick = quick
+
+    def check(self) -> None:  # noqa: B027 (most tasks need no data)
+        """Raises UserError where the data of the task is not to be had."""
 
     @abstractmethod
     def batch(self, rows: int, generator: torch.Generator) -> Batch:

@@ -8,13 +8,13 @@ MIXERS = [
 TOO_LONG = "attention: its cost grows with the square of the length; longest 8192"
 
 
-def record(tests, task="copy_first_50", mixer="bmru", seed=0, form="quick", changed=None, **fields):
+def record(tests, task="copy_first_50", mixer="bmru", seed=0, form="quick", changed=None, settings=None, **fields):
     return {
         "task": task,
         "form": form,
         "mixer": mixer,
         "seed": seed,
-        "recipe": {"lr": 0.003, "steps": None, "architecture": {"width": 64, "layers": 2, "fields": {}}},
+        "settings": {"lr": 0.003, "width": 64, "threshold_init": 1.0, **(changed or {}), **(settings or {})},
         "steps": 400,
         "rows": 32,
         "changed": changed or {},

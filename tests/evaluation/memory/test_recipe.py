@@ -23,7 +23,8 @@ def test_fields_of_recipe_and_model():
 
 
 def test_value_of_default_is_no_change():
-    assert recipe_from(read_settings(["lr=3e-3"])).changed() == {}
+    settings = read_settings(["lr=3e-3", "threshold_init=1", "num_attention_heads=4"])
+    assert recipe_from(settings).changed() == {}
 
 
 @pytest.mark.parametrize(

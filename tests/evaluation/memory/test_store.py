@@ -5,12 +5,12 @@ import json
 import pytest
 
 from hybridlm.errors import UserError
-from hybridlm.evaluation.memory.store import Store, key_of
+from hybridlm.evaluation.memory.store import Store, agree, key_of
 
 
 def record(**changes):
-    base = {"task": "t", "form": "quick", "mixer": "bmru", "seed": 0, "changed": {}, "steps": 1, "rows": 1, "tests": []}
-    return {**base, **changes}
+    base = {"task": "t", "form": "quick", "mixer": "bmru", "seed": 0, "changed": {}, "steps": 1, "rows": 1}
+    return {**base, "settings": {"lr": 0.1, "steps": 1}, "tests": [], "loss": 0.5, **changes}
 
 
 def test_read_back(tmp_path):
@@ -32,19 +32,18 @@ def test_later_record_counts(tmp_path):
 
 def test_records_come_in_the_order_of_their_writing(tmp_path):
     store = Store(tmp_path)
-    for steps in (1, 2, 1):
-        store.add(record(steps=steps))
-    assert [each["steps"] for each in store.records()] == [2, 1]
+    for seed in (1, 2, 1):
+        store.add(record(seed=seed))
+    assert [each["seed"] for each in store.records()] == [2, 1]
 
 
 def test_order_of_changed_fields_is_no_difference():
     assert key_of(record(changed={"a": 1, "b": 2})) == key_of(record(changed={"b": 2, "a": 1}))
 
 
-def test_run_of_another_budget_is_another_run(tmp_path):
-    store = Store(tmp_path)
-    store.add(record(steps=400))
-    assert key_of(record(steps=600)) not in {key_of(each) for each in store.records()}
+def test_settings_agree_in_what_both_know():
+    assert agree(record(), record(settings={"lr": 0.1, "made_up_later": 3}))
+    assert not agree(record(), record(settings={"lr": 0.2}))
 
 
 def test_torn_line_is_left_out_and_what_follows_is_whole(tmp_path):
@@ -62,6 +61,8 @@ def test_no_folder_yet(tmp_path):
 
 
 def test_refused(tmp_path):
+    with pytest.raises(UserError, match="out='': must be given"):
+        Store("")
     file = tmp_path / "file"
     file.write_text("x")
     with pytest.raises(UserError, match="is a file"):

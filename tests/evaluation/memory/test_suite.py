@@ -17,7 +17,7 @@ import torch
 from hybridlm.cli import main
 from hybridlm.errors import UserError
 from hybridlm.evaluation.memory import suite
-from hybridlm.evaluation.memory.copying import CopyFirstSymbol
+from hybridlm.evaluation.memory.copying import CopyFirst, CopyFirstSymbol
 from hybridlm.evaluation.memory.recipe import Recipe, recipe_from
 from hybridlm.evaluation.memory.registry import TASKS
 from hybridlm.evaluation.memory.running import run
@@ -49,6 +49,45 @@ def test_other_settings_are_other_runs(tmp_path):
     assert [record["changed"].get("threshold_init") for record in store.records()] == [None, 0.5]
 
 
+def test_run_of_another_version_is_done_again(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    suite.do(jobs("bmru"), store, lambda _: None)
+    monkeypatch.setattr(CopyFirst, "version", 2)
+    assert suite.do(jobs("bmru"), store, lambda _: None) == 1
+    assert suite.do(jobs("bmru"), store, lambda _: None) == 0
+    (record,) = store.records()
+    assert record["settings"]["task_version"] == 2
+
+
+def test_failed_run_does_not_end_the_others(tmp_path, monkeypatch):
+    def failing(task, mixer, *arguments, **keywords):
+        if mixer == "lru":
+            raise RuntimeError("no memory\nand more")
+        return run(task, mixer, *arguments, **keywords)
+
+    monkeypatch.setattr(suite, "run", failing)
+    lines = []
+    with pytest.raises(UserError, match=r"1 of 2 runs failed.*tries them again"):
+        suite.do(jobs("lru", "bmru"), Store(tmp_path), lines.append)
+    assert "copy_first_50 'lru'" in lines[0]
+    assert lines[0].endswith("seed 0: FAILED, RuntimeError: no memory")
+    assert [record["mixer"] for record in Store(tmp_path).records()] == ["bmru"]
+
+
+def test_data_that_is_not_there_is_known_before_the_first_run(monkeypatch):
+    def nothing(*_, **__):
+        raise ConnectionError("offline")
+
+    monkeypatch.setattr("datasets.load_dataset", nothing)
+    with pytest.raises(UserError, match="Name the task without 'full'"):
+        suite.plan(["copy_first_50", "mnist_full"], ["bmru"], [0], True, TINY)
+
+
+def test_mixer_has_one_name():
+    (job,) = suite.plan(["copy_first_50"], ["rglru + bmru", "rglru+bmru"], [0], True, TINY)
+    assert job.mixer == "rglru+bmru"
+
+
 def test_record(tmp_path):
     store = Store(tmp_path)
     suite.do(jobs("lru bmru"), store, lambda _: None)
@@ -61,6 +100,7 @@ def test_record(tmp_path):
     )
     assert (record["steps"], record["rows"]) == (2, 32)
     assert record["changed"] == {"steps": 2, "width": 8}
+    assert record["settings"].items() >= {"steps": 2, "rows": 32, "width": 8, "lr": 3e-3, "threshold_init": 1.0}.items()
     assert [test["length"] for test in record["tests"]] == [51, 501, 5001]
     assert all(test["asked"] == test["rows"] for test in record["tests"])
 
@@ -181,7 +221,7 @@ def test_a_killed_worker_is_named(tmp_path):
         os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
 
     with pytest.raises(UserError, match=r"workers=2: one was killed"):
-        suite.do(jobs("bmru", seeds=range(6)), Store(tmp_path), killed, workers=2)
+        suite.do(jobs("bmru", seeds=range(60)), Store(tmp_path), killed, workers=2)
     assert Store(tmp_path).records()
 
 

@@ -94,8 +94,8 @@ def test_of_the_same_run_twice_the_later_one_counts():
 
 
 def test_runs_of_an_earlier_budget_are_not_averaged_with_those_of_a_later():
-    made = [record([errors("1x", 51, 9, 10)], seed=seed, steps=300) for seed in (0, 1)]
-    made += [record([errors("1x", 51, 1, 10)], seed=seed, steps=400) for seed in (1, 2)]
+    made = [record([errors("1x", 51, 9, 10)], seed=seed, settings={"steps": 300}) for seed in (0, 1)]
+    made += [record([errors("1x", 51, 1, 10)], seed=seed, settings={"steps": 400}) for seed in (1, 2)]
     (group,) = summarize(made)
     assert group.seeds == (1, 2)
     assert group.scores["1x"].values == (0.1, 0.1)
