@@ -44,7 +44,7 @@ class Automaton(Task):
         self.labels = torch.arange(states) if labels is None else labels
         self.inputs, self.outputs = letters, int(self.labels.max()) + 1
         self.following = transitions.gather(1, self.choices)
-        self.budget = Budget(600 if quick else 5000, 64)
+        self.budget = Budget(2000, 16) if quick else Budget(5000, 64)
 
     def draw(self, length: int, rows: int, generator: torch.Generator) -> Tensor:
         """Which of its state's choices each letter is, (T, B)."""
