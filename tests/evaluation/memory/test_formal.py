@@ -36,9 +36,9 @@ def share(values, wanted):
 @pytest.mark.parametrize("name", NAMES)
 def test_forms_lengths_and_seeds(name):
     """Trained at length 64 alone, one plain test and one that looks for the failing length; a seed decides a batch."""
-    for quick, steps, longest in ((True, 600, 4096), (False, 5000, 32768)):
+    for quick, budget, longest in ((True, (2000, 16), 4096), (False, (5000, 64), 32768)):
         task = TASKS[name](quick)
-        assert (task.quick, task.budget.steps, task.budget.rows) == (quick, steps, 64)
+        assert (task.quick, (task.budget.steps, task.budget.rows)) == (quick, budget)
         plain, failing = task.tests()
         assert (plain.name, plain.length, plain.rows, plain.failing) == ("1x", 64, 512, False)
         assert (failing.name, failing.length, failing.rows, failing.failing) == ("failing length", longest, 512, True)
