@@ -114,7 +114,7 @@ function showUnit() {
 function showToken(before, from) {
   spans[before].classList.remove("t");
   spans[chosen.token].classList.add("t");
-  if (from !== "text" && from !== "start") nearby(at("text"), spans[chosen.token]);
+  if (from !== "text") nearby(at("text"), spans[chosen.token]);
   at("token-name").textContent = `${chosen.token} ${JSON.stringify(data.pieces[chosen.token])}`;
 }
 
@@ -165,6 +165,7 @@ const COLUMNS = [
   ...data.features.map((feature) => [
     feature.name, (unit) => Math.abs(feature.r[unit]), (unit) => feature.r[unit].toFixed(3)]),
 ];
+at("token").max = TOKENS - 1;
 let sorted = names.map((_, unit) => unit), sorting = 0, falling = false, rowsShown = FIRST_ROWS;
 
 function sortBy(column) {
@@ -175,7 +176,7 @@ function sortBy(column) {
   sorted = names.map((_, unit) => unit).sort(order);
   fillTable();
   if (at("order").value === "table") arrange();
-  at("units").querySelectorAll("thead button")[column].focus();
+  at("units").querySelectorAll("thead button")[column].focus({preventScroll: true});
 }
 
 function fillTable() {

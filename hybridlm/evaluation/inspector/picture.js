@@ -12,7 +12,7 @@ function arrange() {
   rows = byLayer ? names.map((_, unit) => unit) : sorted;
   view.width = Math.max(200, at("view").clientWidth - MARGIN - 18);
   const gaps = byLayer ? GAP * (data.cells.length - 1) : 0;
-  view.rowHeight = Math.min(12, Math.max(1, Math.floor((480 - gaps) / UNITS)));
+  view.rowHeight = Math.min(12, Math.max(1, Math.floor((800 - gaps) / UNITS)));
   let y = AXIS;
   tops = [];
   rows.forEach((unit, place) => {
@@ -87,36 +87,36 @@ function paintRow(unit, from, to) {
   const line = new Uint32Array(view.width);
   for (let x = 0; x < view.width; x++) {
     const many = to[x] - from[x];
-    const written = count(writes, unit, from[x], to[x]) / many;
-    let dark = 0.65 * written;
-    if (marks) { // the first pixels of a token that writes
-      const sinceBegin = x - (from[x] - view.start) * view.scale;
-      dark = written && sinceBegin < WRITE_MARK ? 1 : 0;
+    const written = mode === "states" ? 0 : count(writes, unit, from[x], to[x]) / many;
+    let plus = 0, none = 1, dark = written;
+    if (mode !== "writes") {
+      plus = count(positive, unit, from[x], to[x]) / many;
+      none = zero ? count(zero, unit, from[x], to[x]) / many : 0;
+      dark = 0.5 * written;
     }
-    let colour = NOTHING;
-    if (mode !== "writes") colour = stateColour(unit, from[x], to[x], many);
-    else if (!marks) dark = written;
-    line[x] = packed(colour, mode === "states" ? 0 : dark);
+    if (marks) { // the first pixels of a token that writes
+      dark = written && x - (from[x] - view.start) * view.scale < WRITE_MARK ? 1 : 0;
+    }
+    line[x] = mixed(plus, 1 - plus - none, none, dark);
   }
   return line;
 }
 
-function stateColour(unit, from, to, many) {
-  const plus = count(positive, unit, from, to) / many;
-  const none = zero ? count(zero, unit, from, to) / many : 0;
-  const minus = 1 - plus - none;
-  return PLUS.map((value, i) => plus * value + minus * MINUS[i] + none * NOTHING[i]);
-}
-
-function packed(colour, dark) {
-  const [r, g, b] = colour.map((value, i) => Math.round(value + dark * (INK[i] - value)));
-  return (255 << 24 | b << 16 | g << 8 | r) >>> 0; // bytes r, g, b, a in memory
+// A colour as bytes r, g, b, a in memory: shares of the states, darkened.
+function mixed(plus, minus, none, dark) {
+  let colour = 255;
+  for (let i = 2; i >= 0; i--) {
+    const bright = plus * PLUS[i] + minus * MINUS[i] + none * NOTHING[i];
+    colour = colour << 8 | Math.round(bright + dark * (INK[i] - bright));
+  }
+  return colour >>> 0;
 }
 
 function paintLabels() {
   context.fillStyle = "#444";
   context.font = "12px system-ui, sans-serif";
   context.textBaseline = "top";
+  context.textAlign = "left";
   if (at("order").value === "number") {
     let unit = 0;
     for (const cell of data.cells) {
@@ -143,7 +143,9 @@ function paintChoice() {
     context.strokeRect(x, AXIS - 4, Math.max(1, view.scale), canvas.height - AXIS + 4);
   }
   context.fillStyle = "#c2185b";
-  context.fillText(names[chosen.unit], 4, Math.max(AXIS, tops[chosen.unit] - 14));
+  context.textAlign = "right";
+  context.fillText(names[chosen.unit], MARGIN - 5, Math.max(AXIS, Math.min(tops[chosen.unit] - 5, canvas.height - 14)));
+  context.textAlign = "left";
 }
 
 const tokenAt = (event) => Math.floor(view.start + (event.offsetX - MARGIN) / view.scale);
