@@ -18,7 +18,8 @@ def inspect(options: argparse.Namespace) -> None:
     position in the document, and the text coloured by any unit. The page needs no network.
 
     With --flip or --freeze, no page: the text is continued with and without the change of these units, and the change
-    of the next-token distribution is printed token by token. Units are named LAYER.UNIT, both from 0.
+    of the next-token distribution is printed token by token. Units are named LAYER.UNIT, both from 0; LAYER alone names
+    all of a layer.
 
     examples:
       hybridlm inspect runs/demo/run/final --text book.txt

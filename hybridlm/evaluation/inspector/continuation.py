@@ -93,7 +93,7 @@ def compare(
     with intervene(model, flips=flips, freezes=freezes):
         same = _run(model, cache, ids[-1], writing, given=plain.tokens)
     p = plain.logs.exp()
-    kl = torch.where(p > 0, p * (plain.logs - same.logs), 0.0).sum(1)
+    kl = torch.where(p > 0, p * (plain.logs - same.logs), 0.0).sum(1).clamp_min(0)  # below by rounding alone
     differ = (plain.states != same.states).sum(1)
     return Comparison(plain.tokens, changed.tokens, kl.tolist(), differ.tolist(), plain.states.shape[1])
 

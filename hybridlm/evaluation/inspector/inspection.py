@@ -152,7 +152,7 @@ def render_comparison(facts: dict[str, Any]) -> str:
         f"At each token of the continuation without the change, KL of the two distributions in nats, and how many of "
         f"{facts['units']:,} states differ:",
     ]
-    lines += [f"{row['kl']:>12.6f} {row['units_differ']:>8,}   {row['token']!r}" for row in facts["steps"]]
+    lines += [f"{row['kl']:>10.2e} {row['units_differ']:>8,}   {row['token']!r}" for row in facts["steps"]]
     return "\n".join(lines)
 
 

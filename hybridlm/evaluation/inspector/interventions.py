@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from hybridlm.errors import UserError
-from hybridlm.evaluation.inspector.units import CellUnits, locate_unit, memory_units
+from hybridlm.evaluation.inspector.units import CellUnits, locate_units, memory_units
 from hybridlm.model.cells_fqbmru import FqbmruCell
 from hybridlm.model.memory_hybridlm import ThresholdCell
 
 Freezes = Mapping[str, float | None]
-"""Unit -> the state that it keeps; None: the one that it has."""
+"""Unit, or layer -> the state that it keeps; None: the one that it has."""
 
 _ALLOWED: dict[str, tuple[str, Callable[[float], bool]]] = {
     "bmru": ("-1 or +1", lambda value: value in (-1, 1)),
@@ -38,9 +38,9 @@ _ALLOWED: dict[str, tuple[str, Callable[[float], bool]]] = {
 def intervene(model: nn.Module, *, flips: Iterable[str] = (), freezes: Freezes | None = None) -> Iterator[None]:
     """Inside, the units act as told, in all rows; afterwards the model is as before, also behind an error.
 
-    flips, freezes: units as `LAYER.UNIT`. A flip happens in the first call of the model; to flip a state inside a text,
-    read up to there with a cache, and go on from it inside. Raises UserError for units that there are not, a state that
-    a unit cannot have, and a unit named twice.
+    flips, freezes: units as `LAYER.UNIT`, or all of a layer as `LAYER`. A flip happens in the first call of the model;
+    to flip a state inside a text, read up to there with a cache, and go on from it inside. Raises UserError for units
+    that there are not, a state that a unit cannot have, and a unit named twice.
     """
     changes = _changes(model, list(flips), dict(freezes or {}))
     handles: list[Any] = []
@@ -63,16 +63,17 @@ def _changes(model: nn.Module, flips: list[str], freezes: dict[str, float | None
     cells = memory_units(model)
     changes: dict[CellUnits, _Change] = {}
     taken = set()
-    for name in [*flips, *freezes]:
-        units, place = locate_unit(cells, name)
-        if (units, place) in taken:
-            raise UserError(f"unit {name}: it is named twice. Flip it or freeze it, once.")
-        taken.add((units, place))
-        turned, kept = changes.setdefault(units, ([], {}))
-        if name in freezes:
-            kept[place] = _allowed(units.kind, name, freezes[name])
-        else:
-            turned.append(place)
+    wanted = [*((name, True, None) for name in flips), *((name, False, value) for name, value in freezes.items())]
+    for name, turn, value in wanted:
+        for units, place in locate_units(cells, name):
+            if (units, place) in taken:
+                raise UserError(f"unit {units.names[place]}: it is named twice. Flip it or freeze it, once.")
+            taken.add((units, place))
+            turned, kept = changes.setdefault(units, ([], {}))
+            if turn:
+                turned.append(place)
+            else:
+                kept[place] = _allowed(units.kind, name, value)
     return changes
 
 

@@ -102,7 +102,7 @@ def _data(
 
 
 def _bits(plane: np.ndarray) -> str:
-    return base64.b64encode(np.ascontiguousarray(plane)).decode("ascii")
+    return base64.b64encode(plane.tobytes()).decode("ascii")
 
 
 def _json(data: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -46,7 +47,7 @@ def token_spans(tokenizer: PreTrainedTokenizerBase, text: str, limit: int) -> To
     if count == 0:
         raise UserError(f"text: the tokenizer makes no token of its {len(text)} characters. Use that of the model.")
     start = start_and_end(tokenizer)[0]
-    settings = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+    settings: dict[str, Any] = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
     if tokenizer.is_fast:
         encoded = tokenizer(text[:seen], return_offsets_mapping=True, **settings)
         ids, ends = list(encoded["input_ids"]), _ends(encoded["offset_mapping"])
@@ -72,7 +73,8 @@ def _decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> tuple[str, l
     begin, shown = 0, ""  # ids[begin:] decode to `shown` so far
     for index in range(len(ids)):
         now = str(tokenizer.decode(ids[begin : index + 1], clean_up_tokenization_spaces=False))
-        if not now.endswith(_UNFINISHED):
+        last = index + 1 == len(ids)
+        if len(now) > len(shown) and (last or not now.endswith(_UNFINISHED)):  # some decoders leave the bytes out
             whole, shown = whole + now[len(shown) :], now
             if index + 1 - begin > _AT_ONCE:  # the last token stays, since a decoder may drop a space in front
                 begin, shown = index, str(tokenizer.decode(ids[index : index + 1], clean_up_tokenization_spaces=False))

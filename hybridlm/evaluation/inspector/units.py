@@ -13,11 +13,11 @@ from typing import Any
 
 from torch import nn
 
-from hybridlm.errors import UserError, did_you_mean
+from hybridlm.errors import UserError
 from hybridlm.model.block_hybridlm import RecurrentMixer
 from hybridlm.model.memory_hybridlm import MemoryCell
 
-_NAME = re.compile(r"(\d+)\.(\d+)")
+_NAME = re.compile(r"(\d+)(?:\.(\d+))?")
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,24 @@ def memory_units(model: nn.Module) -> list[CellUnits]:
     return found
 
 
-def locate_unit(cells: Sequence[CellUnits], name: str) -> tuple[CellUnits, int]:
-    """The cell that a unit belongs to, and its place in it. Raises UserError for a name that no unit has."""
+def locate_units(cells: Sequence[CellUnits], name: str) -> list[tuple[CellUnits, int]]:
+    """The units of a name, as their cells and places in them: one of LAYER.UNIT, all of a layer of LAYER. Raises
+    UserError for a name that no unit has."""
     match = _NAME.fullmatch(name.strip())
     if match is None:
-        raise UserError(f"unit {name!r}: not of the form LAYER.UNIT. Give a name such as {cells[0].names[0]}.")
-    layer, unit = int(match[1]), int(match[2])
-    for cell in cells:
-        if cell.layer == layer and cell.first <= unit < cell.first + cell.width:
-            return cell, unit - cell.first
-    there = "; ".join(f"{cell.names[0]} to {cell.names[-1]} ({cell.kind})" for cell in cells)
-    near = did_you_mean(f"{layer}.{unit}", [name for cell in cells for name in cell.names])
-    raise UserError(f"unit {name.strip()}: there is none of that name{near}. Memory units of this model: {there}.")
+        raise UserError(
+            f"unit {name!r}: not of the form LAYER.UNIT. Give a name such as {cells[0].names[0]}, or {cells[0].layer} "
+            "for all units of that layer."
+        )
+    layer, unit = int(match[1]), match[2] and int(match[2])
+    found = [
+        (cell, place)
+        for cell in cells
+        if cell.layer == layer
+        for place in range(cell.width)
+        if unit is None or cell.first + place == unit
+    ]
+    if not found:
+        there = "; ".join(f"{cell.names[0]} to {cell.names[-1]} ({cell.kind})" for cell in cells)
+        raise UserError(f"unit {name.strip()}: there is none of that name. Memory units of this model: {there}.")
+    return found

@@ -33,8 +33,9 @@ def watch(cells: Sequence[CellUnits], keep: Keep) -> Iterator[None]:
 
 def _watch_cell(cell: Any, index: int, keep: Keep) -> list[Callable[[], None]]:
     written: list[Tensor] = []
-    before = {name: cell.__dict__[name] for name in _CHANGED if name in cell.__dict__}
     noted, wanted = cell.note_writes, cell.notes_writes
+    changed = ["note_writes", "count_writes"] if cell.count_writes else ["note_writes", "count_writes", "write_counts"]
+    before = {name: cell.__dict__[name] for name in changed if name in cell.__dict__}
 
     def note_writes(z: Tensor, mask: Tensor | None) -> None:
         written[:] = [z > 0]
@@ -45,13 +46,10 @@ def _watch_cell(cell: Any, index: int, keep: Keep) -> list[Callable[[], None]]:
         keep(index, output[1]["s"].detach(), written.pop())
 
     def restore() -> None:
-        for name in _CHANGED:
+        for name in changed:
             cell.__dict__.pop(name, None)
         cell.__dict__.update(before)
 
     handle = cell.register_forward_hook(hook)
     cell.note_writes, cell.count_writes = note_writes, True
     return [handle.remove, restore]
-
-
-_CHANGED = ("note_writes", "count_writes", "write_counts")
