@@ -1,8 +1,19 @@
 """A text that is hard to show, and pages taken apart."""
 
+import re
 from html.parser import HTMLParser
+from itertools import accumulate
 
-NASTY = '“Été” </script><script>alert(1)</script> <!-- <b>&amp;</b>\n\n"No," said 𝄞 Anne.\u2028 \\u003c End.\n' * 2
+from hybridlm.evaluation.inspector.spans import TokenSpans
+
+NASTY = '“Été” </script><script>alert(1)</script> <!-- <b>&amp;</b>\n\n"No," said 𝄞 Anne.\u2028 \\u003c End.\n' * 6
+
+
+def by_words(text):
+    """Spans of a tokenizer whose tokens are words, with the white space in front: no token of ours spells `</script>`
+    whole. An empty piece in between stands for a part of a character."""
+    pieces = ["", "", *re.findall(r"\s*\S+|\s+$", text)]
+    return TokenSpans([7 * token % 250 for token in range(len(pieces))], text, [*accumulate(map(len, pieces))])
 
 
 class Page(HTMLParser):

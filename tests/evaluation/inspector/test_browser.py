@@ -5,13 +5,12 @@ import shutil
 import subprocess
 
 import pytest
-from inspector_pages import NASTY, Page
+from inspector_pages import NASTY, Page, by_words
 
 from hybridlm.evaluation.inspector.alignment import align
 from hybridlm.evaluation.inspector.figures import unit_figures
 from hybridlm.evaluation.inspector.page import render_page
 from hybridlm.evaluation.inspector.recording import record
-from hybridlm.evaluation.inspector.spans import token_spans
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(
@@ -20,9 +19,9 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def inspected(build, tokenizer):
+def inspected(build):
     model = build("bmru+cmru rglru acmru fqbmru", hidden_size=16, threshold_init=0.3).double()
-    spans = token_spans(tokenizer, NASTY, 1000)
+    spans = by_words(NASTY)
     recording = record(model, spans.ids)
     page = render_page("book", [], recording, spans, unit_figures(recording), align(recording, spans))
     return recording, spans, page
@@ -115,29 +114,42 @@ def test_all_units_at_the_token(inspected, browse):
 
 
 def test_clicks_and_keys(inspected, browse):
-    recording = inspected[0]
-    press = 'const press = (id, key, more) => at(id).dispatchEvent(new KeyboardEvent("keydown", {key, ...more}));'
-    dom = browse("#unit=0.2", f'{press} spans[7].click(); press("text", "ArrowRight"); press("picture", "ArrowDown");')
-    assert (dom.having("t"), chosen(dom)) == ([8], "0.3")
-    dom = browse("", f'{press} press("picture", "End"); press("picture", "ArrowDown", {{shiftKey: true}});')
-    assert (dom.having("t"), chosen(dom)) == ([recording.tokens - 1], "0.20")
-    dom = browse("", 'document.querySelector("#at-token a[title=\\"2.7\\"]").click();')
-    assert chosen(dom) == "2.7"
-    dom = browse("", 'at("row40").click(); at("unit").value = "9.9"; at("unit").dispatchEvent(new Event("change"));')
-    assert [row for row, classes in dom.rows if "u" in classes] == [40]
-    assert "There is no unit 9.9" in dom.ids["status"]
-
-
-def chosen(dom):
-    (name,) = [name for name, classes in dom.squares if "u" in classes]
-    return name
+    last = inspected[0].tokens - 1
+    script = """
+        const press = (id, key, more) => at(id).dispatchEvent(new KeyboardEvent("keydown", {key, ...more}));
+        const type = (id, value) => { at(id).value = value; at(id).dispatchEvent(new Event("change")); };
+        const seen = [at("status").textContent];
+        const note = () => seen.push(`${location.hash} ${document.querySelector("#text .t").dataset.t} ` +
+          `${document.querySelector(".grid .u").title} ${document.querySelector("#units .u").id}`);
+        spans[7].click(); note();
+        press("text", "ArrowRight"); note();
+        press("picture", "ArrowDown"); note();
+        press("picture", "End"); note();
+        press("picture", "ArrowUp", {shiftKey: true}); note();
+        press("picture", "ArrowLeft", {shiftKey: true}); note();
+        at("row40").click(); note();
+        type("unit", "2.7"); note();
+        type("token", "12"); note();
+        type("unit", "9.9"); seen.push(at("status").textContent);
+        document.body.append(make("p", {id: "log", textContent: seen.join("|")}));
+        document.querySelector("#at-token a[title='0.17']").click();
+    """
+    dom = browse("#unit=0.2", script)
+    first, *seen = dom.ids["log"].split("|")
+    assert [name for name, classes in dom.squares if "u" in classes] == ["0.17"]  # by the fragment of the link
+    wanted = [("0.2", 7), ("0.2", 8), ("0.3", 8), ("0.3", last), ("0.0", last), ("0.0", 0), ("2.8", 0), ("2.7", 0)]
+    assert first.startswith("Unit 0.2 (")
+    assert seen == [
+        f"#unit={name}&token={token} {token} {name} row{inspected[0].names.index(name)}"
+        for name, token in [*wanted, ("2.7", 12)]
+    ] + ["There is no unit 9.9: 0.0 is one."]
 
 
 def test_the_table_is_sorted(inspected, browse):
     shares = [each.write_share for each in unit_figures(inspected[0])]
-    dom = browse("", "sortBy(2);")
-    assert [row for row, _ in dom.rows] == sorted(range(64), key=lambda unit: -shares[unit])
-    dom = browse("", "sortBy(2); sortBy(2);")
+    dom = browse("", 'sortBy(2); at("status").textContent = sorted.join(" "); sortBy(2);')
+    falling = [int(unit) for unit in dom.ids["status"].split()]
+    assert falling == sorted(range(64), key=lambda unit: -shares[unit])
     assert [row for row, _ in dom.rows] == sorted(range(64), key=lambda unit: shares[unit])
 
 
@@ -146,11 +158,11 @@ def test_the_picture_has_the_colours_of_the_states(inspected, browse):
     recording = inspected[0]
     script = """
         at("show").value = "states";
-        move(10, 20);
+        move(10, 24);
         paintChoice = () => {};
         paint();
         const seen = rows.map((unit) => Array.from({length: 30}, (_, i) => {
-          const [r, , b] = context.getImageData(MARGIN + i * 20 + 10, tops[unit], 1, 1).data;
+          const [r, , b] = context.getImageData(MARGIN + i * 24 + 12, tops[unit], 1, 1).data;
           return r > b ? "p" : r < b ? "n" : "z";
         }).join(""));
         at("status").textContent = seen.join(" ");

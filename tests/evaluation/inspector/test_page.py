@@ -6,18 +6,17 @@ import json
 
 import numpy as np
 import pytest
-from inspector_pages import NASTY, Page
+from inspector_pages import NASTY, Page, by_words
 
 from hybridlm.evaluation.inspector.alignment import align
 from hybridlm.evaluation.inspector.figures import unit_figures
 from hybridlm.evaluation.inspector.page import render_page
 from hybridlm.evaluation.inspector.recording import record
-from hybridlm.evaluation.inspector.spans import token_spans
 
 
 @pytest.fixture
-def inspected(every_kind, tokenizer):
-    spans = token_spans(tokenizer, NASTY, 1000)
+def inspected(every_kind):
+    spans = by_words(NASTY)
     recording = record(every_kind, spans.ids)
     figures, alignments = unit_figures(recording), align(recording, spans)
     return recording, spans, figures, alignments
