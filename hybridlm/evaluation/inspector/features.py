@@ -30,11 +30,13 @@ _TITLES = ("Mr", "Mrs", "Ms", "Dr", "St", "Prof", "Capt", "Col", "Gen", "Rev", "
 @dataclass(frozen=True)
 class Feature:
     """series: what of a unit it is laid beside, "state" (its sign) or "writes". compute: (characters, ends of the
-    tokens) to one number a token."""
+    tokens) to one number a token. recurs: whether it comes and goes within a text, so that it could as well stand
+    elsewhere in it."""
 
     name: str
     series: str
     compute: Callable[[str, np.ndarray], np.ndarray]
+    recurs: bool = True
 
 
 def token_features(spans: TokenSpans) -> dict[str, np.ndarray]:
@@ -104,6 +106,6 @@ FEATURES = (
     Feature("position in paragraph", "state", lambda text, ends: _since(_begins(paragraph_starts(text), ends))),
     Feature("sentence start", "writes", lambda text, ends: _begins(sentence_starts(text), ends)),
     Feature("position in sentence", "state", lambda text, ends: _since(_begins(sentence_starts(text), ends))),
-    Feature("position in document", "state", lambda text, ends: np.arange(len(ends))),
+    Feature("position in document", "state", lambda text, ends: np.arange(len(ends)), recurs=False),
 )
 """What is measured. A new feature is a function and a line here."""
