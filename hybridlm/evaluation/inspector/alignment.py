@@ -7,7 +7,9 @@ goes with the feature; the size |r| is what is ranked. A constant series has r =
 Many units are looked at, and states and features both last for many tokens, so a large |r| may be luck. What luck
 gives is measured with the feature shifted circularly against the units, which leaves both as slow as they are: for
 SHIFTS evenly spaced shifts the best |r| of all units is taken. `chance` is what 95 % of these do not pass, and `p` the
-share of shifts that reach the best unit's |r|, the true place counted among them.
+share of shifts that reach the best unit's |r|, the true place counted among them. The position in the document has
+neither: it does not recur, a shifted one is another kind of series, and any unit that changes a few times goes along
+with it. That takes several documents.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ _NUMBERS = 1 << 21
 @dataclass(frozen=True)
 class Alignment:
     """r (units,): one correlation each. best: the places of the units with the largest |r|, best first. chance, p: see
-    the module; None where there is no shift."""
+    the module; None where a shift says nothing, or there is none."""
 
     feature: Feature
     r: np.ndarray
@@ -54,7 +56,7 @@ def align(recording: Recording, spans: TokenSpans) -> list[Alignment]:
 def _align(recording: Recording, feature: Feature, value: np.ndarray) -> Alignment:
     tokens = len(value)
     shifts = np.unique(np.arange(1, SHIFTS + 1) * tokens // (SHIFTS + 1)) if tokens > 1 else np.zeros(0, dtype=int)
-    shifts = shifts[shifts > 0]
+    shifts = shifts[shifts > 0] if feature.recurs else shifts[:0]
     unit_norm = _standardised(value[np.newaxis])[0]
     r, luck = [], np.zeros(len(shifts))
     for part in recording.parts():

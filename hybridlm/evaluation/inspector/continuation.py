@@ -111,7 +111,7 @@ def _run(
     with _states(model) as now:
         for step in range(writing.tokens if given is None else len(given)):
             output: Any = model(input_ids=torch.tensor([[token]], device=model.device), past_key_values=own)
-            logs.append(output.logits[0, -1].double().log_softmax(0).cpu())
+            logs.append(output.logits[0, -1].cpu().double().log_softmax(0))
             states.append(torch.cat(now))
             token = _choose(logs[-1], writing.temperature, maker) if given is None else given[step]
             tokens.append(token)

@@ -67,8 +67,9 @@ def _features(recording: Recording, alignments: list[Alignment]) -> str:
     note = (
         "r: correlation of the sign of the state, or of the write bit, with the feature; of two-valued ones the phi "
         "coefficient. Chance: with the feature shifted circularly, the best unit's |r| stays below this in 95 % of the "
-        "shifts; p: the share of shifts in which some unit reaches the |r| of the first one named. Features that are "
-        "constant in the text are left out."
+        "shifts; p: the share of shifts in which some unit reaches the |r| of the first one named. The position in the "
+        "document has neither: in a single text any unit that changes a few times goes along with it. Features that "
+        "are constant in the text are left out."
     )
     return f'<p class="fine">{note}</p>\n<table id="features"><tr>{head}</tr>\n' + "\n".join(rows) + "\n</table>"
 

@@ -47,7 +47,7 @@ function keepInView() {
   const shown = view.width / view.scale;
   if (chosen.token < view.start || chosen.token + 1 > view.start + shown) move(chosen.token - shown / 2, view.scale);
   const box = at("view"), top = tops[chosen.unit];
-  if (top < box.scrollTop || top + view.rowHeight > box.scrollTop + box.clientHeight) {
+  if (top < box.scrollTop + AXIS || top + view.rowHeight > box.scrollTop + box.clientHeight) {
     box.scrollTop = top - box.clientHeight / 2;
   }
 }
@@ -63,22 +63,25 @@ function draw() {
   }
 }
 
+// Only what is scrolled into sight.
 function paint() {
+  const first = Math.floor(at("view").scrollTop), end = Math.min(canvas.height, first + at("view").clientHeight + 1);
   context.fillStyle = "#fff";
   context.fillRect(0, 0, canvas.width, canvas.height);
-  const image = context.getImageData(MARGIN, 0, view.width, canvas.height);
-  const pixels = new Uint32Array(image.data.buffer);
+  const image = context.createImageData(view.width, end - first);
+  const pixels = new Uint32Array(image.data.buffer).fill(0xffffffff);
   const from = new Int32Array(view.width), to = new Int32Array(view.width);
   for (let x = 0; x < view.width; x++) {
     from[x] = Math.min(TOKENS - 1, Math.floor(view.start + x / view.scale));
     to[x] = Math.max(from[x] + 1, Math.min(TOKENS, Math.floor(view.start + (x + 1) / view.scale)));
   }
   for (const unit of rows) {
-    const line = paintRow(unit, from, to);
-    for (let y = tops[unit]; y < tops[unit] + view.rowHeight; y++) pixels.set(line, y * view.width);
+    const top = Math.max(first, tops[unit]), below = Math.min(end, tops[unit] + view.rowHeight);
+    const line = top < below ? paintRow(unit, from, to) : null;
+    for (let y = top; y < below; y++) pixels.set(line, (y - first) * view.width);
   }
-  context.putImageData(image, MARGIN, 0);
-  paintLabels();
+  context.putImageData(image, MARGIN, first);
+  paintLabels(first);
   paintChoice();
 }
 
@@ -112,7 +115,7 @@ function mixed(plus, minus, none, dark) {
   return colour >>> 0;
 }
 
-function paintLabels() {
+function paintLabels(top) {
   context.fillStyle = "#444";
   context.font = "12px system-ui, sans-serif";
   context.textBaseline = "top";
@@ -124,13 +127,14 @@ function paintLabels() {
       unit += cell.width;
     }
   }
+  context.clearRect(0, top, canvas.width, AXIS);
   const spacing = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6, 1e7].find(
     (step) => step * view.scale >= 70);
   for (let token = Math.ceil(view.start / spacing) * spacing; token < TOKENS; token += spacing) {
     const x = MARGIN + (token - view.start) * view.scale;
     if (x > canvas.width - 20) break;
-    context.fillRect(x, AXIS - 5, 1, 5);
-    context.fillText(token.toLocaleString("en"), x + 3, 2);
+    context.fillRect(x, top + AXIS - 5, 1, 5);
+    context.fillText(token.toLocaleString("en"), x + 3, top + 2);
   }
 }
 
@@ -206,6 +210,7 @@ at("in").addEventListener("click", () => zoom(2));
 at("out").addEventListener("click", () => zoom(0.5));
 at("whole").addEventListener("click", () => move(0, 0));
 at("scroll").addEventListener("input", () => move(Number(at("scroll").value), view.scale));
+at("view").addEventListener("scroll", draw);
 at("show").addEventListener("change", draw);
 at("order").addEventListener("change", arrange);
 at("unit").addEventListener("change", () => {

@@ -158,6 +158,7 @@ def test_the_picture_has_the_colours_of_the_states(inspected, browse):
     recording = inspected[0]
     script = """
         at("show").value = "states";
+        at("view").style.maxHeight = "none";
         move(10, 24);
         paintChoice = () => {};
         paint();
