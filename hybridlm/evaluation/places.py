@@ -24,17 +24,18 @@ def check_out(out: str | Path) -> Path:
     return path
 
 
-def check_beside(checkpoint: str | Path) -> None:
-    """Raises UserError where numbers cannot be kept in the folder of a checkpoint, which is where they go without
-    --out."""
+def check_beside(checkpoint: str | Path, what: str = "numbers", suffix: str = ".json") -> None:
+    """Raises UserError where results (`what`, files of a suffix) cannot be kept in the folder of a checkpoint, which is
+    where they go without --out."""
     folder = Path(checkpoint)
     if not folder.is_dir():
         raise UserError(
-            f"checkpoint {folder}: it is no local folder, so the numbers have no place beside it. Give --out FILE.json."
+            f"checkpoint {folder}: it is no local folder, so the {what} have no place beside it. Give --out "
+            f"FILE{suffix}."
         )
     try:
         try_folder(folder / "evaluation")
     except OSError as error:
         raise UserError(
-            f"checkpoint {folder}: the numbers cannot be written beside it ({error.strerror}). Give --out FILE.json."
+            f"checkpoint {folder}: the {what} cannot be written beside it ({error.strerror}). Give --out FILE{suffix}."
         ) from None

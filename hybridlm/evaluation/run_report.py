@@ -7,12 +7,11 @@ comes from a file is escaped.
 from __future__ import annotations
 
 import base64
-import re
 from collections.abc import Iterable, Sequence
-from html import escape
 from pathlib import Path
 
 from hybridlm.errors import UserError
+from hybridlm.evaluation.markup import shown as _text
 from hybridlm.evaluation.places import check_out
 from hybridlm.evaluation.run_charts import Chart, draw
 from hybridlm.evaluation.run_curves import MOST, smoothing_window
@@ -131,12 +130,6 @@ def _table(head: list[str] | None, rows: Iterable[list[str]]) -> str:
 
 def _note(run: RunRecord, note: str) -> str:
     return f'<p class="note">{_text(run.name)}: {_text(note)}</p>'
-
-
-def _text(text: str) -> str:
-    """Escaped; what UTF-8 or HTML cannot hold (lone surrogates, control characters) as the sign for it."""
-    whole = text.encode("utf-8", "replace").decode("utf-8")
-    return escape(re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufffe\uffff]", "\ufffd", whole))
 
 
 _STYLE = """
