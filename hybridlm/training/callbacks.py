@@ -14,7 +14,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hybridlm.errors import UserError
-from hybridlm.training.schedules import epsilon
+from hybridlm.training.schedules import annealed
 from hybridlm.training.sections import EpsilonConfig
 
 
@@ -50,7 +50,7 @@ class EpsilonCallback(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
-        value = epsilon(state.global_step, state.max_steps, self.schedule)
+        value = annealed(state.global_step, state.max_steps, self.schedule)
         self._last = value if _set(model, value) else None
 
     def on_step_end(

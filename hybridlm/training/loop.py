@@ -46,7 +46,7 @@ from hybridlm.training.report import startup_report
 from hybridlm.training.result import RunResult, finished_text, result_of
 from hybridlm.training.resume import Plan, check_run_folder, frozen_settings, held_folder, plan_run, unwritable
 from hybridlm.training.samples import write_samples
-from hybridlm.training.schedules import epsilon, learning_rate
+from hybridlm.training.schedules import annealed, learning_rate
 from hybridlm.training.sections import PretrainConfig
 from hybridlm.training.session import accelerator_session, on_main
 from hybridlm.training.setup import (
@@ -195,7 +195,7 @@ class _Run:
             group["lr"] = lr
         annealing = False
         if self.plain.epsilon is not None:
-            self.plain.set_epsilon(epsilon(self.done, self.total, self.config.epsilon))
+            self.plain.set_epsilon(annealed(self.done, self.total, self.config.epsilon))
             annealing = self.plain.epsilon not in (0.0, self.config.epsilon.start)
         valid = valid_targets(self.accelerator, micro_batches)
         terms = Terms(self.config.write_penalty, self.config.training.z_loss)
@@ -337,7 +337,7 @@ class _Run:
             total_steps=self.total,
             tokens=self.done * self.step_tokens,
             seconds=self._seconds(),
-            epsilon=epsilon(self.done, self.total, self.config.epsilon) if annealed else None,
+            epsilon=annealed(self.done, self.total, self.config.epsilon) if annealed else None,
             data_fingerprint=self.data.train.fingerprint,
             settings=frozen_settings(self.config),
             processes=self.accelerator.num_processes,
