@@ -44,7 +44,8 @@ class _Record:
 
 
 class HybridRecurrentLayer(LinearAttentionCacheLayerMixin, CacheLayerMixin):
-    """States {name: (B, ...)}, fp32 where a cell does not say otherwise, and `conv`, the last inputs of the convolution (B, K-1, N)."""
+    """States {name: (B, ...)}, fp32 where a cell does not say otherwise, and `conv`, the last inputs of the convolution
+    (B, K-1, N)."""
 
     _layer_type = RECURRENT_LAYER
     is_compileable = True

@@ -8,8 +8,8 @@ The map behind it is the shell's output projection. Any automaton of n states is
 every length; n = 2 holds the flip-flop of `bmru`. Source: *Length-independent state tracking under a parallel scan*.
 
 In training Gumbel noise is added, argmax of Theta / nu + exploration * G, which tries destinations that are not the
-best yet. exploration belongs to the training schedule, as epsilon of `bmru` does: it is no part of the weights, and 0 in
-a model that was just made or loaded. The gradient is that of `indexscan_hybridlm`.
+best yet. exploration belongs to the training schedule, as epsilon of `bmru` does: it is no part of the weights, and 0
+in a model that was just made or loaded. The gradient is that of `indexscan_hybridlm`.
 """
 
 import torch

@@ -1,4 +1,5 @@
-"""Learning rate, and what is annealed (epsilon, exploration), as pure functions of the step, so that a resumed run needs no scheduler state.
+"""Learning rate, and what is annealed (epsilon, exploration), as pure functions of the step: a resumed run needs no
+scheduler state.
 
 `step` counts from 0: the value for the step about to be taken. `total` is the number of steps of the run.
 """

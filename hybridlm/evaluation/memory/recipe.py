@@ -120,7 +120,7 @@ def recipe_from(settings: Mapping[str, Any]) -> Recipe:
     values["model"] = {name: value for name, value in settings.items() if name in model}
     try:
         recipe = Recipe(**values)
-        recipe.annealing, recipe.exploring  # noqa: B018
+        _ = recipe.annealing, recipe.exploring
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = ".".join(str(part) for part in first["loc"]) or "epsilon"
