@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .cell_hybridlm import Cell, State, wide
+from .cell_hybridlm import Cell, State, starting, wide
 from .indexscan_hybridlm import index_scan
 
 
@@ -31,7 +31,7 @@ class NfsmCell(Cell):
         self.heads, self.states, self.temperature = K, n, float(config.nfsm_temperature)
         self.exploration = 0.0
         """Scale of the noise: 1 as published, 0 for none."""
-        self.transition = nn.Linear(self.width, K * n * n, bias=False)
+        self.transition = starting(nn.Linear(self.width, K * n * n, bias=False), scale=0.3)
         self.transition_bias = nn.Parameter(torch.empty(K, n, n))
         self.values = nn.Parameter(torch.empty(K, n, self.width // K))
         for own in (self.transition_bias, self.values):
