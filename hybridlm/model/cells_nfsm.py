@@ -50,6 +50,12 @@ class NfsmCell(Cell):
         return h.flatten(2).to(x.dtype), {"s": s}
 
     def reset_weights(self) -> None:
+        """Bias 0, values normal; W starts at 0.3 of LeCun's deviation.
+
+        So each input starts with a random map of its own, in which staying is as likely as any other move. W is small
+        since p should be soft: a row then learns about all destinations, and its best one changes within few updates.
+        S3 at LeCun's scale takes about twice the steps, or is not learned.
+        """
         init.zeros_(self.transition_bias)
         init.normal_(self.values)
 

@@ -36,9 +36,10 @@ class ExplorationConfig:
     start: Annotated[float, Field(ge=0.0)] | None = None
     """Scale of the noise at the start of the run; 1 is as published, 0 for none. null: 1, or 0 with
     `training.init_from`, since trained heads have learned to work without."""
-    hold: Share = 0.5
-    """Share of the run during which the scale stays at `start`."""
-    zero: Share = 0.75
+    hold: Share = 0.0
+    """Share of the run during which the scale stays at `start`: while the noise is large, states are forgotten within a
+    few steps, and little is learned."""
+    zero: Share = 0.5
     """Share of the run at which it has fallen, linearly, to 0; it stays there, so that the rest of the run trains what
     is evaluated."""
 

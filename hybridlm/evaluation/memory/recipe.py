@@ -49,9 +49,9 @@ class Recipe:
     """Share of the run at which epsilon is 0."""
     exploration_start: Annotated[float, Field(ge=0)] = 1.0
     """Scale of the noise on the transitions of `nfsm` at the start; 0: none."""
-    exploration_hold: Annotated[float, Field(ge=0, le=1)] = 0.5
+    exploration_hold: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the run in which it stays there."""
-    exploration_zero: Annotated[float, Field(ge=0, le=1)] = 0.75
+    exploration_zero: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of the run at which it is 0."""
     write_penalty: Annotated[float, Field(ge=0)] = 0.0
     """Weight of (mean z)^2 in the loss."""
