@@ -7,6 +7,7 @@ import torch
 from index_scans import by_hand, dense_gradient, random_scan
 from torch import nn
 from torch.nn import functional as F
+from transformers import DynamicCache
 
 from hybridlm import HybridLMConfig, HybridLMForCausalLM, HybridLMModel
 from hybridlm.model.indexscan_hybridlm import index_scan
@@ -212,6 +213,19 @@ def test_a_state_is_a_byte_a_head():
     cell = make_cell(nfsm_heads=12)
     (state,) = cell.initial_state(3, torch.device("cpu")).values()
     assert (state.dtype, tuple(state.shape)) == (torch.uint8, (3, 12))
+
+
+@torch.no_grad()
+def test_beside_other_cells_a_cache_carries_both_kinds_of_state():
+    torch.manual_seed(0)
+    model = HybridLMForCausalLM(HybridLMConfig(pattern="bmru+nfsm rglru", hidden_size=WIDTH, vocab_size=8)).eval()
+    ids, cache = torch.randint(0, 8, (2, 40)), DynamicCache(config=model.config)
+    parts = [model(part, past_key_values=cache).logits for part in ids.split([20] + [1] * 20, 1)]
+    assert {name: s.dtype for name, s in cache.layers[0].states.items()} == {"0.s": torch.float32, "1.s": torch.uint8}
+    assert torch.allclose(torch.cat(parts, 1), model(ids, use_cache=False).logits, atol=1e-5)
+    several = DynamicCache(config=model.config)
+    model(ids, past_key_values=several)
+    assert torch.equal(several.layers[0].states["1.s"], cache.layers[0].states["1.s"])
 
 
 class Tracker(nn.Module):
