@@ -1,4 +1,4 @@
-"""`nfsm`, finite-state heads: K small automata whose transitions the input chooses (Liege, 2026).
+"""`nfsm`, finite-state heads: K small automata whose transitions the input chooses (Liège, 2026).
 
     Theta_t = W x_t + b                    per head (n, n): from source j to destination l
     s_t = argmax_l Theta_t[s_{t-1}, l]     one of n states

@@ -6,7 +6,7 @@
 
 Drives are (B, T, K, n, n) for K heads of n states, source j before destination l; maps (B, T, K, n) and states
 (B, T, K) are uint8. Two levels of about sqrt(T), as in `twolevel_hybridlm`. Source: *Length-independent state tracking
-under a parallel scan* (Liege, 2026).
+under a parallel scan* (Liège, 2026).
 
 The gradient is a surrogate. With q_t[s] what arrives for "the state at t is s", and j = s_{t-1}:
 
