@@ -73,6 +73,7 @@ def draw(runs: list[RunRecord]) -> list[Chart]:
         ("Learning rate", "", _column("lr", "learning rate")),
         ("Gradient norm", "before clipping; faint: each step, strong: running mean", _gradient),
         ("Epsilon", "annealing of bmru layers: 1 is cumulative, 0 bistable", _column("epsilon", "epsilon")),
+        ("Exploration", "scale of the noise on the transitions of nfsm layers", _column("exploration", "scale")),
         ("Z-loss", "running mean", _column("z_loss", "z-loss", smooth=True)),
         ("Model FLOPs utilisation", "share of the device's peak; running mean", _column("mfu", "share", smooth=True)),
     ]

@@ -1,8 +1,9 @@
 """The cache of a recurrent layer: its states and its convolution window, of constant size, whatever the cells are.
 
 transformers' own layer for linear attention is only read once its convolution has been written, and keeps one state of
-the model's dtype; ours keeps any number of named fp32 states, with or without a convolution. It counts tokens, so that
-caches of attention-free models know their length, and it can take steps back (`crop`), which assisted decoding needs.
+the model's dtype; ours keeps any number of named states (fp32, or uint8 of `nfsm`), with or without a convolution. It
+counts tokens, so that caches of attention-free models know their length, and it can take steps back (`crop`), which
+assisted decoding needs.
 
 Importing this module makes the layer known to transformers under `RECURRENT_LAYER`, for DynamicCache and StaticCache.
 """
@@ -43,7 +44,8 @@ class _Record:
 
 
 class HybridRecurrentLayer(LinearAttentionCacheLayerMixin, CacheLayerMixin):
-    """States {name: (B, ...) fp32} and `conv`, the last inputs of the convolution (B, K-1, N)."""
+    """States {name: (B, ...)}, fp32 where a cell does not say otherwise, and `conv`, the last inputs of the convolution
+    (B, K-1, N)."""
 
     _layer_type = RECURRENT_LAYER
     is_compileable = True

@@ -19,6 +19,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
 from transformers.utils import logging
 
 from .code_hybridlm import copy_code, names_our_classes, with_our_classes
+from .indexscan_hybridlm import MOST_STATES
 from .mixers_hybridlm import ATTENTION, MIXERS, RECURRENT_LAYER, STANDALONE
 from .pattern_hybridlm import parse
 
@@ -87,6 +88,9 @@ class HybridLMConfig(PreTrainedConfig):
         amplitude_init: alpha, the amplitude of memory units at the start.
         surrogate_slope: k of the surrogate gradients.
         learn_initial_state: s_0 of `bmru` is learned through the sign function, instead of drawn once and kept.
+        nfsm_heads (K): heads of `nfsm`; each emits N / K numbers.
+        nfsm_states (n): states of each of them; the map to its transitions has n^2 outputs.
+        nfsm_temperature (nu): divides their logits, in the noise and the gradient of training.
         mamba_expand: width of `mamba2` over hidden_size.
         mamba_d_head: width of a head of `mamba2`.
         mamba_d_state: size of the state of each channel of `mamba2`.
@@ -127,6 +131,9 @@ class HybridLMConfig(PreTrainedConfig):
     amplitude_init: int | float = 1.0
     surrogate_slope: int | float = 1.0
     learn_initial_state: bool = False
+    nfsm_heads: int = 8
+    nfsm_states: int = 8
+    nfsm_temperature: int | float = 0.5
     mamba_expand: int | float = 2
     mamba_d_head: int = 64
     mamba_d_state: int = 128
@@ -262,7 +269,7 @@ class HybridLMConfig(PreTrainedConfig):
         yield "phase_max", self.phase_max, "in (0, 2 pi]", 0 < self.phase_max <= 2 * math.pi
         for field in ("threshold_init", "initializer_range"):
             yield field, getattr(self, field), "at least 0 and finite", 0 <= getattr(self, field) < math.inf
-        for field in ("surrogate_slope", "mamba_expand", "rms_norm_eps"):
+        for field in ("surrogate_slope", "nfsm_temperature", "mamba_expand", "rms_norm_eps"):
             yield field, getattr(self, field), "above 0 and finite", 0 < getattr(self, field) < math.inf
         low, high = self.threshold_low, self.threshold_high
         yield "threshold_low", low, f"in (0, threshold_high={high})", 0 < low < high
@@ -274,6 +281,8 @@ class HybridLMConfig(PreTrainedConfig):
             yield field, getattr(self, field), "in [0, 1)", 0 <= getattr(self, field) < 1
         if "mamba2" in names and 0 < self.mamba_expand < math.inf:
             yield from self._mamba_ranges()
+        if "nfsm" in names:
+            yield from self._nfsm_ranges()
         if heads < 1 or kv < 1:
             return
         if names & set(ATTENTION):
@@ -293,6 +302,14 @@ class HybridLMConfig(PreTrainedConfig):
                 f"a multiple of num_attention_heads={heads}, for the block-diagonal gates of rglru",
                 N % heads == 0,
             )
+
+    def _nfsm_ranges(self):
+        K, n, N = self.nfsm_heads, self.nfsm_states, self.recurrence_size
+        yield "nfsm_heads", K, "at least 1", K >= 1
+        yield "nfsm_states", n, f"from 2 to {MOST_STATES}", 2 <= n <= MOST_STATES
+        if K >= 1:
+            field = "hidden_size" if self.state_size is None else "state_size"
+            yield field, N, f"a multiple of nfsm_heads={K}, for the values of nfsm", N % K == 0
 
     def _rope_ranges(self):
         rope: Any = self.rope_parameters or {}

@@ -7,6 +7,7 @@ from .cells_bmru import BmruCell, CmruCell
 from .cells_fqbmru import FqbmruCell
 from .cells_lru import LruCell
 from .cells_mingru import MingruCell
+from .cells_nfsm import NfsmCell
 from .cells_rglru import RglruCell
 from .cells_rnn import GruCell, LstmCell
 from .mamba2_hybridlm import Mamba2Mixer
@@ -19,6 +20,7 @@ CELLS = {
     "cmru": CmruCell,
     "acmru": AcmruCell,
     "fqbmru": FqbmruCell,
+    "nfsm": NfsmCell,
     "gru": GruCell,
     "lstm": LstmCell,
 }

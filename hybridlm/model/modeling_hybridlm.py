@@ -13,6 +13,7 @@ Packed rows: `position_ids` that restart at 0 mark where documents begin; states
 begin anew there.
 """
 
+import math
 from collections.abc import Iterator
 from difflib import get_close_matches
 
@@ -29,6 +30,7 @@ from .attention_hybridlm import Attention, HybridLMRotaryEmbedding
 from .block_hybridlm import HybridLMDecoderLayer, RecurrentMixer
 from .cache_hybridlm import layered, may_look, padding_mask
 from .cell_hybridlm import RECURRENT_LAYER, start_linear_, starting
+from .cells_nfsm import NfsmCell
 from .code_hybridlm import CarriesCode
 from .configuration_hybridlm import HybridLMConfig
 from .conversation_hybridlm import ConversationMixin
@@ -44,7 +46,7 @@ from .scan_hybridlm import scan_path
 class HybridLMPreTrainedModel(  # pyright: ignore[reportIncompatibleVariableOverride]
     ConversationMixin, CarriesCode, SplitsSequences, PreTrainedModel
 ):
-    """What both classes share: the start of the weights, and the training state epsilon."""
+    """What both classes share: the start of the weights, and the training states epsilon and exploration."""
 
     config: HybridLMConfig
     base_model_prefix = "model"
@@ -84,6 +86,21 @@ class HybridLMPreTrainedModel(  # pyright: ignore[reportIncompatibleVariableOver
         for cell in self._memory_cells():
             if cell.anneals:
                 cell.epsilon = float(value)
+
+    def _exploring_cells(self) -> Iterator[NfsmCell]:
+        return (module for module in self.modules() if isinstance(module, NfsmCell))
+
+    @property
+    def exploration(self) -> float | None:
+        """Scale of the noise on the transitions of `nfsm` layers; None where the pattern has none."""
+        return next((float(cell.exploration) for cell in self._exploring_cells()), None)
+
+    def set_exploration(self, scale: float) -> None:
+        """Sets it in every `nfsm` layer: 1 as published, 0 for none. Training state, as epsilon is."""
+        if not 0 <= scale < math.inf:
+            raise ValueError(f"exploration={scale}: must be at least 0 and finite; 1 is as published, 0 no noise.")
+        for cell in self._exploring_cells():
+            cell.exploration = float(scale)
 
     @property
     def scan_path(self) -> str | None:

@@ -1,4 +1,5 @@
-"""What is right: each scan as a loop over time, differentiated by autograd.
+"""What is right: each scan as a loop over time, differentiated by autograd; but `index_scan`, whose states are integers
+and whose gradient is a formula of its own.
 
 Gradients of any order. Of a reset nothing is left before it, of padding nothing at all, also where it holds a NaN.
 """
@@ -90,3 +91,59 @@ def memory_scan(
         state = after if mask is None else torch.where(mask[:, t, None], after, state)
         states.append(state)
     return torch.stack(states, dim=1).to(c.dtype), state
+
+
+def index_scan(
+    drive: Tensor, initial_state: Tensor, *, reset: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """s_t = argmax_l drive_t[s_{t-1}, l]. drive (B, T, K, n, n), source before destination; initial_state (B, K).
+
+    A reset starts at 0. The states (B, T, K), integers as initial_state. Source: as of
+    `hybridlm.model.indexscan_hybridlm`.
+    """
+    state, states = initial_state, []
+    for t in range(drive.shape[1]):
+        before = state if reset is None else torch.where(reset[:, t, None], 0, state)
+        after = _row(drive[:, t], before).argmax(-1).to(state.dtype)
+        state = after if mask is None else torch.where(mask[:, t, None], after, state)
+        states.append(state)
+    return torch.stack(states, dim=1)
+
+
+def index_scan_backward(
+    grad: Tensor,
+    drive: Tensor,
+    initial_state: Tensor,
+    *,
+    reset: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """The surrogate gradient of drive, where grad (B, T, K, n) is that of the one-hot states:
+
+        lambda_t[s] = grad_t[s] + lambda_{t+1}[tau_{t+1}(s)];   at the row j = s_{t-1}: p (lambda_t - <p, lambda_t>)
+
+    with p = softmax(drive_t[j]); all other rows are 0.
+    """
+    states = index_scan(drive, initial_state, reset=reset, mask=mask)
+    found, worth = torch.zeros_like(drive), torch.zeros_like(grad[:, 0])
+    for t in range(drive.shape[1] - 1, -1, -1):
+        worth = grad[:, t] + worth
+        before = initial_state if t == 0 else states[:, t - 1]
+        if reset is not None:
+            before = torch.where(reset[:, t, None], 0, before)
+        p = _row(drive[:, t], before).softmax(-1)
+        here = p * (worth - (p * worth).sum(-1, keepdim=True))
+        if mask is not None:
+            here = torch.where(mask[:, t, None, None], here, 0.0)
+        for j in range(drive.shape[-1]):
+            found[:, t, :, j] = torch.where((before == j).unsqueeze(-1), here, 0.0)
+        earlier = worth.gather(-1, drive[:, t].argmax(-1))
+        if reset is not None:  # nothing before it matters
+            earlier = torch.where(reset[:, t, None, None], 0.0, earlier)
+        worth = earlier if mask is None else torch.where(mask[:, t, None, None], earlier, worth)
+    return found
+
+
+def _row(drive: Tensor, state: Tensor) -> Tensor:
+    """drive (B, K, n, n) at the source `state` (B, K): (B, K, n)."""
+    return drive[torch.arange(len(state))[:, None], torch.arange(state.shape[1]), state.long()]

@@ -12,7 +12,7 @@
     telling                 journal.py, on metrics.py, trackers.py and progress.py (pace.py, output.py); report.py
     before it begins        beforehand.py (refusals that need no data); dryrun.py, on memory_estimate.py,
                             memory_trace.py, flops.py and peaks.py
-    other trainers          callbacks.py (epsilon for transformers.Trainer), lora.py (adapters with peft)
+    other trainers          callbacks.py (schedules for transformers.Trainer), lora.py (adapters with peft)
 
 Nothing is imported here, so that reading a recipe does not load accelerate: public names are found when asked for.
 """
@@ -21,12 +21,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hybridlm.training.callbacks import EpsilonCallback
+    from hybridlm.training.callbacks import EpsilonCallback, ExplorationCallback
     from hybridlm.training.lora import lora_target_modules
 
-__all__ = ["EpsilonCallback", "lora_target_modules"]
+__all__ = ["EpsilonCallback", "ExplorationCallback", "lora_target_modules"]
 
-_HOMES = {"EpsilonCallback": "callbacks", "lora_target_modules": "lora"}
+_HOMES = {"EpsilonCallback": "callbacks", "ExplorationCallback": "callbacks", "lora_target_modules": "lora"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
 """torch.compile for the training steps, in place: the names in a checkpoint stay as they are.
 
-Only training steps at a constant epsilon run compiled. epsilon is a number that the scans of `bmru` are called with,
-so each of its values would be a graph of its own; torch gives up after eight, for good. Validation, the average and
+Only training steps at a constant epsilon, and exploration, run compiled. They are numbers that the cells compute with,
+so each of their values would be a graph of its own; torch gives up after eight, for good. Validation, the average and
 samples run as they do after loading, and need no graphs of their own.
 """
 

@@ -7,8 +7,8 @@
 
 This is what the field means by model FLOPs (PaLM, arXiv 2204.02311, appendix B). What gradient checkpointing computes
 again is not in it. `scans` stands apart: elementwise work, bound by memory and not by the rate of products. It is 2
-operations for each number of the state (8 for a complex one) and three times that for training; of `mamba2`, whose scan
-consists of products, those of its chunks.
+operations for each number of the state (8 for a complex one), for each logit of `nfsm`, and three times that for
+training; of `mamba2`, whose scan consists of products, those of its chunks.
 """
 
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from torch import nn
 
 from hybridlm.model.cell_hybridlm import Cell
 from hybridlm.model.cells_lru import LruCell
+from hybridlm.model.cells_nfsm import NfsmCell
 from hybridlm.model.conv_hybridlm import ShortConv
 from hybridlm.model.mamba2_hybridlm import SsdCell
 from hybridlm.model.mixers_hybridlm import ATTENTION
@@ -71,5 +72,7 @@ def _scan(cell: Cell, length: int) -> int:
         chunk = min(CHUNK, length)
         inside = 2 * chunk * (cell.groups * cell.state_size + cell.inner)
         return inside + 4 * cell.inner * cell.state_size
+    if isinstance(cell, NfsmCell):
+        return 2 * cell.transition_bias.numel()
     numbers = sum(state.numel() for state in cell.initial_state(1, torch.device("meta")).values())
     return (4 if isinstance(cell, LruCell) else 2) * numbers

@@ -1,8 +1,8 @@
 """The run: prepare, train, validate, save. The loop is ours; Accelerate brings devices, processes and precision.
 
-What decides the numbers of step k (data, learning rate, epsilon) is a pure function of k, so that a checkpoint needs
-weights, optimizer state and random states only, and a resumed run on a CPU gives the bits of one that was never
-stopped.
+What decides the numbers of step k (data, learning rate, epsilon, exploration) is a pure function of k, so that a
+checkpoint needs weights, optimizer state and random states only, and a resumed run on a CPU gives the bits of one that
+was never stopped.
 
     RUN/config.yaml       the resolved recipe
     RUN/metrics.jsonl     every step and every validation, once
@@ -46,7 +46,7 @@ from hybridlm.training.report import startup_report
 from hybridlm.training.result import RunResult, finished_text, result_of
 from hybridlm.training.resume import Plan, check_run_folder, frozen_settings, held_folder, plan_run, unwritable
 from hybridlm.training.samples import write_samples
-from hybridlm.training.schedules import epsilon, learning_rate
+from hybridlm.training.schedules import learning_rate
 from hybridlm.training.sections import PretrainConfig
 from hybridlm.training.session import accelerator_session, on_main
 from hybridlm.training.setup import (
@@ -71,6 +71,7 @@ from hybridlm.training.state import (
     saving,
 )
 from hybridlm.training.step import Terms, backward, optimizer_step, valid_targets
+from hybridlm.training.training_states import changing, put, scheduled, switched_off
 from hybridlm.training.validation import validate
 
 MAX_OVERFLOWS = 30
@@ -193,10 +194,9 @@ class _Run:
         lr = learning_rate(self.done, self.total, self.config.optimizer, self.config.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        annealing = False
-        if self.plain.epsilon is not None:
-            self.plain.set_epsilon(epsilon(self.done, self.total, self.config.epsilon))
-            annealing = self.plain.epsilon not in (0.0, self.config.epsilon.start)
+        states = scheduled(self.plain, self.config, self.done, self.total)
+        put(self.plain, states)
+        annealing = changing(states, self.config)
         valid = valid_targets(self.accelerator, micro_batches)
         terms = Terms(self.config.write_penalty, self.config.training.z_loss)
         failed_if = FailedStep(micro_batches, valid, terms, RandomState(self.accelerator.device))
@@ -224,7 +224,7 @@ class _Run:
             "step": self.done,
             "loss": result.loss,
             "lr": lr,
-            "epsilon": self.plain.epsilon,
+            **{"epsilon": None, **states},
             "grad_norm": None if result.skipped else result.grad_norm,
             "tokens": self.done * self.step_tokens,
             **counted,
@@ -264,7 +264,7 @@ class _Run:
                 f"Stopped after step {self.done} of {self.total}: {bad[0]} of the validation is {found[bad[0]]}. Use "
                 f"training.mixed_precision=bf16 or no, or a lower optimizer.lr under another run.name. {newest}"
             )
-        at = {"epsilon": None if self.plain.epsilon is None else 0.0, "seconds": self._seconds()}
+        at = {"epsilon": None, **switched_off(self.plain), "seconds": self._seconds()}
         journal.validation({"step": self.done, **found, **at}, self.data.validation.per_epoch)
         before = self.watch.seen.best, self.watch.seen.best_step
         if self.watch.see(self.done, found["bits_per_byte"], found["windows"]):
@@ -300,8 +300,7 @@ class _Run:
             return None
 
     def _finish(self, journal: Journal) -> RunResult:
-        if self.plain.epsilon is not None:
-            self.plain.set_epsilon(0.0)
+        put(self.plain, switched_off(self.plain))
         if self.average is not None:
             self._write("final-ema", self.average.model)
         final = self._write("final", self.plain)  # last: where it stands, the run is finished
@@ -316,10 +315,10 @@ class _Run:
         return result_of(self.folder)
 
     def _write(self, name: str, model: Any) -> Path:
-        """A `from_pretrained` folder of the run, for use at epsilon = 0. Called by every process; the main one
-        writes."""
+        """A `from_pretrained` folder of the run, for use with the training states at 0. Called by every process; the
+        main one writes."""
         ended_early = name != "best" and self.done < self.total
-        state = replace(self._state(), epsilon=None if self.plain.epsilon is None else 0.0, stopped_early=ended_early)
+        state = replace(self._state(), **switched_off(self.plain), stopped_early=ended_early)
         target = self.folder / name
         whole = gathered(model, self.accelerator.is_main_process)
 
@@ -331,13 +330,12 @@ class _Run:
         return target
 
     def _state(self) -> TrainingState:
-        annealed = self.plain.epsilon is not None
         return TrainingState(
             step=self.done,
             total_steps=self.total,
             tokens=self.done * self.step_tokens,
             seconds=self._seconds(),
-            epsilon=epsilon(self.done, self.total, self.config.epsilon) if annealed else None,
+            **{"epsilon": None, **scheduled(self.plain, self.config, self.done, self.total)},  # pyright: ignore[reportArgumentType]
             data_fingerprint=self.data.train.fingerprint,
             settings=frozen_settings(self.config),
             processes=self.accelerator.num_processes,

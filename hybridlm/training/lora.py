@@ -13,6 +13,7 @@ parameters of its own keeps its trained weights in any case, since adapters of l
     rglru                   p, gate_weight, gate_bias             decay and gates
     bmru                    alpha, s0                             amplitude; first state, where it is learned
     cmru, fqbmru            alpha                                 amplitude
+    nfsm                    transition_bias, values               transitions, values of the states
     gru, lstm               weight_ih, weight_hh, bias_ih, bias_hh
     mamba2                  A_log, D, dt_bias                     decay, skip and step sizes
     every layer             conv, mixer_norm, mlp_norm, norm      convolutions and norms

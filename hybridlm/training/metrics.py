@@ -10,7 +10,7 @@ one entry for each memory cell: `memory.py`; no such key in a stack without them
 what the GPUs can do at best) where the peak of the device is known.
 A validation row: step, bits_per_byte, with training.ema_decay bits_per_byte_ema (of the averaged weights), loss (nats
 per text token), n_bytes, n_tokens, windows, epsilon = 0, seconds. Not-a-number is never written: a run stops before it
-gets here.
+gets here. With `nfsm` layers both kinds have exploration too, the scale of their noise.
 """
 
 import json

@@ -13,6 +13,7 @@ from rich.table import Column
 
 from hybridlm.training.output import LastingOutput
 from hybridlm.training.pace import Pace
+from hybridlm.training.training_states import NAMES
 
 
 class RunProgress:
@@ -55,10 +56,10 @@ class RunProgress:
             self._bar.update(self._task, completed=row["step"], text=text)
         elif row["step"] % self.print_every == 0 or row["step"] == self.total:
             norm = "overflow" if row["grad_norm"] is None else f"{row['grad_norm']:.2f}"
-            epsilon = "" if row["epsilon"] is None else f"  epsilon {row['epsilon']:.2f}"
+            states = [f"  {name} {row[name]:.2f}" for name in NAMES if row.get(name) is not None]
             self.log(
                 f"step {row['step']}/{self.total}  {loss}  {rate} ({pace.step_rate:,.0f} in steps)  {left}  "
-                f"lr {row['lr']:.2e}{epsilon}  gradient {norm}"
+                f"lr {row['lr']:.2e}{''.join(states)}  gradient {norm}"
             )
 
     def log(self, text: str) -> None:

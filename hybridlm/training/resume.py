@@ -38,6 +38,7 @@ FROZEN = (
     "optimizer",
     "schedule",
     "epsilon",
+    "exploration",
     "write_penalty",
 )
 

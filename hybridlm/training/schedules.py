@@ -1,11 +1,13 @@
-"""Learning rate and epsilon as pure functions of the step, so that a resumed run needs no scheduler state.
+"""Learning rate, and what is annealed (epsilon, exploration), as pure functions of the step: a resumed run needs no
+scheduler state.
 
 `step` counts from 0: the value for the step about to be taken. `total` is the number of steps of the run.
 """
 
 import math
 
-from hybridlm.training.sections import EpsilonConfig, OptimizerConfig, ScheduleConfig
+from hybridlm.training.annealing import EpsilonConfig, ExplorationConfig
+from hybridlm.training.sections import OptimizerConfig, ScheduleConfig
 
 
 def warmup_steps(schedule: ScheduleConfig, total: int) -> int:
@@ -27,7 +29,7 @@ def learning_rate(step: int, total: int, optimizer: OptimizerConfig, schedule: S
     return optimizer.lr * (optimizer.min_lr_ratio + (1.0 - optimizer.min_lr_ratio) * shape)
 
 
-def epsilon(step: int, total: int, config: EpsilonConfig) -> float:
+def annealed(step: int, total: int, config: EpsilonConfig | ExplorationConfig) -> float:
     """`start` for the first `hold` share of the run, then linear to 0 at the `zero` share, then 0."""
     start = 1.0 if config.start is None else config.start
     hold, zero = config.hold * total, config.zero * total

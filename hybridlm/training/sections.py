@@ -8,27 +8,18 @@ used.
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 from hybridlm.data.prepare import PrepareConfig
+from hybridlm.training.annealing import EpsilonConfig, ExplorationConfig
+from hybridlm.training.fields import SECTION, Count, CountOrNever, Share, whole
 
-_SECTION = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 FROM_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 """Keywords of the model that the data decides."""
 
 
-def _whole(value: object) -> object:
-    """`1e6` is written as a number with an exponent, and is a whole number all the same."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Count = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
-CountOrNever = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-@dataclass(config=_SECTION, kw_only=True)
+@dataclass(config=SECTION, kw_only=True)
 class DataConfig:
     """What is read."""
 
@@ -55,20 +46,20 @@ class DataConfig:
         return self
 
 
-@dataclass(config=_SECTION, kw_only=True)
+@dataclass(config=SECTION, kw_only=True)
 class MuonConfig:
     """What Muon has of its own. Learning rate and its schedule are the optimizer's: updates are scaled to AdamW's
     size."""
 
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.95
     """Decay of the running average of the gradient (Nesterov), in [0, 1)."""
-    ns_steps: Annotated[int, BeforeValidator(_whole), Field(ge=1, le=99)] = 5
+    ns_steps: Annotated[int, BeforeValidator(whole), Field(ge=1, le=99)] = 5
     """Newton-Schulz iterations that make an update nearly orthogonal."""
     weight_decay: Annotated[float, Field(ge=0.0)] | None = None
     """Decoupled weight decay of the matrices that Muon trains. null: `optimizer.weight_decay`."""
 
 
-@dataclass(config=_SECTION, kw_only=True)
+@dataclass(config=SECTION, kw_only=True)
 class OptimizerConfig:
     """AdamW, or Muon and AdamW. Vectors, recurrence parameters and embeddings are not decayed."""
 
@@ -99,7 +90,7 @@ class OptimizerConfig:
         return self
 
 
-@dataclass(config=_SECTION, kw_only=True)
+@dataclass(config=SECTION, kw_only=True)
 class ScheduleConfig:
     """The learning rate over the run."""
 
@@ -127,28 +118,7 @@ class ScheduleConfig:
         return self
 
 
-@dataclass(config=_SECTION, kw_only=True)
-class EpsilonConfig:
-    """The annealing of `bmru` layers from cumulative (1) to bistable (0). Stacks without `bmru` ignore it."""
-
-    start: Share | None = None
-    """Epsilon at the start of the run; 0 trains bistable units from the first step. null: 1, or 0 with
-    `training.init_from`, since trained units have learned to work at epsilon = 0."""
-    hold: Share = 0.02
-    """Share of the run during which epsilon stays at `start`."""
-    zero: Share = 0.17
-    """Share of the run at which epsilon has fallen, linearly, to 0; it stays there."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "EpsilonConfig":
-        if self.hold > self.zero:
-            raise ValueError(
-                f"hold={self.hold} must not be above zero={self.zero}: epsilon is held first and reaches 0 later"
-            )
-        return self
-
-
-@dataclass(config=_SECTION, kw_only=True)
+@dataclass(config=SECTION, kw_only=True)
 class TrainingConfig:
     """How much is trained, and how."""
 
@@ -169,7 +139,7 @@ class TrainingConfig:
     z_loss: Annotated[float, Field(ge=0.0)] = 0.0
     """Weight of the mean of (log Z)^2 over the targets, Z the softmax's normaliser: it keeps the logits small. 1e-4 is
     a start, 0 switches it off. The logged `loss` stays the cross-entropy alone."""
-    seed: Annotated[int, BeforeValidator(_whole), Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[int, BeforeValidator(whole), Field(ge=0, lt=2**32)] = 0
     """Seed of initialisation, data order, dropout and samples."""
     deterministic: bool = False
     """Refuse operations that are not deterministic on the device; the same run then gives the same bits on a GPU
@@ -202,7 +172,7 @@ class TrainingConfig:
         return self
 
 
-@dataclass(config=_SECTION, kw_only=True)
+@dataclass(config=SECTION, kw_only=True)
 class GuardConfig:
     """When a run stops by itself, before the weights are changed. A loss or gradient that is not finite always stops
     it."""
@@ -210,11 +180,11 @@ class GuardConfig:
     spike: Annotated[float, Field(gt=0.0)] | None = None
     """Stop where a step's loss is above the median of the last `window` losses by more than so many times their spread
     (1.4826 x median absolute deviation, at least 0.01 nats). 10 is a start; null: never."""
-    window: Annotated[int, BeforeValidator(_whole), Field(ge=8)] = 100
+    window: Annotated[int, BeforeValidator(whole), Field(ge=8)] = 100
     """Losses that a new one is compared with, at least 8; the first so many steps are not judged."""
 
 
-@dataclass(config=_SECTION, kw_only=True)
+@dataclass(config=SECTION, kw_only=True)
 class CheckpointConfig:
     """Checkpoints to resume from."""
 
@@ -235,7 +205,7 @@ class CheckpointConfig:
         return self
 
 
-@dataclass(config=_SECTION, kw_only=True)
+@dataclass(config=SECTION, kw_only=True)
 class ValidationConfig:
     """Bits per byte on the validation split, always at epsilon = 0. The end of the run is always validated."""
 
@@ -263,7 +233,7 @@ class ValidationConfig:
         return self
 
 
-@dataclass(config=_SECTION, kw_only=True)
+@dataclass(config=SECTION, kw_only=True)
 class SamplesConfig:
     """Text written by the model during the run, printed and kept in `samples.jsonl`."""
 
@@ -277,7 +247,7 @@ class SamplesConfig:
     """0: always the likeliest token; 1: as the model says."""
 
 
-@dataclass(config=_SECTION, kw_only=True)
+@dataclass(config=SECTION, kw_only=True)
 class LoggingConfig:
     """What is printed. `metrics.jsonl` always gets every step."""
 
@@ -294,7 +264,7 @@ class LoggingConfig:
     """Project that wandb and trackio file the run under."""
 
 
-@dataclass(config=_SECTION, kw_only=True)
+@dataclass(config=SECTION, kw_only=True)
 class ParallelConfig:
     """How the processes of a launcher share a run. In one process nothing is shared, whatever stands here."""
 
@@ -302,7 +272,7 @@ class ParallelConfig:
     """ddp: each process holds the whole model, gradients are exchanged. fsdp: weights, gradients and optimizer state
     are dealt out over the processes (torch's `fully_shard`), gathered layer by layer; not with Muon, fp16 or
     training.compile. A run may go on with the other kind, in any number of processes."""
-    shard: Annotated[int, BeforeValidator(_whole), Field(ge=2)] | None = None
+    shard: Annotated[int, BeforeValidator(whole), Field(ge=2)] | None = None
     """fsdp only: how many processes hold one copy of the model between them, such as those of one machine; each such
     group has a copy. null: all of them one."""
     reshard: bool = True
@@ -321,7 +291,7 @@ class ParallelConfig:
         return self
 
 
-@dataclass(config=_SECTION, kw_only=True)
+@dataclass(config=SECTION, kw_only=True)
 class RunConfig:
     """Where the run lives."""
 
@@ -338,7 +308,7 @@ class RunConfig:
         return Path(self.folder).expanduser() / self.name
 
 
-@dataclass(config=_SECTION, kw_only=True)
+@dataclass(config=SECTION, kw_only=True)
 class PretrainConfig:
     """A whole recipe."""
 
@@ -355,6 +325,8 @@ class PretrainConfig:
     """The learning rate over the run."""
     epsilon: EpsilonConfig = Field(default_factory=EpsilonConfig)
     """The annealing of `bmru` layers."""
+    exploration: ExplorationConfig = Field(default_factory=ExplorationConfig)
+    """The noise on the transitions of `nfsm` layers."""
     write_penalty: Annotated[float, Field(ge=0.0)] = 0.0
     """Weight of (mean z)^2, averaged over the sequences: the penalty against memory units that write all the time; 1e-4
     is a start, 0 switches it off."""
@@ -372,9 +344,10 @@ class PretrainConfig:
     """Where the run lives."""
 
     @model_validator(mode="after")
-    def _trained_units_are_bistable(self) -> "PretrainConfig":
-        if self.epsilon.start is None:
-            self.epsilon.start = 1.0 if self.training.init_from is None else 0.0
+    def _trained_weights_are_not_annealed(self) -> "PretrainConfig":
+        for section in (self.epsilon, self.exploration):
+            if section.start is None:
+                section.start = 1.0 if self.training.init_from is None else 0.0
         return self
 
     @field_validator("model")

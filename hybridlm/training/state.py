@@ -50,7 +50,7 @@ class TrainingState:
     seconds: float
     """Wall time of the run so far, over all its sessions."""
     epsilon: float | None
-    """epsilon of the next step; None where nothing is annealed. For the reader: the schedule gives it again."""
+    """epsilon of the next step; None where there is no `bmru`. For the reader: the schedule gives it again."""
     data_fingerprint: str
     """Fingerprint of the data folder."""
     settings: dict[str, Any]
@@ -65,6 +65,8 @@ class TrainingState:
     """fp16: steps in a row that were left out."""
     validation_due: bool = False
     """A signal came while the model was validated: that is done again first."""
+    exploration: float | None = None
+    """The same of the noise of `nfsm` layers."""
     losses: list[float] = field(default_factory=list)
     """The last losses, oldest first, that the spike guard compares the next one with; empty where it is off."""
 

@@ -1,4 +1,4 @@
-"""Validation at epsilon = 0: nats of the text's own tokens, and bits per byte.
+"""Validation at epsilon = 0, without exploration: nats of the text's own tokens, and bits per byte.
 
 Start and end symbols are no bytes of the text and are left out of the sum. The batches are dealt out over the
 processes, or over groups of them that share sequences; sums are exact over any number.
@@ -15,21 +15,21 @@ from accelerate import Accelerator
 from hybridlm.data.loader import Windows, validation_batches
 from hybridlm.training.parallel import Layout
 from hybridlm.training.sharding import give_back
+from hybridlm.training.training_states import put, switched_off, training_states
 
 
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """Evaluation mode and epsilon = 0 inside; mode and epsilon as they were afterwards."""
-    training, epsilon = model.training, model.epsilon
+    """Evaluation mode and training states at 0 inside; mode and states as they were afterwards."""
+    training, states = model.training, training_states(model)
     model.eval()
-    model.set_epsilon(0.0)
+    put(model, switched_off(model))
     try:
         yield
     finally:
         give_back(model)
         model.train(training)
-        if epsilon is not None:
-            model.set_epsilon(epsilon)
+        put(model, states)
 
 
 def validate(

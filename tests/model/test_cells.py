@@ -172,7 +172,7 @@ def test_a_learned_initial_state_is_legal_and_learns():
     assert cell.s0.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", [name for name in CELLS if name != "nfsm"])  # whose states are integers
 def test_the_recurrence_runs_in_float32(name):
     cell = make_cell(name).bfloat16()
     x = torch.randn(2, 6, WIDTH).bfloat16()

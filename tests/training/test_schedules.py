@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridlm.training.schedules import epsilon, learning_rate, warmup_steps
+from hybridlm.training.schedules import annealed, learning_rate, warmup_steps
 from hybridlm.training.sections import EpsilonConfig, OptimizerConfig, ScheduleConfig
 
 OPTIMIZER = OptimizerConfig(lr=2.0, min_lr_ratio=0.1)
@@ -54,7 +54,7 @@ def test_rates_stay_in_their_range(kind, total, warmup, decay):
 
 def test_epsilon_holds_falls_and_is_exactly_zero():
     config = EpsilonConfig(start=0.8, hold=0.1, zero=0.5)
-    values = [epsilon(step, 100, config) for step in range(100)]
+    values = [annealed(step, 100, config) for step in range(100)]
     assert values[:10] == [0.8] * 10
     assert values[30] == pytest.approx(0.4)
     assert values[49] > 0
@@ -63,9 +63,9 @@ def test_epsilon_holds_falls_and_is_exactly_zero():
 
 
 def test_epsilon_edges():
-    assert epsilon(0, 10, EpsilonConfig(start=1.0, hold=0.0, zero=0.0)) == 0.0
-    assert [epsilon(s, 4, EpsilonConfig(hold=0.5, zero=0.5)) for s in range(4)] == [1.0, 1.0, 0.0, 0.0]
-    assert epsilon(9, 10, EpsilonConfig(hold=1.0, zero=1.0)) == 1.0
+    assert annealed(0, 10, EpsilonConfig(start=1.0, hold=0.0, zero=0.0)) == 0.0
+    assert [annealed(s, 4, EpsilonConfig(hold=0.5, zero=0.5)) for s in range(4)] == [1.0, 1.0, 0.0, 0.0]
+    assert annealed(9, 10, EpsilonConfig(hold=1.0, zero=1.0)) == 1.0
 
 
 def test_linear_is_a_straight_line_to_the_minimum():
@@ -77,5 +77,5 @@ def test_linear_is_a_straight_line_to_the_minimum():
 
 
 def test_epsilon_starts_at_one_unless_told():
-    assert epsilon(0, 10, EpsilonConfig()) == 1.0
-    assert epsilon(0, 10, EpsilonConfig(start=0.0)) == 0.0
+    assert annealed(0, 10, EpsilonConfig()) == 1.0
+    assert annealed(0, 10, EpsilonConfig(start=0.0)) == 0.0

@@ -23,7 +23,7 @@ from transformers import (
 import hybridlm
 from hybridlm.errors import UserError
 from hybridlm.training import EpsilonCallback
-from hybridlm.training.schedules import epsilon
+from hybridlm.training.schedules import annealed
 from hybridlm.training.sections import EpsilonConfig
 
 STEPS = 6
@@ -121,7 +121,7 @@ def test_epsilon_follows_the_schedule_and_is_0_between_steps(trainer, accumulate
         save_steps=2,
     )
     trained.train()
-    wanted = [epsilon(step, STEPS, EpsilonConfig(**SCHEDULE)) for step in range(STEPS)]
+    wanted = [annealed(step, STEPS, EpsilonConfig(**SCHEDULE)) for step in range(STEPS)]
     assert wanted[0] == 0.9
     assert 0 < wanted[3] < wanted[2] < 0.9
     assert wanted[-1] == 0
@@ -322,7 +322,7 @@ def test_resumed_is_never_stopped_bit_for_bit(trainer):
     spy = Spy()
     rest = trainer(make_model(PATTERN, seed=9, attention_dropout=dropout), [annealing(), spy], folder="rest", **options)
     rest.train(resume_from_checkpoint=str(Path(whole.args.output_dir) / "checkpoint-2"))
-    assert spy.seen["optimizer_step"] == [epsilon(step, STEPS, EpsilonConfig(**SCHEDULE)) for step in range(2, STEPS)]
+    assert spy.seen["optimizer_step"] == [annealed(step, STEPS, EpsilonConfig(**SCHEDULE)) for step in range(2, STEPS)]
     assert logged(rest) == logged(whole)
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(rest.model.state_dict()[name], tensor), name
@@ -378,7 +378,7 @@ def test_two_processes_train_as_one(trainer, tmp_path):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     facts = [json.loads((tmp_path / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
     assert [(fact["rank"], fact["world"]) for fact in facts] == [(0, 2), (1, 2)]
-    wanted = [epsilon(step, STEPS, EpsilonConfig(**SCHEDULE)) for step in range(STEPS)]
+    wanted = [annealed(step, STEPS, EpsilonConfig(**SCHEDULE)) for step in range(STEPS)]
     for fact in facts:
         assert fact["wrapped"] == "DistributedDataParallel"
         assert fact["loss"] == pytest.approx(logged(one), abs=1e-5)

@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig
 from hybridlm.errors import UserError, did_you_mean
 from hybridlm.model.configuration_hybridlm import HybridLMConfig
 from hybridlm.training.config import yaml_value
-from hybridlm.training.sections import EpsilonConfig, OptimizerConfig, ScheduleConfig
+from hybridlm.training.sections import EpsilonConfig, ExplorationConfig, OptimizerConfig, ScheduleConfig
 
 _FROM_THE_SUITE = {
     "pattern", "vocab_size", "hidden_size", "format_version", "use_cache", "tie_word_embeddings", "pad_token_id",
@@ -50,6 +50,12 @@ class Recipe:
     """Share of the run in which epsilon stays there."""
     epsilon_zero: Annotated[float, Field(ge=0, le=1)] = 0.17
     """Share of the run at which epsilon is 0."""
+    exploration_start: Annotated[float, Field(ge=0)] = 1.0
+    """Scale of the noise on the transitions of `nfsm` at the start; 0: none."""
+    exploration_hold: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the run in which it stays there."""
+    exploration_zero: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of the run at which it is 0."""
     write_penalty: Annotated[float, Field(ge=0)] = 0.0
     """Weight of (mean z)^2 in the loss."""
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -66,6 +72,11 @@ class Recipe:
     @cached_property
     def annealing(self) -> EpsilonConfig:
         return EpsilonConfig(start=self.epsilon_start, hold=self.epsilon_hold, zero=self.epsilon_zero)
+
+    @cached_property
+    def exploring(self) -> ExplorationConfig:
+        hold, zero = self.exploration_hold, self.exploration_zero
+        return ExplorationConfig(start=self.exploration_start, hold=hold, zero=zero)
 
     def config(self, mixer: str, symbols: int = 1) -> HybridLMConfig:
         """The stack of a mixer. Raises UserError where the mixer, or a field, is not one."""
@@ -129,7 +140,7 @@ def recipe_from(settings: Mapping[str, Any]) -> Recipe:
     values["model"] = {name: value for name, value in settings.items() if name in _MODEL}
     try:
         recipe = Recipe(**values)
-        recipe.annealing  # noqa: B018
+        _ = recipe.annealing, recipe.exploring
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         message = first["msg"].removeprefix("Value error, ")

@@ -16,7 +16,7 @@ from hybridlm.evaluation.memory.recipe import Recipe
 from hybridlm.evaluation.memory.task import IGNORED, Batch, Task, Test
 from hybridlm.model.cell_hybridlm import Cell
 from hybridlm.training.optimizer import parameter_groups
-from hybridlm.training.schedules import epsilon, learning_rate
+from hybridlm.training.schedules import annealed, learning_rate
 from hybridlm.training.sections import OptimizerConfig
 
 CPU = torch.device("cpu")
@@ -67,7 +67,8 @@ def train(model: MemoryModel, task: Task, seed: int, recipe: Recipe) -> float | 
         rate = learning_rate(step, steps, recipe.optimizer, recipe.schedule)
         for group, factor in zip(optimizer.param_groups, factors, strict=True):
             group["lr"] = rate * factor
-        backbone.set_epsilon(epsilon(step, steps, recipe.annealing))
+        backbone.set_epsilon(annealed(step, steps, recipe.annealing))
+        backbone.set_exploration(annealed(step, steps, recipe.exploring))
         batch = task.batch(task.budget.rows, data).to(model.device)
         loss = loss_of(model(batch.inputs), batch.targets)
         penalty = backbone.write_penalty() if recipe.write_penalty else None
@@ -79,6 +80,7 @@ def train(model: MemoryModel, task: Task, seed: int, recipe: Recipe) -> float | 
         if step % 100 == 99 and not torch.stack(losses[-100:]).isfinite().all():
             return None
     backbone.set_epsilon(0.0)
+    backbone.set_exploration(0.0)
     backbone.record_writes(False)
     last = torch.stack(losses[-max(1, steps // 20) :]).mean().item()
     finite = math.isfinite(last) and all(bool(p.isfinite().all()) for p in model.parameters())

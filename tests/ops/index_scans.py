@@ -1,0 +1,51 @@
+"""Random index scans, their states by hand and their surrogate gradient by dense float64 algebra."""
+
+import torch
+from torch.nn import functional as F
+
+
+def random_scan(length, rows=3, heads=2, n=5, seed=0, flags=True):
+    """drive, initial state, reset and mask; a document or padding begins about every seventh step."""
+    generator = torch.Generator().manual_seed(seed)
+    drive = torch.randn(rows, length, heads, n, n, generator=generator, dtype=torch.float64)
+    start = torch.randint(0, n, (rows, heads), generator=generator, dtype=torch.uint8)
+    if not flags:
+        return drive, start, None, None
+    reset, mask = (torch.rand(rows, length, generator=generator) for _ in range(2))
+    return drive, start, reset < 0.15, mask > 0.15
+
+
+def by_hand(drive, start, reset, mask):
+    """The states, with Python's integers; a masked position never resets."""
+    maps, states = drive.argmax(-1).tolist(), torch.empty(drive.shape[:3], dtype=torch.long)
+    for row in range(drive.shape[0]):
+        for head in range(drive.shape[2]):
+            state = int(start[row, head])
+            for t in range(drive.shape[1]):
+                if mask is None or mask[row, t]:
+                    state = maps[row][t][head][0 if reset is not None and reset[row, t] else state]
+                states[row, t, head] = state
+    return states
+
+
+def dense_gradient(drive, start, grad, reset, mask):
+    """The formula with matrices over all states, float64: lambda_t is a product of 0/1 matrices with what comes later,
+    and the gradient is that of the softmax, as autograd knows it."""
+    rows, length, heads, n, _ = drive.shape
+    states, maps = by_hand(drive, start, reset, mask), drive.argmax(-1)
+    found = torch.zeros_like(drive)
+    for row in range(rows):
+        for head in range(heads):
+            worth = torch.zeros(n, dtype=drive.dtype)
+            for t in range(length - 1, -1, -1):
+                worth = worth + grad[row, t, head]
+                if mask is not None and not mask[row, t]:
+                    continue
+                fresh = reset is not None and bool(reset[row, t])
+                before = 0 if fresh else int(start[row, head] if t == 0 else states[row, t - 1, head])
+                logits = drive[row, t, head, before].clone().requires_grad_()
+                (logits.softmax(-1) @ worth).backward()
+                found[row, t, head, before] = logits.grad
+                goes = F.one_hot(maps[row, t, head], n).to(drive.dtype)  # [source, destination]
+                worth = torch.zeros_like(worth) if fresh else goes @ worth
+    return found
