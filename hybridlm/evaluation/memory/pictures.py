@@ -164,7 +164,8 @@ def failing_figure(plt: Any, groups: Sequence[Group], title: str) -> Any:
         lines, columns, squeeze=False, sharey=True, layout="constrained", dpi=120,
         figsize=(max(6.0, 2.0 * columns + 1.0), 1.2 + (0.8 + 0.2 * len(mixers)) * lines),
     )  # fmt: skip
-    figure.suptitle(f"{title} (arrow: none up to there; dashed: published)", fontsize=11)
+    figure.suptitle(title, fontsize=11)
+    figure.supxlabel("length; arrow: never failed up to there; dashed: published", fontsize=9)
     looks = styles(mixers)
     for axis, task in zip(axes.flat, tasks, strict=False):
         _failing_panel(axis, task, {group.mixer: group for group in groups if group.task == task}, looks)
