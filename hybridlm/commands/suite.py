@@ -24,6 +24,7 @@ def memory_suite(options: argparse.Namespace) -> None:
       hybridlm memory-suite --quick --tasks copy_first_symbol_50 --mixers bmru,lru --seeds 0
       hybridlm memory-suite --quick --tasks "copy_first*,denoising" --mixers "bmru,lru,rglru+bmru,lru bmru"
       hybridlm memory-suite --quick --tasks s3 --mixers bmru --set threshold_init=0.25 --set epsilon_zero=0.75
+      hybridlm memory-suite --quick --tasks z2 --mixers nfsm --set conv_kernel=0 --seeds 0 --keep
     """
     if options.list:
         print(_listing())
@@ -35,8 +36,9 @@ def memory_suite(options: argparse.Namespace) -> None:
     tasks = suite.tasks_named(_names("tasks", options.tasks)) if options.tasks is not None else suite.default_tasks()
     mixers = _names("mixers", options.mixers) if options.mixers is not None else suite.MIXERS
     recipe = recipe_from(read_settings(options.set))
-    jobs = suite.plan(tasks, mixers, _seeds(options.seeds), options.quick, recipe, options.device)
     store = Store(options.out)
+    keep = store.folder if options.keep else None
+    jobs = suite.plan(tasks, mixers, _seeds(options.seeds), options.quick, recipe, options.device, keep)
     suite.do(jobs, store, lambda line: print(line, flush=True), _workers(options))
     print(f"\n{suite.tables(jobs, store)}\n\nWritten to {suite.write_results(store)}")
 
@@ -83,6 +85,7 @@ def memory_suite_options(command: argparse.ArgumentParser) -> None:
     add("--quick", action="store_true", help="the quick form: smaller tasks, about a minute for a run")
     add("--set", metavar="FIELD=VALUE", action="append", default=[], help="a field of the recipe or the model's config")
     add("--out", metavar="FOLDER", default=FOLDER, help="the records (default: %(default)s)")
+    add("--keep", action="store_true", help="keep the trained models too, below OUT/models")
     add("--workers", type=int, metavar="N", help="runs at a time (default: one for each core)")
     add("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
     add("--list", action="store_true", help="say what the tasks are, and end")

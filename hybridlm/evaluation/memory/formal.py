@@ -43,7 +43,7 @@ class Automaton(Task):
         self.choices = torch.arange(letters).expand(states, letters) if choices is None else choices
         self.labels = torch.arange(states) if labels is None else labels
         self.inputs, self.outputs = letters, int(self.labels.max()) + 1
-        self.following = transitions.gather(1, self.choices)
+        self.transitions, self.following = transitions, transitions.gather(1, self.choices)
         self.budget = Budget(2000, 16) if quick else Budget(5000, 64)
 
     def draw(self, length: int, rows: int, generator: torch.Generator) -> Tensor:

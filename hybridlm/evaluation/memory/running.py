@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,8 +34,15 @@ TOKENS_AT_ONCE = 65_536
 """Inputs of a test that are in one forward, over all rows."""
 
 
-def run(task: Task, mixer: str, seed: int, recipe: Recipe, device: torch.device = CPU) -> dict[str, Any]:
-    """Trains and tests; the measured part of a record."""
+def run(
+    task: Task,
+    mixer: str,
+    seed: int,
+    recipe: Recipe,
+    device: torch.device = CPU,
+    keep: Callable[[MemoryModel, dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Trains and tests; the measured part of a record. keep: is given the model with it, at the end."""
     torch.manual_seed(seed)
     model = MemoryModel(task, recipe.config(mixer, task.inputs if task.symbols else 1)).to(device)
     began = time.perf_counter()
@@ -45,13 +53,16 @@ def run(task: Task, mixer: str, seed: int, recipe: Recipe, device: torch.device 
         # Tests of the same length are of different draws.
         place = sum(result["length"] == test.length for result in results)
         results.append(measure(model, test, 7_000_003 * (seed + 1) + 104_729 * place + test.length))
-    return {
+    found = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "loss": loss,
         "tests": results,
         "seconds_training": round(trained - began, 1),
         "seconds_testing": round(time.perf_counter() - trained, 1),
     }
+    if keep is not None:
+        keep(model, found)
+    return found
 
 
 def train(model: MemoryModel, task: Task, seed: int, recipe: Recipe) -> float | None:

@@ -25,6 +25,8 @@ import transformers
 import hybridlm
 from hybridlm.errors import UserError, did_you_mean
 from hybridlm.evaluation.memory.families import MIXERS as MIXERS
+from hybridlm.evaluation.memory.kept import check_keeping, is_kept, keep_model
+from hybridlm.evaluation.memory.model import MemoryModel
 from hybridlm.evaluation.memory.page import write_page
 from hybridlm.evaluation.memory.recipe import Recipe
 from hybridlm.evaluation.memory.registry import DOWNLOADED, TASKS
@@ -48,6 +50,8 @@ class Job:
     settings: dict[str, Any]
     """Of recipe and model."""
     device: str = "cpu"
+    keep: Path | None = None
+    """Folder of the store, where the trained model is kept too; None: it is not."""
 
     def record(self) -> dict[str, Any]:
         """What is known of its record beforehand."""
@@ -84,10 +88,18 @@ def default_tasks() -> list[str]:
 
 
 def plan(
-    tasks: Sequence[str], mixers: Sequence[str], seeds: Sequence[int], quick: bool, recipe: Recipe, device: str = "cpu"
+    tasks: Sequence[str],
+    mixers: Sequence[str],
+    seeds: Sequence[int],
+    quick: bool,
+    recipe: Recipe,
+    device: str = "cpu",
+    keep: Path | None = None,
 ) -> list[Job]:
     """All jobs, every task and mixer with the first seed first. Raises UserError for a mixer that cannot be built, data
-    that is not to be had, or a device that is not there."""
+    that is not to be had, a device that is not there, or a task whose models cannot be kept where they are to be."""
+    if keep is not None:
+        check_keeping(tasks)
     settings = {recipe.name(mixer): recipe.settings(mixer) for mixer in mixers}
     for task in tasks:
         TASKS[task](quick).check()
@@ -96,7 +108,7 @@ def plan(
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device={device!r}: not available here ({str(error).splitlines()[0]}).") from None
     return [
-        Job(task, mixer, seed, quick, recipe, settings[mixer], device)
+        Job(task, mixer, seed, quick, recipe, settings[mixer], device, keep)
         for seed in seeds
         for task in tasks
         for mixer in settings
@@ -111,7 +123,7 @@ def do(jobs: Sequence[Job], store: Store, say: Callable[[str], None], workers: i
     """
     store.prepare()
     there = {key_of(record): record for record in store.records()}
-    waiting = [job for job in jobs if not _is_done(job.record(), there)]
+    waiting = [job for job in jobs if not _is_done(job, there)]
     if len(waiting) < len(jobs):
         say(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are in {store.folder} already.")
     began, failed = time.monotonic(), 0
@@ -127,9 +139,10 @@ def do(jobs: Sequence[Job], store: Store, say: Callable[[str], None], workers: i
     return len(waiting)
 
 
-def _is_done(record: dict[str, Any], there: dict[Key, dict[str, Any]]) -> bool:
+def _is_done(job: Job, there: dict[Key, dict[str, Any]]) -> bool:
+    record = job.record()
     found = there.get(key_of(record))
-    return found is not None and agree(found, record)
+    return found is not None and agree(found, record) and (job.keep is None or is_kept(job.keep, record))
 
 
 def tables(jobs: Sequence[Job], store: Store) -> str:
@@ -231,9 +244,17 @@ def _begin(threads: int) -> None:
 
 def _do(job: Job) -> dict[str, Any]:
     """A job's record; where it failed, what is known beforehand and the `error`."""
-    try:
-        result = run(TASKS[job.task](job.quick), job.mixer, job.seed, job.recipe, device=torch.device(job.device))
-    except Exception as error:  # of torch, of the machine: the other jobs can still be done
-        return {**job.record(), "error": f"{type(error).__name__}: {error}".splitlines()[0]}
+    known = job.record()
     versions = {module.__name__: module.__version__ for module in (hybridlm, torch, transformers)}
-    return {**job.record(), **result, "versions": versions, "threads": torch.get_num_threads(), "device": job.device}
+    made = {"versions": versions, "threads": torch.get_num_threads(), "device": job.device}
+
+    def keep(model: MemoryModel, result: dict[str, Any]) -> None:
+        if job.keep is not None:
+            keep_model(model, job.keep, {**known, **result, **made})
+
+    try:
+        task = TASKS[job.task](job.quick)
+        result = run(task, job.mixer, job.seed, job.recipe, device=torch.device(job.device), keep=keep)
+    except Exception as error:  # of torch, of the machine: the other jobs can still be done
+        return {**known, "error": f"{type(error).__name__}: {error}".splitlines()[0]}
+    return {**known, **result, **made}

@@ -1,0 +1,65 @@
+"""Trained models of the suite, kept as checkpoints that transformers loads.
+
+A task of symbols asks for a class at every symbol, so its model is a `HybridLMForTokenClassification`: letters are its
+tokens, classes its labels. Beside the weights stands `memory_suite.json`, the record of the run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hybridlm import HybridLMForTokenClassification
+from hybridlm.errors import UserError
+from hybridlm.evaluation.memory.model import MemoryModel
+from hybridlm.evaluation.memory.registry import TASKS
+from hybridlm.files import write_folder
+from hybridlm.model.configuration_hybridlm import HybridLMConfig
+
+RECORD = "memory_suite.json"
+
+
+def check_keeping(tasks: Sequence[str]) -> None:
+    """Raises UserError for a task whose models cannot be kept."""
+    for task in tasks:
+        if not TASKS[task](True).symbols:
+            raise UserError(
+                f"keep: the inputs of {task} are values, and a checkpoint of transformers takes tokens. Leave --keep "
+                "out, or name tasks of symbols."
+            )
+
+
+def folder_of(out: Path, record: dict[str, Any]) -> Path:
+    """Where the model of a record is kept."""
+    changes = [f"{name}={json.dumps(value)}" for name, value in sorted(record["changed"].items())]
+    parts = [record["task"], record["form"], record["mixer"], *changes, f"seed{record['seed']}"]
+    return out / "models" / re.sub(r"[^\w.=+-]+", "_", "-".join(parts))
+
+
+def is_kept(out: Path, record: dict[str, Any]) -> bool:
+    return (folder_of(out, record) / RECORD).is_file()
+
+
+def keep_model(model: MemoryModel, out: Path, record: dict[str, Any]) -> Path:
+    """Writes the folder of a trained model, or replaces it. Returns its path."""
+    folder = folder_of(out, record)
+
+    def fill(aside: Path) -> None:
+        as_classifier(model).save_pretrained(aside)
+        (aside / RECORD).write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+    write_folder(folder, fill)
+    return folder
+
+
+def as_classifier(model: MemoryModel) -> HybridLMForTokenClassification:
+    """The same model as a class of transformers. The model must be one of symbols."""
+    assert model.encoder is None, "values are no tokens"
+    config = HybridLMConfig(**model.backbone.config.to_diff_dict(), num_labels=model.head.out_features)
+    kept = HybridLMForTokenClassification(config)
+    kept.model.load_state_dict(model.backbone.state_dict())
+    kept.score.load_state_dict(model.head.state_dict())
+    return kept.eval()

@@ -1,0 +1,60 @@
+"""Trained models of the suite as checkpoints."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForTokenClassification
+
+from hybridlm.cli import main
+from hybridlm.evaluation.memory.kept import as_classifier, folder_of
+from hybridlm.evaluation.memory.model import MemoryModel
+from hybridlm.evaluation.memory.recipe import Recipe
+from hybridlm.evaluation.memory.registry import TASKS
+from hybridlm.evaluation.memory.store import Store
+
+RUN = ["memory-suite", "--quick", "--tasks", "z2", "--mixers", "nfsm", "--seeds", "0", "--workers", "1"]
+SMALL = ["--set", "steps=1", "--set", "width=8"]
+
+
+def test_same_answers_as_the_model_that_was_trained():
+    task = TASKS["s3"](True)
+    torch.manual_seed(0)
+    model = MemoryModel(task, Recipe(width=16).config("lru bmru", task.inputs)).eval()
+    letters = torch.randint(0, task.inputs, (2, 9))
+    with torch.no_grad():
+        torch.testing.assert_close(as_classifier(model)(letters).logits, model(letters), rtol=0, atol=0)
+
+
+def test_kept_beside_the_records(tmp_path):
+    assert main([*RUN, *SMALL, "--keep", "--out", str(tmp_path)]) == 0
+    (record,) = Store(tmp_path).records()
+    folder = folder_of(tmp_path, record)
+    assert folder.name == "z2-quick-nfsm-steps=1-width=8-seed0"
+    assert [entry.name for entry in folder.parent.iterdir()] == [folder.name]
+    assert json.loads((folder / "memory_suite.json").read_text()) == record
+    model = AutoModelForTokenClassification.from_pretrained(folder)
+    assert (model.config.vocab_size, model.config.num_labels) == (2, 2)
+
+
+def test_run_without_its_model_is_done_again(tmp_path, capsys):
+    assert main([*RUN, *SMALL, "--out", str(tmp_path)]) == 0
+    assert not (tmp_path / "models").exists()
+    assert main([*RUN, *SMALL, "--out", str(tmp_path), "--keep"]) == 0
+    (record,) = Store(tmp_path).records()
+    capsys.readouterr()
+    assert main([*RUN, *SMALL, "--out", str(tmp_path), "--keep"]) == 0
+    assert "1 of 1 runs are in" in capsys.readouterr().out
+    assert Store(tmp_path).records() == [record]
+
+
+def test_models_of_values_are_refused_before_the_first_run(tmp_path, capsys):
+    assert main(["memory-suite", "--quick", "--tasks", "z2,denoising", "--keep", "--out", str(tmp_path / "new")]) == 2
+    assert "keep: the inputs of denoising are values" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["lru bmru", "rglru+bmru"])
+def test_names_of_folders(tmp_path, name):
+    record = {"task": "s3", "form": "standard", "mixer": name, "changed": {"lr": 0.01}, "seed": 2}
+    assert folder_of(tmp_path, record).name == f"s3-standard-{name.replace(' ', '_')}-lr=0.01-seed2"
