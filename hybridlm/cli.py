@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from hybridlm.commands import inspector, measure, move, suite, train, write
+from hybridlm.commands import certificate, inspector, measure, move, suite, train, write
 from hybridlm.commands.shared import other_process
 from hybridlm.commands.streams import open_closed_streams, output_fault, say, settle
 from hybridlm.errors import UserError, did_you_mean
@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[Command, Callable[[argparse.ArgumentParser], None]]] =
     "info": (measure.info, measure.info_options),
     "inspect": (inspector.inspect, inspector.inspect_options),
     "memory-suite": (suite.memory_suite, suite.memory_suite_options),
+    "certify": (certificate.certify, certificate.certify_options),
     "report": (measure.report, measure.report_options),
     "export": (move.export, move.export_options),
     "convert": (move.convert, move.convert_options),

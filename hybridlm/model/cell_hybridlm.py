@@ -39,6 +39,9 @@ class Cell(nn.Module, ABC):
     passes_state = True
     """Whether its sequences can be split over processes: its state enters through the scans alone."""
 
+    finite = False
+    """Whether its state is one of finitely many once epsilon is 0, as that of a finite automaton."""
+
     anneals = False
     """Whether epsilon is a training schedule of this cell, rather than a constant."""
 

@@ -61,7 +61,7 @@ class _ScannedMemoryCell(ThresholdCell):
 class BmruCell(_ScannedMemoryCell):
     """State: `s`, +-1 once epsilon is 0. s_0 is +-1: drawn once and kept as a buffer, or learned through S."""
 
-    anneals = True
+    finite = anneals = True
     record = _ScannedMemoryCell.record
 
     def __init__(self, config):

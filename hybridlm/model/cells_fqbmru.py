@@ -21,6 +21,8 @@ from .surrogate_hybridlm import heaviside
 class FqbmruCell(MemoryCell):
     """State: `s`, 0 or 1, that starts at 0."""
 
+    finite = True
+
     def __init__(self, config):
         super().__init__(config)
         self.beta_lo, self.beta_hi = float(config.threshold_low), float(config.threshold_high)

@@ -23,6 +23,7 @@ from .indexscan_hybridlm import index_scan
 class NfsmCell(Cell):
     """State: `s` (B, K) uint8, one number a head. s_0 is 0, which is no restriction: names of states mean nothing."""
 
+    finite = True
     passes_state = False
 
     def __init__(self, config):
@@ -40,9 +41,13 @@ class NfsmCell(Cell):
     def initial_state(self, rows: int, device: torch.device) -> State:
         return {"s": torch.zeros(rows, self.heads, device=device, dtype=torch.uint8)}
 
-    def forward(self, x: Tensor, state: State, mask: Tensor | None, reset: Tensor | None) -> tuple[Tensor, State]:
+    def drive(self, x: Tensor) -> Tensor:
+        """Theta / nu, (B, T, K, n, n)."""
         theta = wide(self.transition(x)).unflatten(-1, self.transition_bias.shape) + wide(self.transition_bias)
-        drive = theta / self.temperature
+        return theta / self.temperature
+
+    def forward(self, x: Tensor, state: State, mask: Tensor | None, reset: Tensor | None) -> tuple[Tensor, State]:
+        drive = self.drive(x)
         if self.exploration > 0:
             drive = drive + self.exploration * _gumbel_like(drive)
         one_hot, s = index_scan(drive, state["s"], reset=reset, mask=mask)

@@ -6,6 +6,7 @@ tokens, classes its labels. Beside the weights stands `memory_suite.json`, the r
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Sequence
@@ -17,7 +18,6 @@ from hybridlm.errors import UserError
 from hybridlm.evaluation.memory.model import MemoryModel
 from hybridlm.evaluation.memory.registry import TASKS
 from hybridlm.files import write_folder
-from hybridlm.model.configuration_hybridlm import HybridLMConfig
 
 RECORD = "memory_suite.json"
 
@@ -58,7 +58,8 @@ def keep_model(model: MemoryModel, out: Path, record: dict[str, Any]) -> Path:
 def as_classifier(model: MemoryModel) -> HybridLMForTokenClassification:
     """The same model as a class of transformers. The model must be one of symbols."""
     assert model.encoder is None, "values are no tokens"
-    config = HybridLMConfig(**model.backbone.config.to_diff_dict(), num_labels=model.head.out_features)
+    config = copy.deepcopy(model.backbone.config)
+    config.num_labels = model.head.out_features
     kept = HybridLMForTokenClassification(config)
     kept.model.load_state_dict(model.backbone.state_dict())
     kept.score.load_state_dict(model.head.state_dict())

@@ -29,6 +29,9 @@ DOWNLOADED: dict[str, Callable[[bool], Task]] = {
 }
 """Tasks whose data comes from the network."""
 
+BY_NAME: dict[str, Callable[[bool], Task]] = {**DOWNLOADED, "s5": partial(word_problem, symmetric(5))}
+"""Tasks that are run only where they are named."""
+
 TASKS: dict[str, Callable[[bool], Task]] = {
     **{f"copy_first_{steps}": partial(CopyFirst, steps) for steps in LENGTHS},
     **{f"copy_first_symbol_{steps}": partial(CopyFirstSymbol, steps) for steps in LENGTHS},
@@ -54,7 +57,7 @@ TASKS: dict[str, Callable[[bool], Task]] = {
     "s4": partial(word_problem, symmetric(4)),
     "a5": partial(word_problem, symmetric(5, even=True)),
     "flip_flop_dense": flip_flop_dense,
-    **DOWNLOADED,
+    **BY_NAME,
 }
 """Name -> what makes the task, given whether in its quick form."""
 

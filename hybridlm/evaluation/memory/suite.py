@@ -29,7 +29,7 @@ from hybridlm.evaluation.memory.kept import check_keeping, is_kept, keep_model
 from hybridlm.evaluation.memory.model import MemoryModel
 from hybridlm.evaluation.memory.page import write_page
 from hybridlm.evaluation.memory.recipe import Recipe
-from hybridlm.evaluation.memory.registry import DOWNLOADED, TASKS
+from hybridlm.evaluation.memory.registry import BY_NAME, TASKS
 from hybridlm.evaluation.memory.running import run
 from hybridlm.evaluation.memory.store import Key, Store, agree, key_of
 from hybridlm.evaluation.memory.summary import summarize
@@ -83,8 +83,8 @@ def tasks_named(patterns: Sequence[str]) -> list[str]:
 
 
 def default_tasks() -> list[str]:
-    """All tasks whose data is there."""
-    return [name for name in TASKS if name not in DOWNLOADED]
+    """All tasks but those that must be named."""
+    return [name for name in TASKS if name not in BY_NAME]
 
 
 def plan(

@@ -1,0 +1,44 @@
+"""`certify`: the automaton inside a model that labels letters."""
+
+from __future__ import annotations
+
+import argparse
+
+from hybridlm.commands.shared import CHECKPOINT
+
+
+def certify(options: argparse.Namespace) -> None:
+    """prove that a model follows an automaton at every length, or show the shortest word on which it fails
+
+    Takes a model that was trained on one of the memory suite's formal languages and kept. From the state in front of a
+    text it takes every letter, from each state that is reached every letter again, until no new state comes: then the
+    model is a finite automaton, which is compared with the task's. With bmru or fqbmru in it: which units latch, and
+    which letters set, reset and hold them. Numbers are printed, and written as JSON with the whole automaton.
+
+    examples:
+      hybridlm memory-suite --quick --tasks z2 --mixers nfsm --set conv_kernel=0 --seeds 0 --keep
+      hybridlm certify runs/memory-suite/models/z2-quick-nfsm-conv_kernel=0-seed0
+      hybridlm certify CHECKPOINT --task s5 --limit 1000000 --out s5.json
+    """
+    from hybridlm.evaluation.certificate.certify import certify_checkpoint
+    from hybridlm.evaluation.certificate.report import default_output, render
+    from hybridlm.evaluation.loading import locate
+    from hybridlm.evaluation.places import check_beside, check_out
+    from hybridlm.evaluation.report import write_json
+
+    if options.out is None:
+        check_beside(locate(options.checkpoint))
+    else:
+        check_out(options.out)
+    limit = {} if options.limit is None else {"limit": options.limit}
+    facts = certify_checkpoint(options.checkpoint, task=options.task, **limit)
+    print(render(facts))
+    print(f"Written to {write_json(options.out or default_output(facts), facts)}")
+
+
+def certify_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT)
+    add("--task", metavar="T", help="the task (default: the one that the checkpoint was trained on)")
+    add("--limit", type=int, metavar="N", help="look at up to N states (default: 100,000)")
+    add("--out", metavar="JSON", help="where to write (default: below CHECKPOINT/evaluation)")

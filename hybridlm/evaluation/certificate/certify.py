@@ -1,0 +1,186 @@
+"""A checkpoint and a task: the automaton of the one beside that of the other, as numbers and as lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from transformers import AutoConfig, PreTrainedModel
+
+import hybridlm
+from hybridlm import HybridLMConfig, HybridLMForTokenClassification
+from hybridlm.errors import UserError, did_you_mean
+from hybridlm.evaluation.certificate.decisions import HOLD, RESET, SET, Decisions, Latches, watching
+from hybridlm.evaluation.certificate.exploring import Exploration, explore, true_machine
+from hybridlm.evaluation.certificate.stepping import Stepper
+from hybridlm.evaluation.loading import load_weights, locate, quiet_transformers
+from hybridlm.evaluation.memory.formal import Automaton
+from hybridlm.evaluation.memory.kept import RECORD
+from hybridlm.evaluation.memory.registry import TASKS
+from hybridlm.model.mixers_hybridlm import ATTENTION, MIXERS
+
+LIMIT = 100_000
+"""States of the model, or pairs with states of the task, up to which is looked."""
+CLEAR = 1e-7
+"""A decision with a smaller margin is too close to call, since states that differ by `RESOLUTION` count as one."""
+LARGEST_TABLE = 16
+"""States and letters of an automaton that is printed."""
+LATCHES = 12
+"""Units that are printed."""
+
+
+def certify_checkpoint(checkpoint: str | Path, *, task: str | None = None, limit: int = LIMIT) -> dict[str, Any]:
+    """What a model that labels letters does on every word, in float64.
+
+    checkpoint: a `HybridLMForTokenClassification` whose tokens are the letters of the task, as `memory-suite --keep`
+    writes. task: of the suite's automata; None: the one that the checkpoint was trained on. Raises UserError for what
+    cannot be compared.
+
+    `verdict` is "correct" (at every length), "wrong" (with the shortest `word`, what is `said` and what is `right`) or
+    "open" (with `why`, and the length up to which all words are right).
+    """
+    if limit < 1:
+        raise UserError(f"limit={limit}: must be at least 1, a number of states.")
+    source = locate(checkpoint)
+    name = _task_of(source) if task is None else task.lower()
+    automaton = _automaton(name)
+    model = _load(checkpoint, source, name, automaton)
+    stepper = Stepper(model)
+    with watching(stepper, automaton.inputs) as decisions:
+        try:
+            seen = explore(stepper, automaton, limit)
+        except FloatingPointError as error:
+            raise UserError(f"checkpoint {checkpoint}: {error}. Give one that was trained to the end.") from None
+    found = {"checkpoint": source, "task": name, "pattern": model.config.pattern, "limit": limit}
+    versions = {module.__name__: module.__version__ for module in (hybridlm, torch, transformers)}
+    return {
+        **found,
+        **_verdict(model, seen, decisions, limit),
+        **_automata(seen, automaton),
+        "latches": [row for latches in decisions.latches for row in _units(latches)],
+        "versions": versions,
+    }
+
+
+def _task_of(source: str) -> str:
+    try:
+        return str(json.loads((Path(source) / RECORD).read_text(encoding="utf-8"))["task"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"checkpoint {source}: it does not say what it was trained on ({RECORD}). Give --task, one of "
+            f"{', '.join(automata())}."
+        ) from None
+
+
+def automata() -> list[str]:
+    """The tasks of the suite that are finite automata."""
+    return [name for name, make in TASKS.items() if isinstance(make(True), Automaton)]
+
+
+def _automaton(name: str) -> Automaton:
+    if name not in automata():
+        hint = did_you_mean(name, automata())
+        raise UserError(f"task={name!r}: no automaton of the suite{hint or '.'} There are {', '.join(automata())}.")
+    made = TASKS[name](True)
+    assert isinstance(made, Automaton)
+    return made
+
+
+def _load(checkpoint: str | Path, source: str, name: str, task: Automaton) -> PreTrainedModel:
+    """The model on the CPU. Raises UserError where it is not one for the task."""
+    try:
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise UserError(f"checkpoint {checkpoint}: its config.json cannot be used ({error}).") from None
+    wanted = HybridLMForTokenClassification.__name__
+    if not isinstance(config, HybridLMConfig) or (config.architectures or [wanted]) != [wanted]:
+        kind = ", ".join(config.architectures or [config.model_type])
+        raise UserError(
+            f"checkpoint {checkpoint}: a {kind}. An automaton is read out of a {wanted}, which labels every letter; "
+            "`hybridlm memory-suite --keep` trains and writes such models."
+        )
+    for what, has, asks in (
+        ("tokens", config.vocab_size, task.inputs),
+        ("labels", config.num_labels, task.outputs),
+    ):
+        if has != asks:
+            raise UserError(f"checkpoint {checkpoint}: {has} {what}, and task {name} has {asks}. Give its own task.")
+    for layer, mixer in enumerate(config.block_types):
+        if mixer in ATTENTION:
+            raise UserError(
+                f"checkpoint {checkpoint}: layer {layer} is {mixer}, which keeps every token, so its states never "
+                "recur. Give a model of recurrent layers alone."
+            )
+    return load_weights(checkpoint, source, HybridLMForTokenClassification)
+
+
+def _verdict(model: PreTrainedModel, seen: Exploration, decisions: Decisions, limit: int) -> dict[str, Any]:
+    margins = {"margin_of_answers": _finite(seen.margin), "margin_of_decisions": _finite(decisions.margin)}
+    counts = {"states": seen.states, "pairs": seen.pairs, "steps": seen.steps, "closed": seen.closed}
+    common = {**margins, **counts, "all_words_to": seen.longest}
+    if seen.failure is not None:
+        failure = seen.failure
+        return {"verdict": "wrong", "word": failure.word, "said": failure.said, "right": failure.right, **common}
+    why = None
+    infinite = _infinite(model)
+    if infinite:
+        why = f"{infinite}: real numbers, which never recur for certain"
+    elif not seen.closed:
+        why = f"more than {limit:,} states; a larger --limit looks further"
+    elif min(decisions.margin, seen.margin) < CLEAR:
+        why = f"a decision is too close to call (margin {min(decisions.margin, seen.margin):.1g})"
+    return {"verdict": "correct" if why is None else "open", "why": why, **common}
+
+
+def _infinite(model: PreTrainedModel) -> str:
+    """The layers whose states are real numbers, as words."""
+    mixers: list[str] = model.config.block_types
+    found = [
+        f"layer {layer} ({kind})"
+        for layer, mixer in enumerate(mixers)
+        for kind in mixer.split("+")
+        if not getattr(MIXERS[kind], "finite", False)
+    ]
+    return ", ".join(found)
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def _automata(seen: Exploration, task: Automaton) -> dict[str, Any]:
+    """The smallest automaton of the model, where all of it was seen, and whether it is the task's."""
+    true = true_machine(task)
+    found: dict[str, Any] = {"states_of_task": true.states, "automaton": None, "same_automaton": None}
+    if seen.machine is not None:
+        own = seen.machine.smallest()
+        found["automaton"] = {"following": own.following.tolist(), "answers": own.answers.tolist()}
+        found["same_automaton"] = own.same_as(true)
+        found["table"] = own.table() if max(own.following.shape) <= LARGEST_TABLE else None
+    return found
+
+
+def _units(latches: Latches) -> Iterable[dict[str, Any]]:
+    """What sets, resets and holds each unit: letter -> share of the states of the model in which it does."""
+    counts = latches.counts
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    for place, name in enumerate(latches.units.names):
+        row: dict[str, Any] = {"unit": name, "cell": latches.units.kind, "kind": _kind(counts[:, :, place].sum(0))}
+        for action, word in ((SET, "set"), (RESET, "reset"), (HOLD, "hold")):
+            row[word] = {str(i): float(f"{s:.4g}") for i, s in enumerate(shares[:, action, place]) if s > 0}
+        yield row
+
+
+def _kind(totals: np.ndarray) -> str:
+    """Of a unit's numbers of sets, resets and holds."""
+    if not totals[SET] and not totals[RESET]:
+        return "never written"
+    if not totals[HOLD]:
+        return "always written"
+    return "latch" if totals[SET] and totals[RESET] else "written one way"

@@ -1,0 +1,176 @@
+"""All states that a model and the automaton of its task can be in together, over every word, breadth first.
+
+Where that comes to an end, the answers of the model to all words are known. States of the model are told apart by all
+that they carry, to `RESOLUTION`: the numbers in them come from the last few letters and from states that latch, so they
+recur, up to rounding, when these do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from hybridlm.evaluation.certificate.machine import NOWHERE, Machine
+from hybridlm.evaluation.certificate.stepping import Stepper
+from hybridlm.evaluation.memory.formal import Automaton
+
+RESOLUTION = 2.0**-32
+"""Numbers of a state that differ by less may count as the same."""
+AT_ONCE = 4096
+"""About how many steps of the model are taken in one call."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A word, what the model says after its last letter, and what is right."""
+
+    word: list[int]
+    said: int
+    right: int
+
+
+@dataclass(frozen=True)
+class Exploration:
+    """closed: whether all was seen. longest: all words up to this length were answered. pairs: of a state of the task
+    and one of the model. steps: of the model. failure: the shortest there is; None: no wrong answer was seen. margin:
+    the smallest lead of an answer over the second best, in logits. machine: of the pairs, with the model's answers;
+    None unless closed."""
+
+    closed: bool
+    longest: int
+    states: int
+    pairs: int
+    steps: int
+    failure: Failure | None
+    margin: float
+    machine: Machine | None
+
+
+def explore(stepper: Stepper, task: Automaton, limit: int) -> Exploration:
+    """Takes words in the order of their length, until no new pair of states comes, or states of the model or pairs are
+    more than `limit`.
+
+    Raises FloatingPointError where an answer of the model is no number.
+    """
+    model, pairs = _Model(stepper, task.inputs), _Pairs(task)
+    per_call = max(1, AT_ONCE // task.inputs)
+    first = longest = 0
+    while first < len(pairs.order):
+        end = len(pairs.order)  # of the words of one length
+        while first < end:
+            if max(len(model.rows), end) > limit:
+                return _found(model, pairs, longest, closed=False)
+            last = min(end, first + per_call)
+            model.learn([(state, letter) for i in range(first, last) for state, letter in pairs.moves_from(i)])
+            for index in range(first, last):
+                pairs.follow(index, model)
+            first = last
+        longest += 1
+    return _found(model, pairs, longest, closed=True)
+
+
+def true_machine(task: Automaton) -> Machine:
+    """The task's own automaton, the smallest."""
+    following, answers = task.transitions.numpy(), task.labels[task.transitions].numpy()
+    comes = np.zeros(following.shape, dtype=bool)
+    np.put_along_axis(comes, task.choices.numpy(), True, axis=1)
+    return Machine(np.where(comes, following, NOWHERE), np.where(comes, answers, NOWHERE)).smallest()
+
+
+class _Model:
+    """What is known of the model: its states, numbered as they are met, and its moves so far."""
+
+    def __init__(self, stepper: Stepper, letters: int):
+        self.stepper = stepper
+        start = stepper.start()
+        self.rows = [start[0]]
+        self.numbers = {_keys(start)[0]: 0}
+        self.following = np.full((1024, letters), NOWHERE)
+        self.answers = np.full((1024, letters), NOWHERE)
+        self.steps = 0
+        self.margin = np.inf
+
+    def learn(self, moves: list[tuple[int, int]]) -> None:
+        """Steps from (state, letter), those that are not known yet."""
+        fresh = [move for move in dict.fromkeys(moves) if self.following[move] == NOWHERE]
+        if not fresh:
+            return
+        states, letters = np.array(fresh).T
+        rows, logits = self.stepper.step(np.stack([self.rows[state] for state in states]), letters)
+        if not bool(logits.isfinite().all()):
+            raise FloatingPointError("an answer of the model is no number")
+        best = logits.topk(min(2, logits.shape[1]), dim=1)
+        if logits.shape[1] > 1:
+            self.margin = min(self.margin, float((best.values[:, 0] - best.values[:, 1]).min()))
+        self.following[states, letters] = [self._number(row, key) for row, key in zip(rows, _keys(rows), strict=True)]
+        self.answers[states, letters] = best.indices[:, 0].numpy()
+        self.steps += len(fresh)
+        if len(self.rows) > len(self.following):
+            more = np.full((2 * len(self.rows) - len(self.following), self.following.shape[1]), NOWHERE)
+            self.following, self.answers = np.vstack([self.following, more]), np.vstack([self.answers, more])
+
+    def _number(self, row: np.ndarray, key: bytes) -> int:
+        number = self.numbers.setdefault(key, len(self.rows))
+        if number == len(self.rows):
+            self.rows.append(row)
+        return number
+
+
+class _Pairs:
+    """The pairs (state of the task, state of the model), in the order of the shortest words that lead there."""
+
+    def __init__(self, task: Automaton):
+        self.letters = [sorted(set(row)) for row in task.choices.tolist()]
+        self.transitions, self.labels = task.transitions.tolist(), task.labels.tolist()
+        self.order = [(0, 0)]
+        self.numbers = {(0, 0): 0}
+        self.parents = [(NOWHERE, NOWHERE)]
+        self.failure: Failure | None = None
+
+    def moves_from(self, index: int) -> list[tuple[int, int]]:
+        q, state = self.order[index]
+        return [(state, letter) for letter in self.letters[q]]
+
+    def follow(self, index: int, model: _Model) -> None:
+        """Takes all letters from a pair, whose moves the model knows."""
+        q, state = self.order[index]
+        for letter in self.letters[q]:
+            after = self.transitions[q][letter], int(model.following[state, letter])
+            if after not in self.numbers:
+                self.numbers[after] = len(self.order)
+                self.order.append(after)
+                self.parents.append((index, letter))
+            said, right = int(model.answers[state, letter]), self.labels[after[0]]
+            if self.failure is None and said != right:
+                self.failure = Failure(self._word(index, letter), said, right)
+
+    def _word(self, index: int, letter: int) -> list[int]:
+        word = [letter]
+        while index:
+            index, letter = self.parents[index]
+            word.append(letter)
+        return word[::-1]
+
+    def machine(self, model: _Model) -> Machine:
+        shape = len(self.order), len(self.transitions[0])
+        following, answers = np.full(shape, NOWHERE), np.full(shape, NOWHERE)
+        for index, (q, state) in enumerate(self.order):
+            for letter in self.letters[q]:
+                after = self.transitions[q][letter], int(model.following[state, letter])
+                following[index, letter] = self.numbers[after]
+                answers[index, letter] = model.answers[state, letter]
+        return Machine(following, answers)
+
+
+def _keys(rows: np.ndarray) -> list[bytes]:
+    whole = np.rint(rows / RESOLUTION).astype(np.int64)
+    return [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in whole]
+
+
+def _found(model: _Model, pairs: _Pairs, longest: int, closed: bool) -> Exploration:
+    machine = pairs.machine(model) if closed else None
+    return Exploration(
+        closed, longest, len(model.rows), len(pairs.order), model.steps, pairs.failure, model.margin, machine
+    )

@@ -1,0 +1,84 @@
+"""The facts of a certificate as lines for a terminal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from hybridlm.evaluation.certificate.certify import LATCHES
+
+_LETTERS = 6
+"""Letters that are named behind one word."""
+
+
+def render(facts: dict[str, Any]) -> str:
+    """Verdict, what it rests on, the automaton where it is small, and the latches."""
+    lines = [f"{facts['task']}, {facts['pattern']}: {_verdict(facts)}", ""]
+    rows = {
+        "reached": f"{facts['states']:,} states of the model, {facts['pairs']:,} pairs with states of the task, "
+        f"{facts['steps']:,} steps, in float64",
+        "margins": f"answers {_number(facts['margin_of_answers'])}, decisions {_number(facts['margin_of_decisions'])}",
+        "automaton": _automaton(facts),
+    }
+    lines += [f"{name:<12}{value}" for name, value in rows.items()]
+    if facts.get("table"):
+        lines += ["", "state that follows / answer:", facts["table"]]
+    if facts["latches"]:
+        lines += ["", *_latches(facts["latches"])]
+    return "\n".join(lines)
+
+
+def default_output(facts: dict[str, Any]) -> Path:
+    """CHECKPOINT/evaluation/certificate-TASK.json."""
+    return Path(facts["checkpoint"]) / "evaluation" / f"certificate-{facts['task']}.json"
+
+
+def _verdict(facts: dict[str, Any]) -> str:
+    if facts["verdict"] == "correct":
+        return "correct at every length"
+    if facts["verdict"] == "wrong":
+        word = " ".join(map(str, facts["word"]))
+        return (
+            f"wrong. The shortest word on which it fails has {len(facts['word'])} letters:\n  {word}\n"
+            f"  it says {facts['said']}, right is {facts['right']}"
+        )
+    return f"open. No wrong answer on any word of up to {facts['all_words_to']} letters; not certain: {facts['why']}"
+
+
+def _automaton(facts: dict[str, Any]) -> str:
+    own = facts["automaton"]
+    if own is None:
+        return f"not seen whole; the task's has {facts['states_of_task']} states"
+    size = len(own["following"])
+    if facts["same_automaton"]:
+        return f"{size} states when those that answer alike are one: the task's own"
+    return f"{size} states when those that answer alike are one; the task's has {facts['states_of_task']}"
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3g}"
+
+
+def _latches(units: list[dict[str, Any]]) -> list[str]:
+    kinds = Counter(unit["kind"] for unit in units)
+    lines = ["units       " + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())]
+    latches = [unit for unit in units if unit["kind"] == "latch"]
+    # Those first that letters decide alone, whatever went before.
+    latches.sort(key=lambda unit: sum(0 < share < 1 for word in ("set", "reset") for share in unit[word].values()))
+    for unit in latches[:LATCHES]:
+        what = "; ".join(f"{word} by {_letters(unit[word])}" for word in ("set", "reset") if unit[word])
+        lines.append(f"  {unit['unit']:<8}{what}; held by {_letters(unit['hold'])}")
+    if len(latches) > LATCHES:
+        lines.append(f"  and {len(latches) - LATCHES} more latches, which the JSON file has")
+    return lines
+
+
+def _letters(shares: dict[str, float]) -> str:
+    """ "1, 3 (25 %)": letter 1 always, letter 3 in a quarter of the states."""
+    named = [letter if share == 1 else f"{letter} ({_percent(share)})" for letter, share in shares.items()]
+    return ", ".join(named[:_LETTERS]) + (f", {len(named) - _LETTERS} more" if len(named) > _LETTERS else "")
+
+
+def _percent(share: float) -> str:
+    return "<1 %" if share < 0.01 else f"{min(99, round(100 * share))} %"

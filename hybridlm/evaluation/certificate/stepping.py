@@ -1,0 +1,63 @@
+"""Decode steps from many states of a model at once, each state a row of numbers.
+
+A row is everything that the model carries from one token to the next: the states of its cells and the windows of its
+convolutions, layer after layer, as float64.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from hybridlm.model.snapshot_hybridlm import LayerSnapshot, put, take
+
+
+class Stepper:
+    """Steps of a model that labels tokens, in float64. Its layers must be recurrent ones. letters (B,) int64: those of
+    the step that is being taken, or was last."""
+
+    @torch.no_grad()
+    def __init__(self, model: PreTrainedModel):
+        self.model: Any = model.double().eval()
+        self.letters = torch.empty(0, dtype=torch.int64)
+        cache = self._cache()
+        # A token of padding moves nothing, so what it leaves is where a text begins.
+        nothing = torch.zeros(1, 1, dtype=torch.int64)
+        self.model(nothing, attention_mask=nothing, past_key_values=cache, use_cache=True)
+        self._layout = take(cache)
+
+    def start(self) -> np.ndarray:
+        """The row (1, W) before the first token."""
+        return _pack(self._layout)
+
+    @torch.no_grad()
+    def step(self, rows: np.ndarray, letters: np.ndarray) -> tuple[np.ndarray, Tensor]:
+        """rows (B, W) float64, letters (B,) int64 to the rows that follow and the logits (B, classes) on the way."""
+        cache = self._cache()
+        for layer, snapshot in zip(cache.layers, self._unpack(rows), strict=True):
+            put(layer, snapshot)
+        self.letters = torch.from_numpy(letters)
+        logits = self.model(self.letters.unsqueeze(1), past_key_values=cache, use_cache=True).logits
+        return _pack(take(cache)), logits[:, 0]
+
+    def _cache(self) -> DynamicCache:
+        return DynamicCache(config=self.model.config)
+
+    def _unpack(self, rows: np.ndarray) -> list[LayerSnapshot]:
+        given, at, snapshots = torch.from_numpy(rows), 0, []
+        for layer in self._layout:
+            tensors = {}
+            for name, like in layer.tensors.items():
+                width = like[0].numel()
+                tensors[name] = given[:, at : at + width].to(like.dtype).reshape(-1, *like.shape[1:])
+                at += width
+            snapshots.append(LayerSnapshot(layer.kind, layer.length, layer.written, tensors))
+        return snapshots
+
+
+def _pack(layers: list[LayerSnapshot]) -> np.ndarray:
+    return torch.cat([t.double().flatten(1) for layer in layers for t in layer.tensors.values()], 1).numpy()

@@ -1,0 +1,180 @@
+"""`certify` on models whose weights are set by hand, so that what they do is known."""
+
+import json
+
+import pytest
+import torch
+
+from hybridlm import HybridLMConfig, HybridLMForCausalLM, HybridLMForTokenClassification
+from hybridlm.cli import main
+from hybridlm.errors import UserError
+from hybridlm.evaluation.certificate.certify import certify_checkpoint
+from hybridlm.evaluation.certificate.decisions import HOLD, RESET, SET, watching
+from hybridlm.evaluation.certificate.exploring import explore
+from hybridlm.evaluation.certificate.stepping import Stepper
+from hybridlm.evaluation.memory.registry import TASKS
+
+FLIP_FLOP = "flip_flop_dense"
+
+
+@pytest.fixture
+def latch():
+    """One layer of four bistable units; the first is reset by letter 1, set by letter 2, and alone answers. The second
+    is set and the third reset by every letter; the fourth is never written."""
+    model = HybridLMForTokenClassification(
+        HybridLMConfig(
+            pattern="bmru", vocab_size=3, num_labels=2, hidden_size=4, num_attention_heads=1, conv_kernel=0,
+            output_gate=False, intermediate_size=4, rms_norm_eps=1e-12,
+        )
+    )  # fmt: skip
+    weights = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
+    layer, cell = "model.layers.0.", "model.layers.0.mixer.cells.0."
+    for name in (f"{layer}mixer_norm.weight", f"{layer}mlp_norm.weight", "model.norm.weight", f"{cell}alpha"):
+        weights[name] += 1
+    weights["model.embed_tokens.weight"] = torch.eye(4)[:3]  # of length 2 once normed
+    weights[f"{layer}mixer.in_proj.weight"] = torch.eye(4)
+    weights[f"{layer}mixer.out_proj.weight"][3, 0] = 1
+    weights[f"{cell}s0"] -= 1
+    weights[f"{cell}candidate.weight"][0] = torch.tensor([0.0, -1, 1, 0])
+    weights[f"{cell}candidate.bias"][1:] = torch.tensor([1.5, -1.5, 0.75])
+    weights[f"{cell}threshold.bias"] += 1
+    weights["score.weight"][:, 3] = torch.tensor([-1.0, 1])
+    model.load_state_dict(weights)
+    return model
+
+
+def saved(model, tmp_path, task=FLIP_FLOP):
+    folder = tmp_path / "model"
+    model.save_pretrained(folder)
+    if task is not None:
+        (folder / "memory_suite.json").write_text(json.dumps({"task": task}))
+    return folder
+
+
+def test_correct(latch, tmp_path, capsys):
+    folder = saved(latch, tmp_path)
+    assert main(["certify", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("flip_flop_dense, bmru: correct at every length\n")
+    assert "2 states when those that answer alike are one: the task's own" in out
+    assert "state 1       1/1  0/0  1/1" in out
+    assert "units       2 always written, 1 latch, 1 never written" in out
+    assert "  0.0     set by 2; reset by 1; held by 0" in out
+    facts = json.loads((folder / "evaluation" / "certificate-flip_flop_dense.json").read_text())
+    assert (facts["verdict"], facts["same_automaton"], facts["all_words_to"]) == ("correct", True, 2)
+    # In front of a text the second unit is not set yet, so that state comes once.
+    assert facts["states"] == 3
+    assert facts["margin_of_decisions"] == pytest.approx(0.25)
+    kinds = [unit["kind"] for unit in facts["latches"]]
+    assert kinds == ["latch", "always written", "always written", "never written"]
+
+
+def test_wrong_from_the_first_letter(latch, tmp_path, capsys):
+    """A unit that starts as if it had been set."""
+    latch.model.layers[0].mixer.cells[0].s0.fill_(1)
+    folder = saved(latch, tmp_path)
+    assert main(["certify", str(folder), "--out", str(tmp_path / "found.json")]) == 0
+    assert "it says 1, right is 0" in capsys.readouterr().out
+    facts = json.loads((tmp_path / "found.json").read_text())
+    assert (facts["verdict"], facts["word"], facts["said"], facts["right"]) == ("wrong", [0], 1, 0)
+    assert facts["same_automaton"] is False
+    assert not (folder / "evaluation").exists()
+
+
+def test_open_where_there_are_too_many_states(latch, tmp_path, capsys):
+    folder = saved(latch, tmp_path)
+    assert main(["certify", str(folder), "--limit", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "open. No wrong answer on any word of up to 1 letters; not certain: more than 1 states" in out
+    assert "not seen whole; the task's has 2 states" in out
+
+
+def test_open_where_a_decision_is_too_close(latch, tmp_path):
+    with torch.no_grad():
+        latch.model.layers[0].mixer.cells[0].candidate.bias[3] = 1 - 1e-9  # in float32: the threshold itself
+    facts = certify_checkpoint(saved(latch, tmp_path))
+    assert (facts["verdict"], facts["closed"], facts["margin_of_decisions"]) == ("open", True, 0.0)
+    assert facts["why"] == "a decision is too close to call (margin 0)"
+
+
+def test_real_numbers_are_never_certain(tmp_path):
+    torch.manual_seed(0)
+    config = HybridLMConfig(pattern="bmru lru", vocab_size=3, num_labels=2, hidden_size=4, num_attention_heads=1)
+    facts = certify_checkpoint(saved(HybridLMForTokenClassification(config), tmp_path), limit=50)
+    assert facts["verdict"] in ("wrong", "open")
+    if facts["verdict"] == "open":
+        assert facts["why"].startswith("layer 1 (lru): real numbers")
+
+
+def test_units_are_counted_once_for_every_state_and_letter(latch):
+    stepper, task = Stepper(latch), TASKS[FLIP_FLOP](True)
+    with watching(stepper, 3) as decisions:
+        seen = explore(stepper, task, 100)
+    (latches,) = decisions.latches
+    assert latches.counts.sum(1).tolist() == [[seen.states] * 4] * 3
+    assert latches.counts[:, :, 0].argmax(1).tolist() == [HOLD, RESET, SET]
+    assert latches.counts[:, :, 1].argmax(1).tolist() == [SET] * 3
+    assert latches.counts[:, :, 2].argmax(1).tolist() == [RESET] * 3
+    assert latches.counts[:, :, 3].argmax(1).tolist() == [HOLD] * 3
+    assert not any(module._forward_hooks for module in latch.modules())
+
+
+@pytest.mark.parametrize("pattern", ["nfsm", "fqbmru+nfsm"])
+def test_margins_of_other_cells(pattern):
+    torch.manual_seed(1)
+    config = HybridLMConfig(
+        pattern=pattern, vocab_size=3, num_labels=2, hidden_size=4, num_attention_heads=1, conv_kernel=0, nfsm_heads=2,
+        nfsm_states=3,
+    )  # fmt: skip
+    stepper = Stepper(HybridLMForTokenClassification(config))
+    with watching(stepper, 3) as decisions:
+        stepper.step(stepper.start(), torch.tensor([2]).numpy())
+    cells = stepper.model.model.layers[0].mixer.cells
+    kept = []
+    handle = cells[0].register_forward_hook(lambda _cell, inputs, _output: kept.append(inputs[0][0, 0]))
+    stepper.step(stepper.start(), torch.tensor([2]).numpy())
+    handle.remove()
+    expected = []
+    for cell in cells:
+        drive = cell.drive(kept[0][None, None])[0, 0]
+        if drive.ndim == 1:
+            u = torch.relu(drive)
+            expected += [(u - 0.5).abs().min(), (u - 1.5).abs().min()]
+        else:
+            best = drive[:, 0].sort(dim=-1).values  # both heads start in state 0
+            expected.append((best[:, -1] - best[:, -2]).min())
+    assert decisions.margin == pytest.approx(min(expected).item(), abs=1e-12)
+
+
+def test_what_cannot_be_compared(latch, tmp_path, capsys):
+    folder = saved(latch, tmp_path, task=None)
+    language_model = HybridLMForCausalLM(
+        HybridLMConfig(pattern="bmru", vocab_size=3, hidden_size=4, num_attention_heads=1)
+    )
+    language_model.save_pretrained(tmp_path / "lm")
+    config = HybridLMConfig(pattern="attention", vocab_size=3, num_labels=2, hidden_size=4, num_attention_heads=1)
+    HybridLMForTokenClassification(config).save_pretrained(tmp_path / "attention")
+    for words, said in (
+        ([str(folder)], "does not say what it was trained on (memory_suite.json). Give --task, one of parity, "),
+        ([str(folder), "--task", "s9"], "task='s9': no automaton of the suite"),
+        ([str(folder), "--task", "mqar"], "task='mqar': no automaton of the suite"),
+        ([str(folder), "--task", "s3"], "3 tokens, and task s3 has 6"),
+        ([str(folder), "--task", FLIP_FLOP, "--limit", "0"], "limit=0: must be at least 1"),
+        ([str(tmp_path / "lm"), "--task", FLIP_FLOP], "a HybridLMForCausalLM. An automaton is read out of a"),
+        ([str(tmp_path / "attention"), "--task", FLIP_FLOP], "layer 0 is attention, which keeps every token"),
+        ([str(tmp_path / "nothing")], "there is no such folder"),
+        ([str(folder), "--task", FLIP_FLOP, "--out", str(tmp_path / "no" / "x.json")], "does not exist"),
+    ):
+        assert main(["certify", *words]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_names_of_tasks_may_be_capital(latch, tmp_path, capsys):
+    assert main(["certify", str(saved(latch, tmp_path)), "--task", "Flip_Flop_Dense"]) == 0
+
+
+def test_weights_that_are_no_numbers(latch, tmp_path):
+    with torch.no_grad():
+        latch.score.weight[0, 0] = torch.nan
+    with pytest.raises(UserError, match=r"no number\. Give one that was trained to the end"):
+        certify_checkpoint(saved(latch, tmp_path))
