@@ -1,18 +1,19 @@
 """The page in a browser: headless Chromium, where there is one."""
 
 import re
-import shutil
 import subprocess
 
+import matplotlib.pyplot as plt
 import pytest
 from inspector_pages import NASTY, Page, by_words
 
 from hybridlm.evaluation.inspector.alignment import align
+from hybridlm.evaluation.inspector.browser import browser, screenshot
 from hybridlm.evaluation.inspector.figures import unit_figures
 from hybridlm.evaluation.inspector.page import render_page
 from hybridlm.evaluation.inspector.recording import record
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = browser()
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no chromium on the PATH: the inspector's page was not tried in a browser"
 )
@@ -182,3 +183,11 @@ def test_counting_bits(inspected, browse):
     row = recording.written()[5]
     wanted = [row[a:b].sum() for a, b in [(0, 1), (3, 8), (5, 21), (0, len(row)), (16, 24), (17, 60)]]
     assert [int(number) for number in browse("", script).ids["status"].split()] == wanted
+
+
+def test_picture_of_a_page(inspected, tmp_path):
+    (tmp_path / "page.html").write_text(inspected[2], encoding="utf-8")
+    screenshot(tmp_path / "page.html", tmp_path / "page.png", width=400, height=300)
+    image = plt.imread(tmp_path / "page.png")
+    assert image.shape[:2] == (300, 400)
+    assert image[..., :3].std() > 0.05  # not a blank page
