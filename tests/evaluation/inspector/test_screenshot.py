@@ -17,6 +17,6 @@ def test_browser_that_makes_no_picture(monkeypatch, tmp_path):
     program.write_text("#!/bin/sh\necho cannot draw >&2\nexit 1\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="no picture.*cannot draw"):
+    with pytest.raises(UserError, match=r"no picture.*cannot draw"):
         screenshot(tmp_path / "page.html", tmp_path / "page.png")
     assert not (tmp_path / "page.png").exists()
