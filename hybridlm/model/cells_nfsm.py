@@ -7,7 +7,7 @@
 The map behind it is the shell's output projection. Any automaton of n states is one head that reads its letters, at
 every length; n = 2 holds the flip-flop of `bmru`. Source: *Length-independent state tracking under a parallel scan*.
 
-In training Gumbel noise is added, argmax of Theta / nu + exploration * G, which tries destinations that are not the
+In training Gumbel noise is added, argmax of Theta + nu * exploration * G, which tries destinations that are not the
 best yet. exploration belongs to the training schedule, as epsilon of `bmru` does: it is no part of the weights, and 0
 in a model that was just made or loaded. The gradient is that of `indexscan_hybridlm`.
 """
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .cell_hybridlm import Cell, State, starting, wide
+from .cell_hybridlm import Cell, State, starting
 from .indexscan_hybridlm import index_scan
 
 
@@ -41,12 +41,20 @@ class NfsmCell(Cell):
         return {"s": torch.zeros(rows, self.heads, device=device, dtype=torch.uint8)}
 
     def forward(self, x: Tensor, state: State, mask: Tensor | None, reset: Tensor | None) -> tuple[Tensor, State]:
-        theta = wide(self.transition(x)).unflatten(-1, self.transition_bias.shape) + wide(self.transition_bias)
-        drive = theta / self.temperature
+        theta = self.transition(x).unflatten(-1, self.transition_bias.shape)
+        noise = None
         if self.exploration > 0:
-            drive = drive + self.exploration * _gumbel_like(drive)
-        one_hot, s = index_scan(drive, state["s"], reset=reset, mask=mask)
-        h = torch.einsum("btkn,knd->btkd", one_hot, wide(self.values))
+            noise = _gumbel_like(theta).mul_(self.exploration * self.temperature)
+        h, s = index_scan(
+            theta,
+            self.values,
+            state["s"],
+            bias=self.transition_bias,
+            noise=noise,
+            temperature=self.temperature,
+            reset=reset,
+            mask=mask,
+        )
         return h.flatten(2).to(x.dtype), {"s": s}
 
     def reset_weights(self) -> None:
@@ -61,5 +69,6 @@ class NfsmCell(Cell):
 
 
 def _gumbel_like(x: Tensor) -> Tensor:
-    """Standard Gumbel noise, -log(-log u), drawn from torch's default generator of x's device."""
-    return torch.rand_like(x).log_().neg_().log_().neg_()
+    """Standard Gumbel noise, -log(-log u), drawn from torch's default generator of x's device, in fp32 or fp64."""
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return torch.rand_like(x, dtype=dtype).log_().neg_().log_().neg_()
