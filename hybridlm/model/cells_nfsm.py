@@ -12,11 +12,13 @@ best yet. exploration belongs to the training schedule, as epsilon of `bmru` doe
 in a model that was just made or loaded. The gradient is that of `indexscan_hybridlm`.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .cell_hybridlm import Cell, State, starting
+from .cell_hybridlm import Cell, Otherwise, State, starting
 from .indexscan_hybridlm import index_scan
 
 
@@ -56,6 +58,15 @@ class NfsmCell(Cell):
             mask=mask,
         )
         return h.flatten(2).to(x.dtype), {"s": s}
+
+    def record(self, step: Any, v: int, state: State) -> int:
+        """Computes n outputs of the map for each head, of n^2."""
+        if self.exploration > 0:
+            raise Otherwise
+        weight, bias = step.map(self.transition)
+        if bias is not None:
+            raise Otherwise
+        return step.ops.index(v, weight, step.own(self.transition_bias), step.own(self.values), state["s"])
 
     def reset_weights(self) -> None:
         """Bias 0, values normal; W starts at 0.3 of LeCun's deviation.

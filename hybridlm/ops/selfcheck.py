@@ -207,7 +207,9 @@ def _convolution(dtype: torch.dtype) -> Pair:
 
 def decode_disagreement(dtype: torch.dtype) -> str | None:
     """The same of the kernels of a decode step, against the model's layers."""
-    checks = {f"a step of {pattern}": partial(_decode, dtype, pattern) for pattern in ("rglru+bmru", "lru+mingru")}
+    checks = {
+        f"a step of {pattern}": partial(_decode, dtype, pattern) for pattern in ("rglru+bmru", "lru+mingru", "nfsm")
+    }
     with ThreadPoolExecutor(1, initializer=_begin_checking) as other:
         return other.submit(_first_wrong, checks, dtype, LAYER).result()
 
@@ -238,7 +240,7 @@ def _layer(pattern: str, dtype: torch.dtype) -> Any:
     """A layer whose weights are waves: making it draws no random numbers."""
     config = import_module("hybridlm.model.configuration_hybridlm").HybridLMConfig(
         pattern=pattern, hidden_size=WIDTH, state_size=2 * WIDTH, intermediate_size=17, num_attention_heads=2,
-        num_key_value_heads=1,
+        num_key_value_heads=1, nfsm_heads=2, nfsm_states=3,
     )  # fmt: skip
     with torch.device("meta"):
         layer = import_module("hybridlm.model.block_hybridlm").HybridLMDecoderLayer(config, pattern, 0)
