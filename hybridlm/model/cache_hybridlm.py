@@ -90,7 +90,7 @@ class HybridRecurrentLayer(LinearAttentionCacheLayerMixin, CacheLayerMixin):
         if not self.is_initialized or self.record_past:
             return False
         state = torch.float64 if dtype == torch.float64 else torch.float32
-        if any(held.dtype != state for held in self.states.values()):
+        if any(held.dtype not in (state, torch.uint8) for held in self.states.values()):
             return False
         if self.conv is not None and self.conv.dtype != dtype:
             return False

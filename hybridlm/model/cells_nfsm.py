@@ -7,16 +7,18 @@
 The map behind it is the shell's output projection. Any automaton of n states is one head that reads its letters, at
 every length; n = 2 holds the flip-flop of `bmru`. Source: *Length-independent state tracking under a parallel scan*.
 
-In training Gumbel noise is added, argmax of Theta / nu + exploration * G, which tries destinations that are not the
+In training Gumbel noise is added, argmax of Theta + nu * exploration * G, which tries destinations that are not the
 best yet. exploration belongs to the training schedule, as epsilon of `bmru` does: it is no part of the weights, and 0
 in a model that was just made or loaded. The gradient is that of `indexscan_hybridlm`.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .cell_hybridlm import Cell, State, starting, wide
+from .cell_hybridlm import Cell, Otherwise, State, starting
 from .indexscan_hybridlm import index_scan
 
 
@@ -41,18 +43,31 @@ class NfsmCell(Cell):
     def initial_state(self, rows: int, device: torch.device) -> State:
         return {"s": torch.zeros(rows, self.heads, device=device, dtype=torch.uint8)}
 
-    def drive(self, x: Tensor) -> Tensor:
-        """Theta / nu, (B, T, K, n, n)."""
-        theta = wide(self.transition(x)).unflatten(-1, self.transition_bias.shape) + wide(self.transition_bias)
-        return theta / self.temperature
-
     def forward(self, x: Tensor, state: State, mask: Tensor | None, reset: Tensor | None) -> tuple[Tensor, State]:
-        drive = self.drive(x)
+        theta = self.transition(x).unflatten(-1, self.transition_bias.shape)
+        noise = None
         if self.exploration > 0:
-            drive = drive + self.exploration * _gumbel_like(drive)
-        one_hot, s = index_scan(drive, state["s"], reset=reset, mask=mask)
-        h = torch.einsum("btkn,knd->btkd", one_hot, wide(self.values))
+            noise = _gumbel_like(theta).mul_(self.exploration * self.temperature)
+        h, s = index_scan(
+            theta,
+            self.values,
+            state["s"],
+            bias=self.transition_bias,
+            noise=noise,
+            temperature=self.temperature,
+            reset=reset,
+            mask=mask,
+        )
         return h.flatten(2).to(x.dtype), {"s": s}
+
+    def record(self, step: Any, v: int, state: State) -> int:
+        """Computes n outputs of the map for each head, of n^2."""
+        if self.exploration > 0:
+            raise Otherwise
+        weight, bias = step.map(self.transition)
+        if bias is not None:
+            raise Otherwise
+        return step.ops.index(v, weight, step.own(self.transition_bias), step.own(self.values), state["s"])
 
     def reset_weights(self) -> None:
         """Bias 0, values normal; W starts at 0.3 of LeCun's deviation.
@@ -66,5 +81,6 @@ class NfsmCell(Cell):
 
 
 def _gumbel_like(x: Tensor) -> Tensor:
-    """Standard Gumbel noise, -log(-log u), drawn from torch's default generator of x's device."""
-    return torch.rand_like(x).log_().neg_().log_().neg_()
+    """Standard Gumbel noise, -log(-log u), drawn from torch's default generator of x's device, in fp32 or fp64."""
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return torch.rand_like(x, dtype=dtype).log_().neg_().log_().neg_()

@@ -30,6 +30,10 @@ class DecodeStep:
 
     def linear(self, x: Value, module: nn.Module) -> Value:
         """What a linear map gives."""
+        return self.ops.product(x, *self.map(module))
+
+    def map(self, module: nn.Module) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of a linear map."""
         self.plain(module, nn.Linear)
         held = module._parameters  # attributes of a module are slow
         if "bias" not in held:
@@ -37,7 +41,7 @@ class DecodeStep:
         weight, bias = self.own(held.get("weight")), held["bias"]
         if weight.shape != (module.out_features, module.in_features):  # cut by hand: its neighbours are not told
             raise Otherwise
-        return self.ops.product(x, weight, None if bias is None else self.own(bias))
+        return weight, None if bias is None else self.own(bias)
 
     def norm(self, x: Value, module: Any) -> Value:
         """What an RMSNorm gives."""

@@ -4,6 +4,6 @@ A checkpoint carries this code; where the package is not installed all are None 
 """
 
 try:
-    from hybridlm.ops import decode, fused, registered
+    from hybridlm.ops import decode, fused, index, registered
 except ImportError:
-    decode = fused = registered = None
+    decode = fused = index = registered = None

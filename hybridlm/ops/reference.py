@@ -1,5 +1,5 @@
-"""What is right: each scan as a loop over time, differentiated by autograd; but `index_scan`, whose states are integers
-and whose gradient is a formula of its own.
+"""What is right: each scan as a loop over time, differentiated by autograd; but the states of `index_values` are
+integers, and their gradient is a formula of its own.
 
 Gradients of any order. Of a reset nothing is left before it, of padding nothing at all, also where it holds a NaN.
 """
@@ -115,14 +115,16 @@ def index_scan_backward(
     drive: Tensor,
     initial_state: Tensor,
     *,
+    temperature: float = 1.0,
     reset: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
     """The surrogate gradient of drive, where grad (B, T, K, n) is that of the one-hot states:
 
-        lambda_t[s] = grad_t[s] + lambda_{t+1}[tau_{t+1}(s)];   at the row j = s_{t-1}: p (lambda_t - <p, lambda_t>)
+        lambda_t[s] = grad_t[s] + lambda_{t+1}[tau_{t+1}(s)]
 
-    with p = softmax(drive_t[j]); all other rows are 0.
+    At the row j = s_{t-1} it is p (lambda_t - <p, lambda_t>) / nu, with p = softmax(drive_t[j] / nu) and nu the
+    temperature; all other rows are 0.
     """
     states = index_scan(drive, initial_state, reset=reset, mask=mask)
     found, worth = torch.zeros_like(drive), torch.zeros_like(grad[:, 0])
@@ -131,8 +133,8 @@ def index_scan_backward(
         before = initial_state if t == 0 else states[:, t - 1]
         if reset is not None:
             before = torch.where(reset[:, t, None], 0, before)
-        p = _row(drive[:, t], before).softmax(-1)
-        here = p * (worth - (p * worth).sum(-1, keepdim=True))
+        p = (_row(drive[:, t], before) / temperature).softmax(-1)
+        here = p * (worth - (p * worth).sum(-1, keepdim=True)) / temperature
         if mask is not None:
             here = torch.where(mask[:, t, None, None], here, 0.0)
         for j in range(drive.shape[-1]):
@@ -142,6 +144,46 @@ def index_scan_backward(
             earlier = torch.where(reset[:, t, None, None], 0.0, earlier)
         worth = earlier if mask is None else torch.where(mask[:, t, None, None], earlier, worth)
     return found
+
+
+def index_values(
+    theta: Tensor,
+    bias: Tensor | None,
+    noise: Tensor | None,
+    values: Tensor,
+    initial_state: Tensor,
+    temperature: float,
+    reset: Tensor | None,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """h_t = V[s_t] (B, T, K, d) and the states (B, T, K): `index_scan` on theta + bias + noise. h is NaN where one of
+    the numbers that decided is."""
+    drive = theta.to(torch.float64 if theta.dtype == torch.float64 else torch.float32)
+    drive = drive if bias is None else drive + bias
+    drive = drive if noise is None else drive + noise
+    one_hot, states = _OneHot.apply(drive, initial_state, temperature, reset, mask)  # pyright: ignore[reportGeneralTypeIssues]
+    return torch.einsum("btkn,knd->btkd", one_hot, values), states
+
+
+class _OneHot(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, drive, initial_state, temperature, reset, mask):
+        ctx.options = {"temperature": temperature, "reset": reset, "mask": mask}
+        ctx.save_for_backward(drive, initial_state)
+        states = index_scan(drive, initial_state, reset=reset, mask=mask)
+        ctx.mark_non_differentiable(states)
+        one_hot = torch.nn.functional.one_hot(states.long(), drive.shape[-1]).to(drive.dtype)
+        for t in range(drive.shape[1]):
+            before = initial_state if t == 0 else states[:, t - 1]
+            if reset is not None:
+                before = torch.where(reset[:, t, None], 0, before)
+            nan = _row(drive[:, t], before).isnan().any(-1)
+            one_hot[:, t][nan if mask is None else nan & mask[:, t, None]] = torch.nan
+        return one_hot, states
+
+    @staticmethod
+    def backward(ctx, grad, _):
+        return index_scan_backward(grad, *ctx.saved_tensors, **ctx.options), None, None, None, None
 
 
 def _row(drive: Tensor, state: Tensor) -> Tensor:

@@ -49,6 +49,12 @@ def checking() -> bool:
     return getattr(_thread, "checks", False)
 
 
+def index_disagreement(kernels: Any, device: str, dtype: torch.dtype) -> str | None:
+    """The same of the two functions of a module for finite-state heads."""
+    with ThreadPoolExecutor(1) as other:
+        return other.submit(_first_wrong, {"index_scan": partial(_index, kernels, device, dtype)}, dtype).result()
+
+
 def _compare(kernels: dict[str, Any], device: str, dtype: torch.dtype) -> str | None:
     checks = {"linear_scan": _linear, "lru_scan": _lru, "memory_scan": _memory}
     return _first_wrong({name: partial(check, kernels, device, dtype) for name, check in checks.items()}, dtype)
@@ -129,6 +135,24 @@ def _memory(kernels: dict[str, Any], device: str, dtype: torch.dtype) -> Pair:
     return got, want + _gradients(want, [grad, grad_final], leaves)
 
 
+def _index(kernels: Any, device: str, dtype: torch.dtype) -> Pair:
+    heads, n = 3, WIDTH
+    _, (bias, values, grad), flags = _inputs(device, dtype, 3)
+    theta = _wave(0.4, ROWS, STEPS, heads, n, n).to(device=device, dtype=dtype)
+    bias, values = (_wave(phase, heads, n, size).to(bias) for phase, size in ((1.3, n), (2.1, 2)))
+    noise, grad = (_wave(phase, ROWS, STEPS, heads, *size).to(bias) for phase, size in ((5.0, (n, n)), (7.0, (2,))))
+    start = torch.arange(ROWS * heads, device=device).reshape(ROWS, heads).remainder(n).to(torch.uint8)
+    theta[:, ::2, :, :, 1] = theta[:, ::2, :, :, 3]
+    bias[..., 1], noise[..., 1] = bias[..., 3], noise[..., 3]  # equal destinations, of which the first wins
+    order = start, 0.7, flags["reset"], flags["mask"]
+    leaves = [x.clone().requires_grad_() for x in (theta, bias, values)]
+    want = list(reference.index_values(leaves[0], leaves[1], noise, leaves[2], *order))
+    got = list(kernels.index_forward(theta, bias, noise, values, *order, True))
+    short = kernels.index_forward(theta, bias, noise, values, *order, False)[:2]
+    back = kernels.index_backward(grad, got[2], got[3], got[1], values, *order, dtype)
+    return [*got[:2], *short, *back], [*want, *want, *_gradients(want[:1], [grad], leaves)]
+
+
 def _both(kernel: Callable[..., Any], plain: Callable[..., Any], inputs: list[Tensor], grads: list[Tensor]) -> Pair:
     """Outputs and gradients of two forms of one operation."""
     results = []
@@ -183,7 +207,9 @@ def _convolution(dtype: torch.dtype) -> Pair:
 
 def decode_disagreement(dtype: torch.dtype) -> str | None:
     """The same of the kernels of a decode step, against the model's layers."""
-    checks = {f"a step of {pattern}": partial(_decode, dtype, pattern) for pattern in ("rglru+bmru", "lru+mingru")}
+    checks = {
+        f"a step of {pattern}": partial(_decode, dtype, pattern) for pattern in ("rglru+bmru", "lru+mingru", "nfsm")
+    }
     with ThreadPoolExecutor(1, initializer=_begin_checking) as other:
         return other.submit(_first_wrong, checks, dtype, LAYER).result()
 
@@ -214,7 +240,7 @@ def _layer(pattern: str, dtype: torch.dtype) -> Any:
     """A layer whose weights are waves: making it draws no random numbers."""
     config = import_module("hybridlm.model.configuration_hybridlm").HybridLMConfig(
         pattern=pattern, hidden_size=WIDTH, state_size=2 * WIDTH, intermediate_size=17, num_attention_heads=2,
-        num_key_value_heads=1,
+        num_key_value_heads=1, nfsm_heads=2, nfsm_states=3,
     )  # fmt: skip
     with torch.device("meta"):
         layer = import_module("hybridlm.model.block_hybridlm").HybridLMDecoderLayer(config, pattern, 0)

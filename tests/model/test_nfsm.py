@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from index_scans import by_hand, dense_gradient, random_scan
+from index_scans import by_hand, dense_gradient, identity, random_scan
 from torch import nn
 from torch.nn import functional as F
 from transformers import DynamicCache
@@ -20,7 +20,7 @@ WIDTH = 24
 @pytest.mark.parametrize("length", LENGTHS)
 def test_states_are_those_of_a_loop(length, flags):
     drive, start, reset, mask = random_scan(length, flags=flags)
-    one_hot, states = index_scan(drive, start, reset=reset, mask=mask)
+    one_hot, states = index_scan(drive, identity(drive), start, reset=reset, mask=mask)
     want = by_hand(drive, start, reset, mask)
     assert states.dtype == torch.uint8
     assert torch.equal(states.long(), want)
@@ -29,12 +29,13 @@ def test_states_are_those_of_a_loop(length, flags):
 
 def test_any_chunks_and_single_steps_give_the_same_states():
     drive, start, reset, mask = random_scan(200)
-    _, want = index_scan(drive, start, reset=reset, mask=mask)
+    values = identity(drive)
+    _, want = index_scan(drive, values, start, reset=reset, mask=mask)
     for size in (1, 7, 64, 199):
         state, found = start, []
         for first in range(0, 200, size):
             part = slice(first, first + size)
-            _, states = index_scan(drive[:, part], state, reset=reset[:, part], mask=mask[:, part])
+            _, states = index_scan(drive[:, part], values, state, reset=reset[:, part], mask=mask[:, part])
             state = states[:, -1]
             found.append(states)
         assert torch.equal(torch.cat(found, 1), want)
@@ -47,7 +48,7 @@ def test_the_gradient_is_the_formula(length, flags):
     grad = torch.randn(*drive.shape[:-1], dtype=torch.float64)
     want = dense_gradient(drive, start, grad, reset, mask)
     drive.requires_grad_()
-    one_hot, _ = index_scan(drive, start, reset=reset, mask=mask)
+    one_hot, _ = index_scan(drive, identity(drive), start, reset=reset, mask=mask)
     one_hot.backward(grad)
     assert torch.allclose(drive.grad, want, atol=1e-12)
 
@@ -60,7 +61,7 @@ def test_one_step_is_the_gradient_of_a_soft_choice():
     visited = soft.softmax(-1).gather(-2, start.long()[:, None, :, None, None].expand(-1, 1, -1, 1, 5)).squeeze(-2)
     visited.backward(grad)
     drive.requires_grad_()
-    index_scan(drive, start)[0].backward(grad)
+    index_scan(drive, identity(drive), start)[0].backward(grad)
     assert torch.allclose(drive.grad, soft.grad, atol=1e-14)
 
 
@@ -70,38 +71,45 @@ def test_a_long_scan_is_exact():
     turn = torch.randint(0, 2, (1, length), generator=torch.Generator().manual_seed(0))
     goes = (torch.arange(n) + turn[..., None]) % n
     drive = F.one_hot(goes, n).float().unsqueeze(2)
-    _, states = index_scan(drive, torch.zeros(1, 1, dtype=torch.uint8))
+    _, states = index_scan(drive, identity(drive), torch.zeros(1, 1, dtype=torch.uint8))
     assert torch.equal(states[..., 0].long(), turn.cumsum(1) % n)
 
 
 def test_a_nan_is_seen_where_it_was_read_and_nowhere_else():
     drive, start, _, _ = random_scan(9, flags=False)
-    _, states = index_scan(drive, start)
+    values = identity(drive)
+    _, states = index_scan(drive, values, start)
     read, other = int(states[0, 3, 1]), (int(states[0, 3, 1]) + 1) % 5
     drive[0, 4, 1, other, 2] = math.nan
-    assert not index_scan(drive, start)[0].isnan().any()
+    assert not index_scan(drive, values, start)[0].isnan().any()
     drive[0, 4, 1, read, 2] = math.nan
     for grad in (False, True):
-        found = index_scan(drive.requires_grad_(grad), start)[0].isnan()
+        found = index_scan(drive.requires_grad_(grad), values, start)[0].isnan()
         assert found[0, 4, 1].all()
         assert found.sum() == 5
     mask = torch.ones(3, 9, dtype=torch.bool)
     mask[0, 4] = False
-    assert not index_scan(drive, start, mask=mask)[0].isnan().any()
+    assert not index_scan(drive, values, start, mask=mask)[0].isnan().any()
 
 
 @pytest.mark.parametrize(
-    ("shape", "start", "message"),
+    ("given", "message"),
     [
-        ((2, 4, 3, 5, 4), torch.zeros(2, 3, dtype=torch.uint8), "drive has shape"),
-        ((2, 0, 3, 5, 5), torch.zeros(2, 3, dtype=torch.uint8), "T >= 1"),
-        ((2, 4, 3, 5, 5), torch.zeros(2, 3), "initial_state is torch.float32"),
-        ((2, 4, 3, 5, 5), torch.zeros(2, 4, dtype=torch.uint8), r"must be uint8 of shape \(2, 3\)"),
+        ({"theta": torch.zeros(2, 4, 3, 5, 4)}, "theta has shape"),
+        ({"theta": torch.zeros(2, 0, 3, 5, 5)}, "T >= 1"),
+        ({"initial_state": torch.zeros(2, 3)}, "initial_state is torch.float32"),
+        ({"initial_state": torch.zeros(2, 4, dtype=torch.uint8)}, r"must be uint8 of shape \(2, 3\)"),
+        ({"values": torch.zeros(3, 4, 2)}, r"values has shape \(3, 4, 2\); it must be \(K, n, d\) = \(3, 5, d\)"),
+        ({"bias": torch.zeros(5, 5)}, r"bias has shape \(5, 5\); it must be \(3, 5, 5\)"),
+        ({"noise": torch.zeros(3, 5, 5)}, r"noise has shape \(3, 5, 5\); it must be \(2, 4, 3, 5, 5\)"),
+        ({"path": "fast"}, "there is no such path"),
     ],
 )
-def test_wrong_shapes_are_refused(shape, start, message):
+def test_wrong_inputs_are_refused(given, message):
+    right = {"theta": torch.zeros(2, 4, 3, 5, 5), "values": torch.zeros(3, 5, 2)}
+    right["initial_state"] = torch.zeros(2, 3, dtype=torch.uint8)
     with pytest.raises(ValueError, match=message):
-        index_scan(torch.zeros(shape), start)
+        index_scan(**{**right, **given})
 
 
 def make_cell(**options):

@@ -26,7 +26,7 @@ def assert_close(got, want, dtype):
     assert (got.double() - want.double()).abs().max().item() <= TOLERANCE[dtype] * scale
 
 
-RECORDED = ["rglru", "lru", "bmru", "cmru", "mingru", "rglru+bmru lru", "rglru attention bmru"]
+RECORDED = ["rglru", "lru", "bmru", "cmru", "mingru", "nfsm", "rglru+bmru lru", "rglru+nfsm", "rglru attention bmru"]
 CONFIG = {
     "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2,
     "threshold_init": 0.4,
@@ -87,7 +87,9 @@ class TestLayers:
         for window, plain in zip(windows, plain_windows, strict=True):
             assert_close(window, plain, dtype)
         for state, plain in zip(states, plain_states, strict=True):
-            if halves and torch.equal(state, state.round()):
+            if state.dtype == torch.uint8:
+                assert torch.equal(state, plain)
+            elif halves and torch.equal(state, state.round()):
                 assert (state != plain).double().mean() <= 0.05
             else:
                 assert_close(state, plain, dtype)
@@ -195,6 +197,20 @@ class TestWhoMakesTheModulesRun:
         logits, *_ = write(model)
         assert ran == []
         assert torch.equal(logits, write(model, kernels=False)[0])
+
+    @pytest.mark.parametrize("kind", ["hook", "bias", "exploration"])
+    def test_transitions_that_are_not_a_plain_map(self, kind, ran):
+        model, seen = model_of("nfsm"), []
+        cell = model.model.layers[0].mixer.cells[0]
+        if kind == "hook":
+            cell.transition.register_forward_hook(lambda *_: seen.append(1))
+        elif kind == "bias":
+            cell.transition.bias = torch.nn.Parameter(torch.ones(512))
+        else:
+            model.set_exploration(0.5)
+        write(model)
+        assert ran == []
+        assert len(seen) == 7 * (kind == "hook")
 
     def test_a_parametrized_weight(self, ran):
         class Doubled(torch.nn.Module):
@@ -386,11 +402,24 @@ class TestSelfCheck:
 
     @pytest.mark.parametrize(
         "operation",
-        ["norm", "product", "heads", "conv", "gate", "add", "add_scaled", "rglru", "mingru", "memory", "lru"],
+        ["norm", "product", "heads", "conv", "gate", "add", "add_scaled", "rglru", "mingru", "memory", "lru", "index"],
     )
     def test_finds_an_operation_that_is_left_out(self, operation, monkeypatch):
         monkeypatch.setattr(Program, operation, lambda program, x, *_, to=None, **__: x)
         assert "off by" in selfcheck.decode_disagreement(torch.float32)
+
+    def test_its_finite_state_heads_are_far_from_a_tie(self):
+        with torch.no_grad():
+            layer, seen = selfcheck._layer("nfsm", torch.float64), []
+        cell = layer.mixer.cells[0]
+        cell.transition.register_forward_hook(lambda _, __, theta: seen.append(theta))
+        cache_layer = type(DynamicCache(config=model_of("bmru").config).layers[0])
+        cache = type("Cache", (), {"layers": [cache_layer()]})()
+        with torch.no_grad():
+            for x in (selfcheck._wave(1, 2, 3, selfcheck.WIDTH), selfcheck._wave(2, 2, 1, selfcheck.WIDTH)):
+                layer(x.double(), past_key_values=cache)
+                best = (seen[-1].unflatten(-1, (2, 3, 3)) + cell.transition_bias).topk(2, -1).values
+                assert (best[..., 0] - best[..., 1]).min() > 0.1
 
     def test_its_memory_unit_is_far_from_its_threshold(self):
         """Sums in another order must not make it write on one side alone."""

@@ -145,6 +145,33 @@ class TestOperations:
         assert torch.equal(s.isnan(), where)
         assert torch.equal(got.isnan(), where)
 
+    @pytest.mark.parametrize("states", [2, 3, 8])
+    def test_index(self, random, dtype, isa, width, states):
+        heads, n = (1 if width == 1 else 2), states
+        x, weight = random(ROWS, width, dtype=dtype), random(heads * n * n, width, dtype=dtype)
+        bias, values = random(heads, n, n, dtype=dtype), random(heads, n, width // heads, dtype=dtype)
+        weight.view(heads, n, n, width)[:, :, -1] = weight.view(heads, n, n, width)[:, :, 0]
+        bias[:, :, -1] = bias[:, :, 0]  # the last destination equals the first and is never taken
+        bias[-1, :, -1] = 64  # but in the last head, where it always is
+        s = torch.arange(ROWS * heads).view(ROWS, heads).remainder(n).to(torch.uint8)
+        theta = F.linear(x.double(), weight.double()).to(dtype).double().view(ROWS, 1, heads, n, n)
+        h, want = reference.index_values(theta, bias.double(), None, values.double(), s, 1.0, None, None)
+        step = Step(dtype, isa)
+        got = step.result(step.program.index(step.address(x), weight, bias, values, s), width)
+        assert torch.equal(s, want[:, 0])
+        assert (s[:, -1] == n - 1).all()
+        assert torch.equal(got.double(), h.flatten(1))
+
+    def test_index_of_a_nan_and_of_no_state(self, random, dtype, isa, width):
+        x, weight = random(ROWS, width, dtype=dtype), random(9, width, dtype=dtype)
+        bias, values = random(1, 3, 3, dtype=dtype), random(1, 3, width, dtype=dtype)
+        bias[0, 1, 1:] = float("nan")  # read by the row in state 1 alone, whose first NaN is the destination
+        s, step = torch.tensor([[0], [1], [3]], dtype=torch.uint8), Step(dtype, isa)
+        got = step.result(step.program.index(step.address(x), weight, bias, values, s), width)
+        assert got.isnan().all(1).tolist() == [False, True, True]
+        assert got.isnan().any(1).tolist() == [False, True, True]
+        assert s[1:].tolist() == [[1], [3]]
+
     def test_lru(self, random, dtype, isa, width):
         b, gain = random(ROWS, 2 * width, dtype=dtype), random(2 * width).to(wide(dtype))
         decay = [random(width).to(wide(dtype)) / 2 for _ in range(2)]

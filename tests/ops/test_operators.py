@@ -91,7 +91,7 @@ def compiled_lengths(pattern, lengths):
 
 # dynamo makes an object of every autograd function that it traces, which autograd itself advises against.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-@pytest.mark.parametrize("pattern", ["rglru", "bmru", "lru"])
+@pytest.mark.parametrize("pattern", ["rglru", "bmru", "lru", "nfsm"])
 def test_one_graph_serves_every_length(pattern):
     """The first is compiled for its length, the second for any."""
     assert compiled_lengths(pattern, [33, 40, 47, 64, 100]) <= 2

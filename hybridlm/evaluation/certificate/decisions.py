@@ -87,8 +87,8 @@ def _bistable(cell: Any, x: Tensor) -> tuple[Tensor, Tensor, float]:
 
 def _note_heads(found: Decisions, cell: Any, inputs: tuple[Any, ...], _output: Any) -> None:
     x, state = inputs[:2]
-    drive = cell.drive(x)[:, 0]
-    row = drive.take_along_dim(state["s"].long()[:, :, None, None], 2).squeeze(2)
+    theta = cell.transition(x[:, 0]).unflatten(-1, cell.transition_bias.shape) + cell.transition_bias
+    row = theta.take_along_dim(state["s"].long()[:, :, None, None], 2).squeeze(2)
     if row.shape[-1] > 1:
         best = row.topk(2, dim=-1).values
         found.margin = min(found.margin, float((best[..., 0] - best[..., 1]).min()))

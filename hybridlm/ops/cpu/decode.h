@@ -6,11 +6,12 @@
 
 #include <stdint.h>
 
-/* Activations and weights in the storage dtype, states and what is marked so in the arithmetic's; all of them contiguous. What
+/* Activations and weights in the storage dtype, states and what is marked so in the arithmetic's (those of finite-state heads are
+ * bytes); all of them contiguous. What
  * `at` holds stands at each kernel. */
 typedef struct {
     int32_t kind, parts;  /* parts: heads, or taps of a convolution */
-    int64_t n, k;         /* numbers that come out of a row, and that go in where these are others */
+    int64_t n, k;         /* numbers that come out of a row, and that go in where these are others; of an index scan states */
     double value;         /* epsilon of a norm, or of a memory unit */
     void *at[8];
 } Operation;
@@ -20,7 +21,7 @@ typedef void (*DecodeKernel)(const Operation *operation, int64_t rows, int64_t b
 
 enum {
     DECODE_NORM, DECODE_PRODUCT, DECODE_HEADS, DECODE_CONV, DECODE_GATE, DECODE_ADD, DECODE_ADD_SCALED, DECODE_RGLRU,
-    DECODE_MINGRU, DECODE_MEMORY, DECODE_LRU, DECODE_OPERATIONS
+    DECODE_MINGRU, DECODE_MEMORY, DECODE_LRU, DECODE_INDEX, DECODE_OPERATIONS
 };
 
 #endif

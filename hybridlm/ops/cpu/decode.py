@@ -1,7 +1,7 @@
 """A decode step of a layer as one call of compiled code: its operations are recorded, then run one after another.
 
 A value is the address of (B, n) numbers in the storage dtype. Weights are tensors of that dtype, states (B, n) in the
-dtype of the recurrence, moved on in place; all of them contiguous. Nothing is changed before `run`.
+dtype of the recurrence (bytes of finite-state heads), moved on in place; all of them contiguous. Nothing is changed before `run`.
 """
 
 import struct
@@ -13,7 +13,7 @@ from torch import Tensor
 from hybridlm.ops.cpu.library import DTYPES, SETS, library
 
 _NAMES = (
-    "norm", "product", "heads", "conv", "gate", "add", "add_scaled", "rglru", "mingru", "memory", "lru",
+    "norm", "product", "heads", "conv", "gate", "add", "add_scaled", "rglru", "mingru", "memory", "lru", "index",
 )  # fmt: skip
 OPERATIONS = {name: number for number, name in enumerate(_NAMES)}
 """As decode.h numbers them."""
@@ -107,6 +107,13 @@ class Program:
         self._kept += *decay, gain
         places = b, *(x.data_ptr() for x in (*decay, gain, re, im))
         return self._add("lru", 2 * n, places, n)
+
+    def index(self, x: Value, weight: Tensor, bias: Tensor, values: Tensor, s: Tensor) -> Value:
+        """V[s] of finite-state heads, s the first largest of weight[:, s] x + bias[:, s]; weight (K n n, K d), bias (K,
+        n, n), values (K, n, d), s (B, K) uint8."""
+        heads, n, width = *bias.shape[:2], weight.shape[1]
+        places = x, *(tensor.data_ptr() for tensor in (weight, bias, values, s))
+        return self._add("index", width, places, n, width, parts=heads)
 
     def run(self) -> None:
         """Runs what was recorded."""

@@ -39,31 +39,39 @@ static inline __attribute__((always_inline)) REAL NAME(total)(const NAME(lanes) 
     return part[0];
 }
 
-/* W x + bias. at: x (rows, k), W (n, k), bias or NULL, result. Four outputs at a time, two vectors of each: that many sums
- * at once keep the multipliers busy. */
+/* <w[q], x> of k numbers, q < count. Four outputs at a time, two vectors of each: that many sums at once keep the multipliers
+ * busy. */
+static inline __attribute__((always_inline)) void NAME(dots)(
+    int64_t k, int64_t count, const STORE *const w[4], const STORE *restrict x, REAL total[4]) {
+    const int64_t whole = k - k % (2 * LANES);
+    NAME(lanes) sums[4] = {{0}}, others[4] = {{0}};
+    for (int64_t i = 0; i < whole; i += 2 * LANES) {
+        const NAME(lanes) here = GET(x + i), next = GET(x + i + LANES);
+        for (int q = 0; q < 4; q++) {
+            sums[q] += GET(w[q] + i) * here;
+            others[q] += GET(w[q] + i + LANES) * next;
+        }
+    }
+    for (int q = 0; q < count; q++) {
+        sums[q] += others[q];
+        total[q] = NAME(total)(&sums[q]);
+        for (int64_t i = whole; i < k; i++) total[q] += LOAD(w[q][i]) * LOAD(x[i]);
+    }
+}
+
+/* W x + bias. at: x (rows, k), W (n, k), bias or NULL, result. */
 static void NAME(decode_product)(const Operation *operation, int64_t rows, int64_t begin, int64_t end) {
-    const int64_t n = operation->n, k = operation->k, whole = k - k % (2 * LANES);
+    const int64_t n = operation->n, k = operation->k;
     const STORE *restrict bias = WEIGHT(2);
     for (int64_t first = begin; first < end; first += 4) {
         const int64_t count = end - first < 4 ? end - first : 4;
         const STORE *w[4];
         for (int64_t q = 0; q < 4; q++) w[q] = WEIGHT(1) + (first + (q < count ? q : 0)) * k;
         EACH_ROW {
-            const STORE *restrict x = GIVEN(0, k);
-            NAME(lanes) sums[4] = {{0}}, others[4] = {{0}};
-            for (int64_t i = 0; i < whole; i += 2 * LANES) {
-                const NAME(lanes) here = GET(x + i), next = GET(x + i + LANES);
-                for (int q = 0; q < 4; q++) {
-                    sums[q] += GET(w[q] + i) * here;
-                    others[q] += GET(w[q] + i + LANES) * next;
-                }
-            }
-            for (int q = 0; q < count; q++) {
-                sums[q] += others[q];
-                REAL total = NAME(total)(&sums[q]);
-                for (int64_t i = whole; i < k; i++) total += LOAD(w[q][i]) * LOAD(x[i]);
-                RESULT(3, n)[first + q] = SAVE(bias ? total + LOAD(bias[first + q]) : total);
-            }
+            REAL total[4];
+            NAME(dots)(k, count, w, GIVEN(0, k), total);
+            for (int q = 0; q < count; q++)
+                RESULT(3, n)[first + q] = SAVE(bias ? total[q] + LOAD(bias[first + q]) : total[q]);
         }
     }
 }
@@ -226,6 +234,36 @@ static void NAME(decode_lru)(const Operation *operation, int64_t rows, int64_t b
             re[i] = x, im[i] = y;
             both[i] = SAVE(x), both[n + i] = SAVE(y);
         }
+    }
+}
+
+/* The next state of each head j: the first largest of W[j] x + bias[j], and what it emits; NaN where one of these is, and
+ * where j is no state. Of n^2 outputs of W the n that decide are computed. at: x (rows, k), W (heads, n, n, k), bias (heads, n,
+ * n), values (heads, n, k / heads), s (rows, heads) bytes, result (rows, k). */
+static void NAME(decode_index)(const Operation *operation, int64_t rows, int64_t begin, int64_t end) {
+    const int64_t n = operation->n, k = operation->k, heads = operation->parts, d = k / heads;
+    EACH_ROW for (int64_t head = 0; head < heads; head++) {
+        uint8_t *s = (uint8_t *)operation->at[4] + row * heads + head;
+        const int64_t from = (head * n + *s) * n;
+        STORE *restrict h = RESULT(5, k) + head * d;
+        REAL most = 0, seen = *s < n ? 0 : (REAL)__builtin_nan("");
+        int64_t to = *s;
+        for (int64_t first = 0; *s < n && first < n; first += 4) {
+            const int64_t count = n - first < 4 ? n - first : 4;
+            const STORE *w[4];
+            REAL total[4];
+            for (int64_t q = 0; q < 4; q++) w[q] = WEIGHT(1) + (from + first + (q < count ? q : 0)) * k;
+            NAME(dots)(k, count, w, GIVEN(0, k), total);
+            for (int64_t q = 0; q < count; q++) {
+                const STORE stored = SAVE(total[q]);
+                const REAL x = LOAD(stored) + LOAD(WEIGHT(2)[from + first + q]);
+                if (first + q == 0 || x > most || (x != x && most == most)) most = x, to = first + q;
+                seen = most == most ? seen : most;
+            }
+        }
+        *s = (uint8_t)to;
+        const STORE *restrict value = WEIGHT(3) + (head * n + (to < n ? to : 0)) * d;
+        for (int64_t i = 0; i < d; i++) h[i] = seen == seen ? value[i] : SAVE(seen);
     }
 }
 

@@ -7,7 +7,7 @@
     {JOIN(decode_norm, dtype, ISA), JOIN(decode_product, dtype, ISA), JOIN(decode_heads, dtype, ISA),                       \
      JOIN(decode_conv, dtype, ISA), JOIN(decode_gate, dtype, ISA), JOIN(decode_add, dtype, ISA),                            \
      JOIN(decode_add_scaled, dtype, ISA), JOIN(decode_rglru, dtype, ISA), JOIN(decode_mingru, dtype, ISA),                  \
-     JOIN(decode_memory, dtype, ISA), JOIN(decode_lru, dtype, ISA)}
+     JOIN(decode_memory, dtype, ISA), JOIN(decode_lru, dtype, ISA), JOIN(decode_index, dtype, ISA)}
 
 static const DecodeKernel JOIN(decode, all, ISA)[DTYPES][DECODE_OPERATIONS] = {
     [FLOAT32] = OF_DTYPE(f32),

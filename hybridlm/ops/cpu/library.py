@@ -21,7 +21,11 @@ OPERATIONS = {name: number for number, name in enumerate(_NAMES)}
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 """As sets.h and scans.h number them."""
 SETS = ("plain", "avx2", "avx512")
-_FAILED = {1: "it was not built for this dtype or this processor", 2: "no memory"}
+_FAILED = {
+    1: "it was not built for this dtype or this processor",
+    2: "no memory",
+    3: "an initial state is none of its head",
+}
 ENOUGH = 16384
 """Elements that are worth a thread of their own."""
 
@@ -55,7 +59,7 @@ def library() -> Library:
     loaded.hybridlm_source_hash.restype = ctypes.c_char_p
     if loaded.hybridlm_source_hash().decode() != source_hash():
         raise Unavailable("the C kernels were built from other sources; install the package again")
-    for function in (loaded.hybridlm_scan, loaded.hybridlm_fused):
+    for function in (loaded.hybridlm_scan, loaded.hybridlm_index, loaded.hybridlm_fused):
         function.argtypes = [ctypes.c_char_p, ctypes.c_int]
     loaded.hybridlm_decode.argtypes = [ctypes.c_char_p, *(ctypes.c_int64,) * 2, *(ctypes.c_int,) * 3]
     best = max(i for i in range(len(SETS)) if loaded.hybridlm_supports(i))

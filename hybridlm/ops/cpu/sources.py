@@ -5,9 +5,10 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 SOURCES = (
-    "scans.c", "fused.c", "decode.c", "parallel.c",
-    "scans.h", "fused.h", "decode.h", "parallel.h", "sets.h", "each_set.h", "each_dtype.h", "elementary.h",
-    "scans_kernels.h", "scans_table.h", "fused_kernels.h", "fused_table.h", "decode_kernels.h", "decode_table.h",
+    "scans.c", "index.c", "fused.c", "decode.c", "parallel.c",
+    "scans.h", "index.h", "fused.h", "decode.h", "parallel.h", "sets.h", "each_set.h", "each_dtype.h", "elementary.h",
+    "scans_kernels.h", "scans_table.h", "index_kernels.h", "index_table.h", "fused_kernels.h", "fused_table.h",
+    "decode_kernels.h", "decode_table.h",
 )  # fmt: skip
 LIBRARY = "scans.shared"  # with ".so" at its end, Python would take it for a module
 FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math")

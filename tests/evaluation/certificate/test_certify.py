@@ -136,12 +136,12 @@ def test_margins_of_other_cells(pattern):
     handle.remove()
     expected = []
     for cell in cells:
-        drive = cell.drive(kept[0][None, None])[0, 0]
-        if drive.ndim == 1:
-            u = torch.relu(drive)
+        if hasattr(cell, "drive"):
+            u = torch.relu(cell.drive(kept[0]))
             expected += [(u - 0.5).abs().min(), (u - 1.5).abs().min()]
         else:
-            best = drive[:, 0].sort(dim=-1).values  # both heads start in state 0
+            theta = cell.transition(kept[0]).view(2, 3, 3) + cell.transition_bias
+            best = theta[:, 0].sort(dim=-1).values  # both heads start in state 0
             expected.append((best[:, -1] - best[:, -2]).min())
     assert decisions.margin == pytest.approx(min(expected).item(), abs=1e-12)
 
