@@ -1,0 +1,71 @@
+"""A record of `position_report` as lines for a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hybridlm.bench.position_report import BUILT, CHECKPOINT
+
+
+def table(entry: dict[str, Any]) -> str:
+    """The models, a line for every row, and what the figures mean."""
+    lines = [f"{name:<12}{_words(facts)}" for name, facts in entry["models"].items()]
+    memory = "GPU MiB" if any("device_bytes" in row for row in entry["rows"]) else "resident MiB"
+    lines += ["", f"{'position':>10}  {'model':<12}{'step ms':>9}{'90 %':>9}{'generate ms':>12}{'90 %':>9}"]
+    lines[-1] += f"{'state bytes':>16}{memory:>14}{'peak':>8}"
+    lines += [_line(row) for row in entry["rows"]]
+    return "\n".join([*lines, "", *_notes(entry)])
+
+
+def _line(row: dict[str, Any]) -> str:
+    start = f"{row['position']:>10,}  {row['model']:<12}"
+    if "problem" in row:
+        return start + f" {row['problem']}"
+    times = [row[f"{way}_seconds{part}"] * 1e3 for way in ("step", "generate") for part in ("", "_90")]
+    held, most = (_mib(row[name]) for name in memory_fields(row))
+    cells = zip(times, (9, 9, 12, 9), strict=True)
+    return start + "".join(f"{ms:>{width}.2f}" for ms, width in cells) + f"{row['state_bytes']:>16,}{held:>14}{most:>8}"
+
+
+def memory_fields(row: dict[str, Any]) -> tuple[str, str]:
+    """Of a row: memory in use and its peak, of the device where that has its own, else of the process."""
+    return ("device_bytes", "peak_device_bytes") if "device_bytes" in row else ("resident_bytes", "peak_resident_bytes")
+
+
+def _mib(size: int | None) -> str:
+    return "unknown" if size is None else f"{size / 2**20:,.0f}"
+
+
+def _words(facts: dict[str, Any]) -> str:
+    words = f"{facts['pattern'] or facts['class']}: {facts['parameters']:,} parameters, {facts['layers']} layers of "
+    words += f"{facts['hidden_size']}, {facts['vocab_size']:,} tokens of vocabulary"
+    words += ", random weights" if facts["weights"] == "random" else ""
+    if "dtype" in facts:
+        words += f"; {facts['dtype']} on {facts['device']}; {_mib(facts['resident_before_bytes'])} MiB resident before"
+    return words
+
+
+def _notes(entry: dict[str, Any]) -> list[str]:
+    settings = entry["settings"]
+    lines = [
+        f"position: tokens in the cache. Up to {settings['steps']} single steps are timed there in each of two ways: "
+        "median and 90th percentile.",
+        "step: a call of the model with its cache. generate: a token in `generate`, which besides copies a mask and "
+        "the places of all tokens.",
+        "state: the cache's tensors, with a layer's count of tokens. Peak: the most in these steps.",
+        f"What lies before a position was read {settings['chunk']:,} tokens at a time, which leaves the same state.",
+        f"limit of a cache: {settings['state_limit_bytes'] / 2**30:.3g} GiB, {settings['state_limit']}.",
+    ]
+    filled = {row["model"]: row for row in entry["rows"] if row.get("tokens_filled")}
+    for name, row in filled.items():
+        lines.append(
+            f"{name}: {row['tokens_read']:,} tokens were read; the other keys and values are random numbers, since "
+            "reading took too long. Time and memory do not depend on them."
+        )
+    if BUILT in entry["models"]:
+        ratio = entry["models"][BUILT]["parameters"] / entry["models"][CHECKPOINT]["parameters"] - 1
+        lines.append(
+            f"{BUILT}: made for this comparison, with {ratio:+.1%} of the checkpoint's parameters. Time and memory do "
+            "not depend on its weights' values; its attention sees all tokens."
+        )
+    return lines + ([] if entry["finished"] else ["Not finished: these are the rows that there are."])
