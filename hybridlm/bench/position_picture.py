@@ -23,6 +23,9 @@ def draw(entry: dict[str, Any], out: Path) -> Path:
         for colour, name in zip(_COLOURS, entry["models"], strict=False):
             rows = [row for row in entry["rows"] if row["model"] == name]
             _draw_model(axes, rows, name, colour)
+        limit = entry["settings"]["state_limit_bytes"]
+        if any(row.get("estimated_state_bytes", 0) > limit for row in entry["rows"]):
+            axes[1].axhline(limit / 2**20, color="tab:red", linewidth=0.8, label="limit of a cache")
         _title_axes(axes, entry)
         figure.legend(*_labels(axes), loc="outside lower center", ncols=6, fontsize=9)
         figure.suptitle(_title(entry), fontsize=10)
@@ -51,11 +54,12 @@ def _draw_model(axes: Any, rows: list[dict[str, Any]], name: str, colour: str) -
     _curve(held, measured, lambda row: _mib(row[memory]), **line)
     _curve(held, measured, lambda row: _mib(row[peak]), color=colour, linestyle=":", linewidth=1)
     missing = [row for row in rows if row.get("estimated_state_bytes")]
-    _curve(
-        state, measured[-1:] + missing, lambda row: _mib(row.get("state_bytes", row.get("estimated_state_bytes"))),
-        color=colour, linestyle=":", marker="o", markersize=5, markerfacecolor="none",
-        label=f"{name}: estimated, not run" if missing else None,
-    )  # fmt: skip
+    if missing:
+        _curve(
+            state, measured[-1:] + missing, lambda row: _mib(row.get("state_bytes", row.get("estimated_state_bytes"))),
+            color=colour, linestyle=":", marker="o", markersize=5, markerfacecolor="none",
+            label=f"{name}: estimated, not run",
+        )  # fmt: skip
 
 
 def _curve(axis: Any, rows: list[dict[str, Any]], value: Value, **look: Any) -> None:
@@ -76,9 +80,9 @@ def _title_axes(axes: Any, entry: dict[str, Any]) -> None:
             which(lambda value, _: f"{value:,.10g}" if f"{value:e}"[0] in "125" else "")
         axis.tick_params(which="both", labelsize=8)
         axis.grid(alpha=0.3)
-    limit = entry["settings"]["state_limit_bytes"] / 2**20
-    if any(row.get("estimated_state_bytes", 0) / 2**20 > limit for row in entry["rows"]):
-        axes[1].axhline(limit, color="tab:red", linewidth=0.8, label="limit of a cache")
+        low, high = axis.get_ylim()
+        if high < 4 * low:  # hardly anything changes: it should look so
+            axis.set_ylim(low / 2, high * 2)
 
 
 def _labels(axes: Any) -> tuple[list[Any], list[str]]:

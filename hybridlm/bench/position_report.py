@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -70,8 +71,7 @@ def report(
     loaded, and models without a cache.
     """
     found = check_positions(marks, steps)
-    if not seconds > 0:
-        raise UserError(f"time_limit={seconds:g}: must be above 0 seconds.")
+    _check_amount("time_limit", seconds, "seconds")
     torch_dtype(dtype)
     place = torch_device(device)
     limit, words = _limit(memory_limit, place)
@@ -105,11 +105,15 @@ def report(
     return entry
 
 
+def _check_amount(name: str, value: float, unit: str) -> None:
+    if not 0 < value < math.inf:
+        raise UserError(f"{name}={value:g}: must be above 0 {unit}, and finite.")
+
+
 def _limit(gib: float | None, device: torch.device) -> tuple[int, str]:
     """Bytes that a cache may take, and where the number is from."""
     if gib is not None:
-        if not gib > 0:
-            raise UserError(f"memory_limit={gib:g}: must be above 0 GiB.")
+        _check_amount("memory_limit", gib, "GiB")
         return int(gib * 2**30), "as given"
     for kind, size in (("free now", free_memory(device)), ("there", total_memory(device))):
         if size is not None:
@@ -173,8 +177,8 @@ def _facts(name: str, config: PreTrainedConfig) -> dict[str, Any]:
         "class": type(model).__name__,
         "pattern": getattr(config, "pattern", None),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "layers": text.num_hidden_layers,
-        "hidden_size": text.hidden_size,
+        "layers": getattr(text, "num_hidden_layers", None),
+        "hidden_size": getattr(text, "hidden_size", None),
         "vocab_size": text.vocab_size,
     }
 

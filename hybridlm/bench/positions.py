@@ -228,25 +228,23 @@ def measure(subjects: Sequence[Subject], options: Options, threads: int) -> Iter
     Raises UserError where a model cannot be loaded or has no cache. Closing the iterator ends the processes.
     """
     with ExitStack() as closing:
+        names = [subject.name for subject in subjects]
         cells = {subject.name: Apart(PositionCell(subject, options), threads, "system") for subject in subjects}
-        for cell in cells.values():
-            closing.callback(cell.close)
+        closing.callback(lambda: [cell.close() for cell in cells.values()])
         for name, cell in cells.items():
             yield {"model": name, "facts": _prepared(name, cell, options)}
         gone: dict[str, str] = {}
         for position in options.positions:
-            for name, cell in cells.items():
-                row = {"model": name, "position": position}
+            for name in names:
                 if name in gone:
-                    yield row | {"problem": f"not measured: {gone[name]}"}
+                    yield {"model": name, "position": position, "problem": f"not measured: {gone[name]}"}
                     continue
                 try:
-                    row = cell.call("measure", options.seconds + GRACE)
+                    yield cells[name].call("measure", options.seconds + GRACE)
                 except Problem as problem:
+                    cells.pop(name).close()
                     gone[name] = f"at {position:,} tokens: {problem}"
-                    row["problem"] = str(problem)
-                    cell.close()
-                yield row
+                    yield {"model": name, "position": position, "problem": str(problem)}
 
 
 def _prepared(name: str, cell: Apart, options: Options) -> dict[str, Any]:
