@@ -37,7 +37,7 @@ def draw(entry: dict[str, Any], out: Path) -> Path:
 
 def _draw_model(axes: Any, rows: list[dict[str, Any]], name: str, colour: str) -> None:
     measured = [row for row in rows if "problem" not in row]
-    memory, peak = memory_fields(measured[0] if measured else {})
+    memory, peak, generate_peak = memory_fields(measured[0] if measured else {})
     line = {"color": colour, "marker": "o", "markersize": 4}
     time, state, held = axes
     _curve(time, measured, lambda row: row["step_seconds"] * 1e3, label=f"{name}: a step", **line)
@@ -53,6 +53,7 @@ def _draw_model(axes: Any, rows: list[dict[str, Any]], name: str, colour: str) -
     _curve(state, measured, lambda row: row["state_bytes"] / 2**20, **line)
     _curve(held, measured, lambda row: _mib(row[memory]), **line)
     _curve(held, measured, lambda row: _mib(row[peak]), color=colour, linestyle=":", linewidth=1)
+    _curve(held, measured, lambda row: _mib(row[generate_peak]), color=colour, linestyle="--", linewidth=1)
     missing = [row for row in rows if row.get("estimated_state_bytes")]
     if missing:
         _curve(
@@ -70,9 +71,11 @@ def _curve(axis: Any, rows: list[dict[str, Any]], value: Value, **look: Any) -> 
 
 
 def _title_axes(axes: Any, entry: dict[str, Any]) -> None:
+    axes[0].set_title("shaded: up to the 90th percentile of a step", fontsize=9)
     own = any("device_bytes" in row for row in entry["rows"])
     memory = "memory of the GPU" if own else "resident memory of the process"
-    names = ("milliseconds a token", "state: tensors of the cache, MiB", f"{memory}, MiB (dotted: peak)")
+    axes[2].set_title("dotted: peak in the steps; dashed: peak in generate", fontsize=9)
+    names = ("milliseconds a token", "state: tensors of the cache, MiB", f"{memory}, MiB")
     for axis, words in zip(axes, names, strict=True):
         axis.set(xlabel="position, tokens in the cache", ylabel=words, xscale="log", yscale="log")
         axis.xaxis.set_major_formatter(lambda value, _: _short(value))

@@ -6,13 +6,18 @@ from typing import Any
 
 from hybridlm.bench.position_report import BUILT, CHECKPOINT
 
+WAYS = ("step", "generate")
+
 
 def table(entry: dict[str, Any]) -> str:
     """The models, a line for every row, and what the figures mean."""
     lines = [f"{name:<12}{_words(facts)}" for name, facts in entry["models"].items()]
     memory = "GPU MiB" if any("device_bytes" in row for row in entry["rows"]) else "resident MiB"
-    lines += ["", f"{'position':>10}  {'model':<12}{'step ms':>9}{'90 %':>9}{'generate ms':>12}{'90 %':>9}"]
-    lines[-1] += f"{'state bytes':>16}{memory:>14}{'peak':>8}"
+    lines += [
+        "",
+        f"{'position':>10}  {'model':<12}{'state bytes':>14}{'step ms':>10}{'90 %':>10}{memory:>14}{'peak':>8}",
+    ]
+    lines[-1] += f"{'generate ms':>13}{'90 %':>10}{'peak':>8}"
     lines += [_line(row) for row in entry["rows"]]
     return "\n".join([*lines, "", *_notes(entry)])
 
@@ -20,16 +25,20 @@ def table(entry: dict[str, Any]) -> str:
 def _line(row: dict[str, Any]) -> str:
     start = f"{row['position']:>10,}  {row['model']:<12}"
     if "problem" in row:
-        return start + f" {row['problem']}"
-    times = [row[f"{way}_seconds{part}"] * 1e3 for way in ("step", "generate") for part in ("", "_90")]
-    held, most = (_mib(row[name]) for name in memory_fields(row))
-    cells = zip(times, (9, 9, 12, 9), strict=True)
-    return start + "".join(f"{ms:>{width}.2f}" for ms, width in cells) + f"{row['state_bytes']:>16,}{held:>14}{most:>8}"
+        return f"{start}  {row['problem']}"
+    step, step_90, word, word_90 = (row[f"{way}_seconds{part}"] * 1e3 for way in WAYS for part in ("", "_90"))
+    held, peak, generate_peak = (_mib(row[name]) for name in memory_fields(row))
+    return (
+        f"{start}{row['state_bytes']:>14,}{step:>10.2f}{step_90:>10.2f}{held:>14}{peak:>8}"
+        f"{word:>13.2f}{word_90:>10.2f}{generate_peak:>8}"
+    )
 
 
-def memory_fields(row: dict[str, Any]) -> tuple[str, str]:
-    """Of a row: memory in use and its peak, of the device where that has its own, else of the process."""
-    return ("device_bytes", "peak_device_bytes") if "device_bytes" in row else ("resident_bytes", "peak_resident_bytes")
+def memory_fields(row: dict[str, Any]) -> tuple[str, str, str]:
+    """Of a row: memory in use, its peak in the steps and in `generate`; of the device where that has its own, else of
+    the process."""
+    kind = "device" if "device_bytes" in row else "resident"
+    return f"{kind}_bytes", f"peak_{kind}_bytes", f"generate_peak_{kind}_bytes"
 
 
 def _mib(size: int | None) -> str:
@@ -52,7 +61,8 @@ def _notes(entry: dict[str, Any]) -> list[str]:
         "median and 90th percentile.",
         "step: a call of the model with its cache. generate: a token in `generate`, which besides copies a mask and "
         "the places of all tokens.",
-        "state: the cache's tensors, with a layer's count of tokens. Peak: the most in these steps.",
+        "state: the cache's tensors, with a layer's count of tokens. Memory: behind the steps, and the peak in them; "
+        "last, the peak in `generate`.",
         f"What lies before a position was read {settings['chunk']:,} tokens at a time, which leaves the same state.",
         f"limit of a cache: {settings['state_limit_bytes'] / 2**30:.3g} GiB, {settings['state_limit']}.",
     ]

@@ -5,7 +5,7 @@ A position is a number of tokens in the cache. At each one that is asked for:
     state       bytes of the cache's tensors
     step        one call of the model with its cache and the likeliest token, as a loop of one's own makes it
     generate    the same token by token inside `generate`, which besides keeps a mask and the places of all tokens
-    resident    what the process holds behind these steps, and the most that it held in them
+    resident    what the process holds behind these steps, and the most that it held in them, and in `generate`
 
 The steps are single ones. What lies before them is read many tokens at a time, which leaves the same state and is
 faster. Where the cache is nothing but keys and values of every token and reading takes long, random numbers take their
@@ -175,18 +175,28 @@ class PositionCell:
         state = cache_bytes(self.text.cache, self.model)
         self.seen.append((self.text.position, state))
         position, filled = self.text.position, self.filled
+        self._forget_peaks()
+        steps = self._step_times()
+        memory = self._memory()
+        count = max(LEAST, min(len(steps), int(SECONDS / statistics.median(steps))))
+        self._forget_peaks()
+        generated = self.text.generate_times(count)
+        memory |= {f"generate_{name}": size for name, size in self._memory().items() if name.startswith("peak")}
+        figures = {"state_bytes": state, "tokens_read": position - filled, "tokens_filled": filled}
+        return figures | _summary("step", steps) | _summary("generate", generated) | memory
+
+    def _forget_peaks(self) -> None:
         forget_resident_peak()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        steps = self._step_times()
-        count = max(LEAST, min(len(steps), int(SECONDS / statistics.median(steps))))
-        generated = self.text.generate_times(count)
-        figures = {"state_bytes": state, "tokens_read": position - filled, "tokens_filled": filled}
-        figures |= _summary("step", steps) | _summary("generate", generated) | resident()
+
+    def _memory(self) -> dict[str, int | None]:
+        """Bytes in use and their peak: of the process, and on a CUDA device what torch allocated there."""
+        memory = resident()
         if self.device.type == "cuda":
-            figures["device_bytes"] = torch.cuda.memory_allocated(self.device)
-            figures["peak_device_bytes"] = torch.cuda.max_memory_allocated(self.device)
-        return figures
+            memory["device_bytes"] = torch.cuda.memory_allocated(self.device)
+            memory["peak_device_bytes"] = torch.cuda.max_memory_allocated(self.device)
+        return memory
 
     def _step_times(self) -> list[float]:
         """Seconds of each step behind a first one, which is not timed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -95,20 +95,19 @@ def _fill(layer: DynamicLayer, tokens: int) -> None:
 
 def cache_bytes(cache: DynamicCache, model: nn.Module) -> int:
     """Bytes of the tensors that a model remembers a text in: in its cache or, like RecurrentGemma, in its modules."""
-    found: dict[int, Tensor] = {}
-
-    def collect(value: Any) -> None:
-        if isinstance(value, Tensor):
-            found[id(value)] = value
-        elif isinstance(value, dict):
-            for each in value.values():
-                collect(each)
-        elif isinstance(value, (list, tuple)):
-            for each in value:
-                collect(each)
-
-    for layer in cache.layers:
-        collect(vars(layer))
+    held: list[Any] = [vars(layer) for layer in cache.layers]
     for module in model.modules():
-        collect([value for name, value in vars(module).items() if name in ("conv1d_state", "recurrent_states")])
-    return sum(tensor.numel() * tensor.element_size() for tensor in found.values())
+        held += [value for name, value in vars(module).items() if name in ("conv1d_state", "recurrent_states")]
+    return sum(tensor.nbytes for tensor in {id(tensor): tensor for tensor in _tensors(held)}.values())
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Those in a value. (No function that names itself inside another: it would keep what it found until Python looks
+    for cycles.)"""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, (list, tuple)):
+        for each in value:
+            yield from _tensors(each)

@@ -1,6 +1,8 @@
 """Generation against position: bytes of state, what does not fit, what is kept, what is refused."""
 
+import gc
 import json
+import weakref
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from hybridlm.bench.cells import Here, Problem
 from hybridlm.bench.position_picture import draw
 from hybridlm.bench.position_report import check_positions, report
 from hybridlm.bench.position_table import table
+from hybridlm.bench.text import GrowingText, cache_bytes
 from hybridlm.bench.transformer_peer import transformer_like
 from hybridlm.cli import main
 from hybridlm.errors import UserError
@@ -74,6 +77,21 @@ def test_a_recurrent_state_is_constant_and_a_transformers_grows(checkpoint, meas
     assert entry["finished"]
 
 
+@torch.inference_mode()
+def test_counting_the_bytes_of_a_cache_keeps_no_tensor_alive():
+    """What a step replaced would count as memory of the model."""
+    text = GrowingText(HybridLMForCausalLM(config("attention")).eval())
+    text.read(20, 8)
+    gc.disable()
+    try:
+        assert cache_bytes(text.cache, text.model) == 2 * 20 * WIDTH * 4
+        keys = weakref.ref(text.cache.layers[0].keys)
+        text.step()
+        assert keys() is None
+    finally:
+        gc.enable()
+
+
 def test_the_record_has_all_that_the_figures_depend_on(checkpoint, measured):
     entry, rows = measured(checkpoint)
     assert set(entry) == {"kind", "checkpoint", "machine", "settings", "models", "rows", "finished"}
@@ -95,7 +113,7 @@ def test_the_record_has_all_that_the_figures_depend_on(checkpoint, measured):
     assert set(row) == {
         "model", "position", "state_bytes", "tokens_read", "tokens_filled", "step_seconds", "step_seconds_90",
         "step_tokens", "generate_seconds", "generate_seconds_90", "generate_tokens", "resident_bytes",
-        "peak_resident_bytes",
+        "peak_resident_bytes", "generate_peak_resident_bytes",
     }  # fmt: skip
     assert (row["step_tokens"], row["generate_tokens"]) == (4, 4)
     assert 0 < row["step_seconds"] <= row["step_seconds_90"]
@@ -308,6 +326,7 @@ def test_ctrl_c_keeps_the_rows_that_there_are(checkpoint, here, tmp_path, capsys
 def test_the_picture_of_rows_with_problems(tmp_path):
     row = {"step_seconds": 0.001, "step_seconds_90": 0.002, "generate_seconds": 0.003, "generate_seconds_90": 0.004}
     row |= {"state_bytes": 1040, "resident_bytes": None, "peak_resident_bytes": None}
+    row |= {"generate_peak_resident_bytes": None}
     facts = {"pattern": "bmru", "class": "X", "parameters": 1000, "layers": 1, "hidden_size": 8, "vocab_size": 9}
     facts |= {"dtype": "float32", "device": "cpu", "resident_before_bytes": None, "weights": "random"}
     missing = {"problem": "does not fit: needs about 2 GiB of state", "estimated_state_bytes": 2**31}
@@ -326,5 +345,5 @@ def test_the_picture_of_rows_with_problems(tmp_path):
     assert draw(entry, tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
     lines = table(entry).splitlines()
     assert next(line for line in lines if line.lstrip().startswith("64  checkpoint")).split() == [
-        "64", "checkpoint", "1.00", "2.00", "3.00", "4.00", "1,040", "unknown", "unknown",
+        "64", "checkpoint", "1,040", "1.00", "2.00", "unknown", "unknown", "3.00", "4.00", "unknown",
     ]  # fmt: skip
