@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from hybridlm.bench import positions
-from hybridlm.bench.positions import Options, Subject, tokens_of
+from hybridlm.bench.positions import LEAST, Options, Subject, tokens_of
 from hybridlm.bench.results import machine
 from hybridlm.bench.timing import check_counts, free_memory, total_memory
 from hybridlm.bench.transformer_peer import transformer_like
@@ -34,7 +34,8 @@ Progress = Callable[[str], None]
 def check_positions(given: Sequence[int], steps: int) -> tuple[int, ...]:
     """The positions, each once and in order. Raises UserError below 1, and where two are so near to each other that the
     steps at one would reach the next."""
-    check_counts(steps=steps)
+    if steps < LEAST:
+        raise UserError(f"steps={steps}: must be at least {LEAST}, of which there is a median.")
     found = tuple(sorted(set(given)))
     if not found:
         raise UserError("positions: there is none. Give whole numbers with commas between them, as 1000,10000.")

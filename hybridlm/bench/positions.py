@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfi
 
 from hybridlm.bench import paths
 from hybridlm.bench.cells import Apart, Problem
-from hybridlm.bench.text import GrowingText, cache_bytes
+from hybridlm.bench.text import GrowingText, cache_bytes, growing_bytes
 from hybridlm.bench.timing import forget_resident_peak, resident
 from hybridlm.errors import UserError
 from hybridlm.evaluation.loading import load_weights, quiet_transformers, torch_device, torch_dtype
@@ -78,6 +78,19 @@ class OutOfReach(Exception):
     """Why a position has no figures."""
 
 
+@dataclass(frozen=True)
+class _Size:
+    """Bytes of the state behind so many tokens, and of the part of it that grows with the text."""
+
+    position: int
+    state: int
+    growing: int
+
+    @classmethod
+    def of(cls, text: GrowingText) -> _Size:
+        return cls(text.position, cache_bytes(text.cache, text.model), growing_bytes(text.cache))
+
+
 class PositionCell:
     """A model that goes from position to position, in a process of its own."""
 
@@ -114,8 +127,8 @@ class PositionCell:
         sizes = []
         for _ in range(2):
             text.read(8, 8)
-            sizes.append((text.position, cache_bytes(text.cache, self.model)))
-        if sizes[-1][1] == 0:
+            sizes.append(_Size.of(text))
+        if sizes[-1].state == 0:
             raise UserError(f"{self.subject.name}: {type(self.model).__name__} keeps nothing in its cache. {NO_CACHE}")
         text.step()
         text.generate_times(1)
@@ -152,8 +165,9 @@ class PositionCell:
 
     def _estimate(self, position: int) -> int:
         """Bytes of the state there, by how it grew last."""
-        (earlier, small), (later, large) = self.seen[-2:]
-        return round(large + max(0.0, (large - small) / (later - earlier)) * (position - later))
+        before, now = self.seen[-2:]
+        a_token = (now.growing - before.growing) / (now.position - before.position)
+        return round(now.state + a_token * (position - now.position))
 
     def _advance(self, position: int) -> None:
         """Reads up to the position, or fills up."""
@@ -172,9 +186,8 @@ class PositionCell:
                 text.read(min(CHUNK, left), CHUNK)
 
     def _figures(self) -> dict[str, Any]:
-        state = cache_bytes(self.text.cache, self.model)
-        self.seen.append((self.text.position, state))
-        position, filled = self.text.position, self.filled
+        size, filled = _Size.of(self.text), self.filled
+        self.seen.append(size)
         self._forget_peaks()
         steps = self._step_times()
         memory = self._memory()
@@ -182,7 +195,7 @@ class PositionCell:
         self._forget_peaks()
         generated = self.text.generate_times(count)
         memory |= {f"generate_{name}": size for name, size in self._memory().items() if name.startswith("peak")}
-        figures = {"state_bytes": state, "tokens_read": position - filled, "tokens_filled": filled}
+        figures = {"state_bytes": size.state, "tokens_read": size.position - filled, "tokens_filled": filled}
         return figures | _summary("step", steps) | _summary("generate", generated) | memory
 
     def _forget_peaks(self) -> None:

@@ -101,6 +101,12 @@ def cache_bytes(cache: DynamicCache, model: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in {id(tensor): tensor for tensor in _tensors(held)}.values())
 
 
+def growing_bytes(cache: DynamicCache) -> int:
+    """Bytes of the layers that may grow with the text: all but those with a window."""
+    layers = [vars(layer) for layer in cache.layers if not getattr(layer, "is_sliding", False)]
+    return sum(tensor.nbytes for tensor in _tensors(layers))
+
+
 def _tensors(value: Any) -> Iterator[Tensor]:
     """Those in a value. (No function that names itself inside another: it would keep what it found until Python looks
     for cycles.)"""

@@ -164,6 +164,12 @@ def test_a_stack_with_a_window_is_read_and_stays_as_large_as_the_window(measured
         assert rows["checkpoint", mark]["state_bytes"] == recurrent + window + whole
 
 
+def test_a_window_that_is_not_full_yet_is_not_taken_for_growth(measured, saved):
+    model = HybridLMForCausalLM(config("sliding_attention", sliding_window=32))
+    _, rows = measured(saved("window", model), alone=True, marks=[256], memory_limit=10_000 / 2**30)
+    assert rows["checkpoint", 256]["state_bytes"] == 2 * 31 * WIDTH * 4 + 8
+
+
 def test_a_peer_with_a_table_of_positions_ends_there(checkpoint, measured, saved):
     sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 50, "n_positions": 150, "eos_token_id": None}
     peer = saved("gpt2", GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=None)))
@@ -236,8 +242,8 @@ def test_positions():
     with pytest.raises(UserError, match="positions=64,70: they must be at least 10 apart, since 4 steps"):
         check_positions([64, 70], 4)
     assert check_positions([64, 74], 4) == (64, 74)
-    with pytest.raises(UserError, match="steps=0"):
-        check_positions([64], 0)
+    with pytest.raises(UserError, match="steps=2: must be at least 3"):
+        check_positions([64], 2)
     assert check_positions(position_report.POSITIONS, position_report.STEPS)[-1] == 1_000_000
 
 
