@@ -181,6 +181,7 @@ def _facts(name: str, config: PreTrainedConfig) -> dict[str, Any]:
         "layers": getattr(text, "num_hidden_layers", None),
         "hidden_size": getattr(text, "hidden_size", None),
         "vocab_size": text.vocab_size,
+        "made_for": getattr(text, "max_position_embeddings", None),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hybridlm.bench.position_report import BUILT, CHECKPOINT
+from hybridlm.bench.position_report import BUILT, CHECKPOINT, PEER
 
 WAYS = ("step", "generate")
 
@@ -78,4 +78,11 @@ def _notes(entry: dict[str, Any]) -> list[str]:
             f"{BUILT}: made for this comparison, with {ratio:+.1%} of the checkpoint's parameters. Time and memory do "
             "not depend on its weights' values; its attention sees all tokens."
         )
+    for name, facts in entry["models"].items():
+        beyond = [row for row in entry["rows"] if row["model"] == name and "problem" not in row]
+        if name == PEER and facts["made_for"] and any(row["position"] > facts["made_for"] for row in beyond):
+            lines.append(
+                f"{name}: made for {facts['made_for']:,} positions. Its RoPE goes on beyond; what it writes there "
+                "means nothing, and takes as long."
+            )
     return lines + ([] if entry["finished"] else ["Not finished: these are the rows that there are."])

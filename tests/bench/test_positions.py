@@ -6,7 +6,14 @@ import weakref
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, OpenAIGPTConfig, OpenAIGPTLMHeadModel
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
+)
 
 from hybridlm import HybridLMConfig, HybridLMForCausalLM
 from hybridlm.bench import position_report, positions
@@ -179,6 +186,15 @@ def test_a_peer_with_a_table_of_positions_ends_there(checkpoint, measured, saved
         assert rows["peer", mark]["state_bytes"] == 2 * 2 * mark * 16 * 4
     assert rows["peer", 256]["problem"] == "it is made for at most 150 positions"
     assert entry["finished"]
+
+
+def test_a_peer_with_rope_goes_beyond_what_it_was_made_for(checkpoint, measured, saved):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes |= {"intermediate_size": 32, "vocab_size": 50, "max_position_embeddings": 100}
+    entry, rows = measured(checkpoint, peer=saved("llama", LlamaForCausalLM(LlamaConfig(**sizes))))
+    for mark in MARKS:
+        assert rows["peer", mark]["state_bytes"] == 3 * 2 * mark * (2 * 8) * 4  # two of the four heads of 8
+    assert "peer: made for 100 positions. Its RoPE goes on beyond" in table(entry)
 
 
 class Ending(Here):
