@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from hybridlm.commands import certificate, inspector, measure, move, suite, train, write
+from hybridlm.commands import bench, certificate, inspector, measure, move, suite, train, write
 from hybridlm.commands.shared import other_process
 from hybridlm.commands.streams import open_closed_streams, output_fault, say, settle
 from hybridlm.errors import UserError, did_you_mean
@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[Command, Callable[[argparse.ArgumentParser], None]]] =
     "evaluate": (measure.evaluate, measure.evaluate_options),
     "info": (measure.info, measure.info_options),
     "inspect": (inspector.inspect, inspector.inspect_options),
+    "bench-generation": (bench.bench_generation, bench.bench_generation_options),
     "memory-suite": (suite.memory_suite, suite.memory_suite_options),
     "certify": (certificate.certify, certificate.certify_options),
     "report": (measure.report, measure.report_options),

@@ -32,7 +32,7 @@ ALLOWED = {
     "release": {"errors", "files", "model", "evaluation", ""},
     "convert": {"errors", "files", "evaluation", ""},
     "demo": {"errors", "data", "training", "evaluation", ""},
-    "commands": {"errors", "data", "training", "evaluation", "release", "convert", "demo", ""},
+    "commands": {"errors", "data", "training", "evaluation", "bench", "release", "convert", "demo", ""},
     "cli": {"errors", "ops", "commands", ""},
 }
 """Room -> rooms it may import from; "" is the package itself."""

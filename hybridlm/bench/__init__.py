@@ -4,6 +4,7 @@
     training      tokens per second and memory, against the rate of matrix products
     memory        peak memory of training, as a dry run estimates it, against real runs
     generation    tokens per second and memory at positions up to 32k
+    positions     a checkpoint beside a Transformer of its size, up to a million tokens: `hybridlm bench-generation`
     scaling       several processes: tokens per second, bytes sent, memory; `arithmetic` carries the bytes to many GPUs
 
 What is compared is timed in turn, in rounds, and ratios are taken round by round: a machine with other work to do slows

@@ -23,17 +23,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from hybridlm.bench import paths
 from hybridlm.bench.cells import Cell, Outcome, take_turns
 from hybridlm.bench.peers import FAMILIES, Size, check_names, fit
+from hybridlm.bench.text import GrowingText, cache_bytes
 from hybridlm.bench.timing import Memory, check_counts, check_each, seconds_of, synchronize, unknown_memory
 from hybridlm.bench.training import sizes_table
 from hybridlm.errors import UserError
 from hybridlm.evaluation.loading import quiet_transformers
-from hybridlm.model.cache_hybridlm import HybridRecurrentLayer
 
 POSITIONS = (16, 512, 2048, 8192, 32768)
 CHUNK = 128
@@ -45,67 +44,41 @@ SECONDS = 2.0
 LIMIT = 300.0
 
 
-class _Stamps:
-    """What `generate` writes to: when each token came."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def put(self, tokens: Tensor) -> None:
-        tokens.cpu()  # as an application that prints does; on a GPU it waits
-        self.times.append(time.perf_counter())
-
-    def end(self) -> None:
-        pass
-
-
-class Text:
-    """A model behind a text of `position` tokens, with which it goes on."""
+class Text(GrowingText):
+    """A model behind a text of `position` tokens, where it stays: what is written is taken back."""
 
     def __init__(self, model: Any, position: int, read: int):
         """read: tokens of the text that are read; keys and values of the others are filled up."""
-        self.model, self.position = model, position
-        # `generate` of transformers calls it so, by the class's name, too.
-        self.name = "cache_params" if "mamba" in type(model).__name__.lower() else "past_key_values"
-        self.cache = DynamicCache(config=model.config)
-        self.last = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-        text = torch.randint(model.config.vocab_size, (1, read), device=model.device)
-        for start in range(0, read, CHUNK):
-            self.forward(text[:, start : start + CHUNK])
-        for layer in self.cache.layers:
-            if isinstance(layer, DynamicLayer) and position > read:
-                _fill(layer, position - read)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.model(input_ids=ids, use_cache=True, logits_to_keep=1, **{self.name: self.cache}).logits
+        super().__init__(model)
+        self.read(read, CHUNK)
+        if position > read:
+            self.fill(position - read)
 
     def bare(self, tokens: int) -> float:
         """Seconds a token."""
         synchronize(self.model.device)
         begun = time.perf_counter()
         for _ in range(tokens):
-            self.last = self.forward(self.last)[:, -1:].argmax(-1)
+            self.step()
         synchronize(self.model.device)
         seconds = (time.perf_counter() - begun) / tokens
-        _take_back(self.cache, tokens)
+        self._take_back(tokens)
         return seconds
 
     def generate(self, tokens: int) -> float:
-        """Seconds a token, the first of which is not timed: `generate` prepares there."""
-        stamps = _Stamps()
-        mask = torch.ones(1, self._seen() + 1, dtype=torch.long, device=self.model.device)
-        self.written = self.model.generate(
-            self.last, attention_mask=mask, max_new_tokens=tokens + 1, do_sample=False, streamer=stamps,
-            **{self.name: self.cache},
-        )  # fmt: skip
-        _take_back(self.cache, tokens + 1)
-        _, first, *_, last = stamps.times  # the prompt comes before the first
-        return (last - first) / tokens
+        """Seconds a token, the first of which is not timed."""
+        seconds = statistics.fmean(self.generate_times(tokens))
+        self._take_back(tokens + 1)
+        return seconds
 
-    def _seen(self) -> int:
-        """Tokens in the cache; a state of one size goes on from round to round."""
-        counting = [layer for layer in self.cache.layers if isinstance(layer, (DynamicLayer, HybridRecurrentLayer))]
-        return max((int(layer.get_seq_length()) for layer in counting), default=self.position)
+    def _take_back(self, tokens: int) -> None:
+        """The cache as long as before, where it grows."""
+        self.position -= tokens
+        for layer in self.cache.layers:
+            if isinstance(layer, DynamicLayer) and layer.is_initialized:
+                window = getattr(layer, "sliding_window", None)
+                if window is None or layer.get_seq_length() < window:
+                    layer.crop(-tokens)
 
 
 class GenerationCell:
@@ -155,22 +128,6 @@ class GenerationCell:
             function(x, weight)
 
 
-def _fill(layer: DynamicLayer, tokens: int) -> None:
-    """Keys and values of so many tokens more, as random numbers."""
-    assert layer.keys is not None
-    shape = (*layer.keys.shape[:2], tokens, layer.keys.shape[3])
-    layer.update(*(torch.randn(shape, dtype=layer.keys.dtype, device=layer.keys.device) for _ in range(2)))
-
-
-def _take_back(cache: DynamicCache, tokens: int) -> None:
-    """The cache as long as before, where it grows: a cell stays at its position."""
-    for layer in cache.layers:
-        if isinstance(layer, DynamicLayer) and layer.is_initialized:
-            window = getattr(layer, "sliding_window", None)
-            if window is None or layer.get_seq_length() < window:
-                layer.crop(-tokens)
-
-
 def _products(model: nn.Module) -> Iterator[tuple[Callable[[Tensor, Tensor], Tensor], Tensor, Tensor]]:
     """The matrix products of one token: function, vector, weight. A weight of three axes is multiplied in blocks."""
     for module in model.modules():
@@ -180,27 +137,6 @@ def _products(model: nn.Module) -> Iterator[tuple[Callable[[Tensor, Tensor], Ten
             for weight in module.parameters(recurse=False):
                 if weight.ndim == 3:
                     yield torch.bmm, weight.new_ones(weight.shape[0], 1, weight.shape[1]), weight
-
-
-def cache_bytes(cache: DynamicCache, model: nn.Module) -> int:
-    """Bytes of the tensors that a model remembers a text in: in its cache or, like RecurrentGemma, in its modules."""
-    found: dict[int, Tensor] = {}
-
-    def collect(value: Any) -> None:
-        if isinstance(value, Tensor):
-            found[id(value)] = value
-        elif isinstance(value, dict):
-            for each in value.values():
-                collect(each)
-        elif isinstance(value, (list, tuple)):
-            for each in value:
-                collect(each)
-
-    for layer in cache.layers:
-        collect(vars(layer))
-    for module in model.modules():
-        collect([value for name, value in vars(module).items() if name in ("conv1d_state", "recurrent_states")])
-    return sum(tensor.numel() * tensor.element_size() for tensor in found.values())
 
 
 def measure(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -163,16 +163,26 @@ def fit(name: str, parameters: int, *, width: int = 256, vocabulary: int = 4096)
     for field, value in (("parameters", parameters), ("width", width), ("vocabulary", vocabulary)):
         if value < 1:
             raise UserError(f"{field}={value}: must be at least 1.")
-    family = FAMILIES[name]
     widths = sorted(range(HEAD, 4 * width + HEAD, HEAD), key=lambda w: abs(math.log(w / width)))
-    for wide, step in itertools.product(widths, STEPS):
+    size = fit_family(FAMILIES[name], parameters, widths, vocabulary)
+    if size is None:
+        raise UserError(
+            f"parameters={parameters:,}: no {name} with a vocabulary of {vocabulary:,} and a width up to {widths[-1]} "
+            f"has so many, up to {TOLERANCE:.0%}. Ask for another number, a smaller vocabulary or another width."
+        )
+    return size
+
+
+def fit_family(
+    family: Family, parameters: int, widths: Sequence[int], vocabulary: int, steps: Sequence[int] = STEPS
+) -> Size | None:
+    """The model with so many parameters, up to TOLERANCE, of the first width and step of an MLP's width where there is
+    one."""
+    for wide, step in itertools.product(widths, steps):
         size = _fit_width(family, parameters, wide, vocabulary, step)
         if size is not None and abs(size.parameters / parameters - 1) <= TOLERANCE:
             return size
-    raise UserError(
-        f"parameters={parameters:,}: no {name} with a vocabulary of {vocabulary:,} and a width up to {widths[-1]} "
-        f"has so many, up to {TOLERANCE:.0%}. Ask for another number, a smaller vocabulary or another width."
-    )
+    return None
 
 
 def _fit_width(family: Family, parameters: int, width: int, vocabulary: int, step: int) -> Size | None:

@@ -12,7 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,17 @@ def total_memory(device: torch.device) -> int | None:
         return None
 
 
+def free_memory(device: torch.device) -> int | None:
+    """Bytes of memory of the device that are not in use; on a CPU what Linux takes for available, elsewhere None."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return _kibibytes(lines, "MemAvailable")
+
+
 class Memory:
     """The most memory in use from `begin` on: on a CUDA device what torch allocated there, else what the process holds.
 
@@ -153,11 +164,8 @@ class Memory:
         """Forgets the peaks before, where the system lets it; elsewhere they count."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        elif sys.platform == "linux":
-            try:
-                Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-            except OSError:
-                return
+        else:
+            forget_resident_peak()
 
     def peak(self) -> int:
         """Bytes."""
@@ -176,10 +184,27 @@ class Memory:
         return 0 if resident is None else resident
 
 
+def forget_resident_peak() -> None:
+    """The most that this process held counts from here on, where the system lets it."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def resident() -> dict[str, int | None]:
+    """Bytes of memory that this process holds, and the most since `forget_resident_peak`; None where no Linux tells."""
+    return {"resident_bytes": _status("VmRSS"), "peak_resident_bytes": _status("VmHWM")}
+
+
 def _status(field: str) -> int | None:
     """Bytes of a field of /proc/self/status; None where there is none."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     except OSError:
         return None
+    return _kibibytes(lines, field)
+
+
+def _kibibytes(lines: Sequence[str], field: str) -> int | None:
+    """Bytes of a field of a file in /proc whose lines are "Field:  12 kB"."""
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
