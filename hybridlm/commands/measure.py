@@ -31,7 +31,7 @@ def evaluate(options: argparse.Namespace) -> None:
       hybridlm evaluate runs/demo/run/final --text book.txt --context 1024 --dtype bfloat16
       hybridlm evaluate runs/demo/run/final --text book.txt --carry-state
       hybridlm evaluate runs/demo/run/final --text book.txt --lengths 512,2k,8k
-      hybridlm evaluate runs/demo/run/final openai-community/gpt2 --text a.txt --text b.txt --lengths 256,1k --out l.json
+      hybridlm evaluate runs/a/final openai-community/gpt2 --text book.txt --text b.txt --lengths 256,1k --out ab.json
       hybridlm evaluate runs/demo/run/final --tasks arc_easy,hellaswag --num-fewshot 5
       hybridlm evaluate runs/demo/run/final --tasks mine --include-path my_tasks --limit 100
     """

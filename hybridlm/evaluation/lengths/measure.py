@@ -129,6 +129,7 @@ def _numbers(source: str, passes: Passes, lengths: Sequence[int], n_bytes: Tenso
         "read_in_pieces": passes.in_pieces,
         "by_context": by_context,
         "better_than_shorter": gains,
+        "sure_beyond_standard_errors": line.needed,
         "by_position": _positions(list(read), read[max(read)]),
         "still_improves": line.still_improves,
         "stops_improving_at": line.stops_at if line.still_improves is False else None,

@@ -16,20 +16,26 @@ _MARKERS = "osD^vP*X"
 def picture(facts: dict[str, Any], out_png: str | Path) -> Path:
     """Draws the facts of `evaluate_lengths` into a PNG and returns its path.
 
-    Left, by context: what is predicted is the same everywhere; bars are the standard errors of the differences to the
-    shortest, and a ring is where a checkpoint stops improving. Right, by position. Raises UserError without matplotlib,
-    or where it cannot be written.
+    Left, by context: what is predicted is the same everywhere, and a ring is where a checkpoint stops improving. In the
+    middle the same less that of the shortest context, with the standard errors of these differences. Right, by
+    position. Raises UserError without matplotlib, or where it cannot be written.
     """
     plt = _pyplot()
     found = facts["checkpoints"]
     names = short_names([each["checkpoint"] for each in found])
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6 + 0.22 * len(found)), dpi=120, layout="constrained")
+    size = (15, 4.6 + 0.22 * len(found))
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=size, dpi=120, layout="constrained")
     try:
         for at, each in enumerate(found):
             look = {"color": f"C{at % 10}", "marker": _MARKERS[at % len(_MARKERS)], "markersize": 5, "linewidth": 1.4}
-            _by_context(left, each, _label(names[at], each), look, facts["same_tokens"])
-            _by_position(right, each, look, (at - (len(found) - 1) / 2) * 0.12)
-        _finish_context(left, facts)
+            across = _across(each, facts["same_tokens"])
+            _by_context(left, each, across, _label(names[at], each), look)
+            _gains(middle, each, across, look)
+            _by_position(right, each, look, (at - (len(found) - 1) / 2) * min(0.12, 0.6 / len(found)))
+        for axis in (left, middle):
+            _finish_context(axis, facts)
+        left.set_title("The same bytes, by context (ring: stops improving)", fontsize=10)
+        middle.set_title(f"Better than with {shown(facts['lengths'][0])} (± standard error)", fontsize=10)
         _finish_position(right, max((each["by_position"] for each in found), key=len))
         figure.legend(loc="outside lower center", ncols=1, fontsize=8, frameon=False)
         _save(figure, Path(out_png))
@@ -46,22 +52,32 @@ def _label(name: str, found: dict[str, Any]) -> str:
         "worse from": found["worse_from"],
         "not possible from": missing,
     }
-    said = [what if at is True else f"{what} {shown(at)}" for what, at in parts.items() if at]
+    said = [what if at is True else f"{what} {shown(at)} tokens" for what, at in parts.items() if at]
     return f"{name}: {', '.join(said)}"
 
 
-def _by_context(axis: Any, found: dict[str, Any], label: str, look: dict[str, Any], in_tokens: bool) -> None:
+def _across(found: dict[str, Any], in_tokens: bool) -> dict[int, float]:
+    """Length -> its place on the axis, of those that were possible."""
     rows = [each for each in found["by_context"] if each["not_possible"] is None]
-    errors = {each["longer"]: each["standard_error"] for each in found["better_than_shorter"]
-              if each["shorter"] == rows[0]["length"]}  # fmt: skip
-    across = [each["length"] if in_tokens else each["context_bytes"] for each in rows]
-    heights = [each["bits_per_byte"] for each in rows]
+    return {each["length"]: each["length"] if in_tokens else each["context_bytes"] for each in rows}
+
+
+def _by_context(axis: Any, found: dict[str, Any], across: dict[int, float], label: str, look: dict[str, Any]) -> None:
+    heights = {each["length"]: each.get("bits_per_byte") for each in found["by_context"]}
+    axis.plot(list(across.values()), [heights[length] for length in across], label=label, **look)
+    stop = found["stops_improving_at"]
+    if stop is not None:
+        ring = {"marker": "o", "markersize": 13, "fillstyle": "none", "color": look["color"]}
+        axis.plot(across[stop], heights[stop], linestyle="none", **ring)
+
+
+def _gains(axis: Any, found: dict[str, Any], across: dict[int, float], look: dict[str, Any]) -> None:
+    first = min(across)
+    rows = [each for each in found["better_than_shorter"] if each["shorter"] == first]
     axis.errorbar(
-        across, heights, yerr=[errors.get(each["length"], 0.0) for each in rows], capsize=2.5, label=label, **look
-    )
-    for x, y, each in zip(across, heights, rows, strict=True):
-        if each["length"] == found["stops_improving_at"]:
-            axis.plot(x, y, marker="o", markersize=13, fillstyle="none", color=look["color"], linestyle="none")
+        [across[first], *(across[each["longer"]] for each in rows)], [0.0, *(each["bits_per_byte"] for each in rows)],
+        yerr=[0.0, *(each["standard_error"] for each in rows)], capsize=2.5, **look,
+    )  # fmt: skip
 
 
 def _by_position(axis: Any, found: dict[str, Any], look: dict[str, Any], aside: float) -> None:
@@ -76,10 +92,11 @@ def _finish_context(axis: Any, facts: dict[str, Any]) -> None:
     axis.set_xscale("log", base=2)
     if facts["same_tokens"]:
         axis.set_xticks(facts["lengths"], [shown(length) for length in facts["lengths"]], minor=False)
+        label = "context (tokens)"
         for length in {each["trained_length"] for each in facts["checkpoints"]} - {None}:
             if facts["lengths"][0] <= length <= facts["lengths"][-1]:
                 axis.axvline(length, color="grey", linestyle=":", linewidth=1, zorder=0)
-        label = "context (tokens; dotted: the length of the training)"
+                label = "context (tokens; dotted: the length of the training)"
     else:
         low, high = (math.log2(edge) for edge in axis.get_xlim())
         ticks = [2**power for power in range(math.ceil(low), math.floor(high) + 1)]
@@ -87,16 +104,15 @@ def _finish_context(axis: Any, facts: dict[str, Any]) -> None:
         axis.set_xticks(ticks, [shown(tick) for tick in ticks], minor=False)
         label = "context (bytes of text in front, on average)"
     axis.minorticks_off()
-    axis.set_title("By context: the same bytes predicted everywhere", fontsize=10)
-    _style(axis, label + "\nbars: error of the difference to the shortest; ring: stops improving")
+    _style(axis, label)
 
 
 def _finish_position(axis: Any, rows: Sequence[dict[str, Any]]) -> None:
     names = [f"{each['from']:,}–\n{each['to']:,}" for each in rows]
     axis.set_xticks(range(len(rows)), names, minor=False)
     axis.set_xlim(-0.5, len(rows) - 0.5)
-    axis.set_title("By position in one long window, the state carried", fontsize=10)
-    _style(axis, "position (tokens)\nother positions hold other text; bars: standard error")
+    axis.set_title("By position in long windows (± standard error)", fontsize=10)
+    _style(axis, "position (tokens); other positions hold other text")
 
 
 def _style(axis: Any, label: str) -> None:

@@ -78,7 +78,7 @@ def _about(facts: dict[str, Any]) -> str:
 def _number(figures: dict[str, Any]) -> str:
     if figures["bits_per_byte"] is None:
         return "too little text"
-    return f"{figures['bits_per_byte']:.4f} ± {figures['standard_error']:.4f}"
+    return f"{figures['bits_per_byte']:z.4f} ± {figures['standard_error']:.4f}"
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:
