@@ -114,6 +114,18 @@ def test_texts_that_are_too_short_are_refused(tokenizer, long_text):
         plan([[Tokens(tokens.ids[:9], tokens.ends[:8])]], 8, ["b"])
 
 
+def test_a_token_without_a_place_has_no_bytes():
+    class Odd:
+        bos_token_id = eos_token_id = 0
+
+        def __call__(self, text, **_):
+            return {"input_ids": [5, 6, 7], "offset_mapping": [(0, 2), (0, 0), (2, 5)]}
+
+    tokens = tokens_of(Odd(), "été, so")
+    assert tokens.ids.tolist() == [0, 5, 6, 7]
+    assert tokens.ends.tolist() == [3, 3, 9]  # what the last token leaves over is its own
+
+
 def test_a_tokenizer_without_places_is_refused(tokenizer, long_text):
     class Slow:
         bos_token_id = eos_token_id = 0
