@@ -65,13 +65,13 @@ class Course:
     """How bits per byte go on with the length of the context.
 
     gains: (shorter, longer) -> how much better the longer one is, for every two lengths. stops_at: the shortest length
-    from which no longer one is surely better. worse_from: the shortest one beyond it that is surely worse than it;
-    None: there is none. needed: the standard errors that make a difference sure.
+    from which no longer one is surely better; None: there is no length. worse_from: the shortest one beyond it that is
+    surely worse than it; None: there is none. needed: the standard errors that make a difference sure.
     """
 
     lengths: tuple[int, ...]
     gains: dict[tuple[int, int], Estimate]
-    stops_at: int
+    stops_at: int | None
     worse_from: int | None
     needed: float
 
@@ -91,13 +91,15 @@ def course(lengths: Sequence[int], nats: Sequence[Tensor], n_bytes: Tensor) -> C
     }
     needed = standard_errors(len(lengths), len(n_bytes))
     improved = {shorter for (shorter, _), gain in gains.items() if gain.exceeds(needed)}
-    stops = next(length for length in lengths if length not in improved)
+    stops = next((length for length in lengths if length not in improved), None)
     worse = (longer for (shorter, longer), gain in gains.items() if shorter == stops and (-gain).exceeds(needed))
     return Course(tuple(lengths), gains, stops, next(worse, None), needed)
 
 
 def in_words(course: Course) -> str:
     """The course as a sentence with its figures."""
+    if course.stops_at is None:
+        return "None of the lengths could be measured."
     *shorter, longest = course.lengths
     if not shorter:
         return f"Only {longest:,} tokens could be measured, which says nothing about more context."

@@ -48,7 +48,7 @@ def evaluate_lengths(
     text_files: one document each. batch_size: windows in one forward; None: as many as hold 8,192 tokens; changes no
     number beyond rounding. Lengths are tokens of each checkpoint's own tokenizer; the bytes that are predicted are the
     same for all. A length that a model cannot read has a reason for numbers, as have those above it. Raises UserError
-    for checkpoints, files or numbers that cannot be used, and where a model can read none of the lengths.
+    for checkpoints, files or numbers that cannot be used, and where no model can read the shortest length.
     """
     check_lengths(lengths)
     if batch_size is not None and batch_size < 1:
@@ -70,8 +70,13 @@ def evaluate_lengths(
         facts["tokenizer_is_lossless"] = all(
             _decode(tokenizer, tokens.ids[1:]) == text for tokens, text in zip(own, texts, strict=True)
         )
-        found.append(facts | _numbers(source, passes[-1], lengths, n_bytes) | facts_of(model, tokenizer))
+        found.append(facts | _numbers(passes[-1], lengths, n_bytes) | facts_of(model, tokenizer))
         del model
+    if not any(own.by_length for own in passes):
+        raise UserError(
+            f"lengths: {sources[0]} cannot be measured at {lengths[0]:,} tokens: {passes[0].reasons[lengths[0]]}. Give "
+            "shorter lengths, or another checkpoint."
+        )
     used = {each.document for each in targets}
     return {
         "texts": names,
@@ -109,14 +114,9 @@ def _reporting(progress: Progress | None, total: int) -> Report | None:
     return report
 
 
-def _numbers(source: str, passes: Passes, lengths: Sequence[int], n_bytes: Tensor) -> dict[str, Any]:
-    """What was measured of one checkpoint. Raises UserError where that is nothing."""
+def _numbers(passes: Passes, lengths: Sequence[int], n_bytes: Tensor) -> dict[str, Any]:
+    """What was measured of one checkpoint."""
     read = passes.by_length
-    if not read:
-        raise UserError(
-            f"checkpoint {source}: it cannot be measured at {lengths[0]:,} tokens: {passes.reasons[lengths[0]]}. Give "
-            "shorter lengths, or leave the checkpoint out."
-        )
     by_context = []
     for length in lengths:
         row: dict[str, Any] = {"length": length, "not_possible": passes.reasons.get(length)}
@@ -130,7 +130,7 @@ def _numbers(source: str, passes: Passes, lengths: Sequence[int], n_bytes: Tenso
         "by_context": by_context,
         "better_than_shorter": gains,
         "sure_beyond_standard_errors": line.needed,
-        "by_position": _positions(list(read), read[max(read)]),
+        "by_position": _positions(list(read), read[max(read)]) if read else [],
         "still_improves": line.still_improves,
         "stops_improving_at": line.stops_at if line.still_improves is False else None,
         "worse_from": line.worse_from,

@@ -30,7 +30,8 @@ def picture(facts: dict[str, Any], out_png: str | Path) -> Path:
             look = {"color": f"C{at % 10}", "marker": _MARKERS[at % len(_MARKERS)], "markersize": 5, "linewidth": 1.4}
             across = _across(each, facts["same_tokens"])
             _by_context(left, each, across, _label(names[at], each), look)
-            _gains(middle, each, across, look)
+            if across:
+                _gains(middle, each, across, look)
             _by_position(right, each, look, (at - (len(found) - 1) / 2) * min(0.12, 0.6 / len(found)))
         for axis in (left, middle):
             _finish_context(axis, facts)

@@ -48,7 +48,8 @@ def _block(name: str, found: dict[str, Any]) -> str:
     ]
     if found["read_in_pieces"] is False:
         lines.append("its cache cannot be carried over several tokens at once: every window is read in one call")
-    return "\n".join([*lines, "", *_table(rows), "", *_table(positions), "", found["in_words"]])
+    tables = [*_table(rows), "", *_table(positions)] if found["by_position"] else _table(rows)
+    return "\n".join([*lines, "", *tables, "", found["in_words"]])
 
 
 def _beside(names: dict[str, str], facts: dict[str, Any]) -> str:

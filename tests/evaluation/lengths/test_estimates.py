@@ -116,3 +116,6 @@ def test_one_length_says_nothing():
     line = told([2.0])
     assert line.still_improves is None
     assert in_words(line) == "Only 512 tokens could be measured, which says nothing about more context."
+    nothing = course((), [], torch.ones(8))
+    assert (nothing.stops_at, nothing.still_improves) == (None, None)
+    assert in_words(nothing) == "None of the lengths could be measured."

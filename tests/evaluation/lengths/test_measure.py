@@ -136,7 +136,7 @@ def test_numbers_lie_beside_the_checkpoint(tmp_path):
         ({"text_files": ["a.txt", "a.txt"]}, r"text file .*a\.txt: it is there 2 times"),
         ({"checkpoints": ["llama", "llama"]}, r"checkpoint .*llama: it is there 2 times"),
         ({"lengths": [4, 4096]}, r"the longest is 4k, the longest text, .*a\.txt, has"),
-        ({"checkpoints": ["gpt2"], "lengths": [65, 80]}, r"gpt2: it cannot be measured at 65 tokens: the model"),
+        ({"checkpoints": ["gpt2"], "lengths": [65, 80]}, r"gpt2 cannot be measured at 65 tokens: the model"),
         ({"checkpoints": ["nothing"]}, "there is no such folder"),
         ({"text_files": ["none.txt"]}, "cannot be read"),
     ],
@@ -147,6 +147,17 @@ def test_what_cannot_be_measured_is_refused(folder, change, says):
         given[field] = [folder / name for name in given[field]]
     with pytest.raises(UserError, match=says):
         evaluate_lengths(**given)
+
+
+def test_a_checkpoint_that_cannot_be_measured_takes_no_other_along(folder, tmp_path):
+    facts = evaluate_lengths([folder / "gpt2", folder / "llama"], [folder / "a.txt"], [65, 80])
+    assert json.loads(json.dumps(facts, allow_nan=False)) == facts
+    none, llama = facts["checkpoints"]
+    assert none["in_words"] == "None of the lengths could be measured."
+    assert (none["by_position"], facts["better_than_the_first"]) == ([], [])
+    assert all(row["bits_per_byte"] > 0 for row in llama["by_context"])
+    assert "None of the lengths" in render(facts)
+    assert picture(facts, tmp_path / "lengths.png").stat().st_size > 5000
 
 
 def test_dtype_and_progress(folder):

@@ -83,6 +83,19 @@ def test_progress_is_told_of_all_tokens(others, documents, targets):
     assert sum(told) == tokens_to_read(documents, targets, LENGTHS)
 
 
+def test_a_model_whose_cache_forgets_is_read_in_one_call(others, documents, targets, monkeypatch):
+    usual = read_all(others["llama"], documents, targets, LENGTHS, call=7)
+    monkeypatch.setattr(under_test, "cache_name", lambda *_: None)
+    found = read_all(others["llama"], documents, targets, LENGTHS, call=7)
+    assert found.in_pieces is False
+    for length in LENGTHS:
+        torch.testing.assert_close(found.by_length[length].nats, usual.by_length[length].nats, atol=1e-3, rtol=1e-5)
+    monkeypatch.setattr("hybridlm.evaluation.lengths.windows.LARGEST", 20 * others["llama"].config.vocab_size)
+    found = read_all(others["llama"], documents, targets, LENGTHS, call=7)
+    assert list(found.by_length) == [4, 16]
+    assert "cannot be carried over several tokens at once" in found.reasons[48]
+
+
 def test_lengths_beyond_the_positions_are_not_possible(others, documents):
     lengths = [16, 64, 65, 80]
     targets = plan([[tokens] for tokens in documents[:1]], 80, ["a"])
