@@ -119,4 +119,4 @@ def in_words(course: Course) -> str:
 
 
 def _away(gain: Estimate) -> str:
-    return f"{abs(gain.bits):.4f} ± {gain.error:.4f} bits per byte {'worse' if gain.bits < 0 else 'better'}"
+    return f"{abs(gain.bits):.5f} ± {gain.error:.5f} bits per byte {'worse' if gain.bits < 0 else 'better'}"

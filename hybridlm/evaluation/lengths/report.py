@@ -35,7 +35,7 @@ def _block(name: str, found: dict[str, Any]) -> str:
         if each["not_possible"] is not None:
             rows.append((shown(length), "not possible", each["not_possible"]))
             continue
-        rows.append((shown(length), _number(each), _number(gains[before, length]) if before else ""))
+        rows.append((shown(length), _number(each), _number(gains[before, length], 5) if before else ""))
         before = length
     positions = [("position", "bits per byte", "")]
     positions += [(f"{each['from']:,}-{each['to']:,}", _number(each), "") for each in found["by_position"]]
@@ -58,7 +58,7 @@ def _beside(names: dict[str, str], facts: dict[str, Any]) -> str:
     for length in facts["lengths"]:
         for each in facts["better_than_the_first"]:
             if each["length"] == length:
-                rows.append((shown(length), names[each["checkpoint"]], _number(each)))
+                rows.append((shown(length), names[each["checkpoint"]], _number(each, 5)))
     return "\n".join(_table(rows))
 
 
@@ -76,10 +76,10 @@ def _about(facts: dict[str, Any]) -> str:
     return "\n".join(f"{name:<15}{value}" for name, value in lines.items())
 
 
-def _number(figures: dict[str, Any]) -> str:
+def _number(figures: dict[str, Any], digits: int = 4) -> str:
     if figures["bits_per_byte"] is None:
         return "too little text"
-    return f"{figures['bits_per_byte']:z.4f} ± {figures['standard_error']:.4f}"
+    return f"{figures['bits_per_byte']:z.{digits}f} ± {figures['standard_error']:.{digits}f}"
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:
