@@ -28,7 +28,7 @@ def index_forward(
     starts = starts_of(reset, mask)
     maps = maps_of(logits, starts, mask)
     states = follow(maps, initial_state)
-    read = _read(logits, _before(states, initial_state, starts))
+    read = _read(logits, before_of(states, initial_state, starts))
     h = values[torch.arange(values.shape[0], device=values.device), states.long()]
     nan = read.isnan().any(-1, keepdim=True)
     h = h.masked_fill(nan if mask is None else nan & mask[:, :, None, None], torch.nan)
@@ -55,7 +55,7 @@ def index_backward(
     row = p * (worth - (p * worth).sum(-1, keepdim=True)) / temperature
     if mask is not None:
         row = row.masked_fill(~mask[:, :, None, None], 0.0)
-    before = _before(states, initial_state, starts)
+    before = before_of(states, initial_state, starts)
     grad_theta = row.new_zeros(*row.shape, n, dtype=dtype)
     grad_theta.scatter_(-2, _rows(before, n), row.unsqueeze(-2).to(dtype))
     grad_bias = torch.einsum("btkj,btkl->kjl", one_hot(before, n, row.dtype), row)
@@ -156,7 +156,7 @@ def one_hot(states: Tensor, n: int, dtype: torch.dtype) -> Tensor:
     return (states.unsqueeze(-1) == torch.arange(n, device=states.device)).to(dtype)
 
 
-def _before(states: Tensor, initial_state: Tensor, starts: Tensor | None) -> Tensor:
+def before_of(states: Tensor, initial_state: Tensor, starts: Tensor | None) -> Tensor:
     """s_{t-1} (B, T, K), 0 at a document's start."""
     before = torch.cat([initial_state.unsqueeze(1), states[:, :-1]], 1)
     return before if starts is None else before.masked_fill(starts.unsqueeze(2), 0)

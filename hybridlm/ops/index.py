@@ -21,6 +21,7 @@ from hybridlm.ops.selfcheck import index_disagreement
 _MODULES = {
     "torch": "hybridlm.model.indexmaps_hybridlm",
     "cpu": "hybridlm.ops.cpu.index",
+    "triton": "hybridlm.ops.triton.index",
 }
 _logger = logging.getLogger("hybridlm.ops")
 

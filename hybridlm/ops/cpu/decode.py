@@ -1,7 +1,8 @@
 """A decode step of a layer as one call of compiled code: its operations are recorded, then run one after another.
 
 A value is the address of (B, n) numbers in the storage dtype. Weights are tensors of that dtype, states (B, n) in the
-dtype of the recurrence (bytes of finite-state heads), moved on in place; all of them contiguous. Nothing is changed before `run`.
+dtype of the recurrence (bytes of finite-state heads), moved on in place; all of them contiguous. Nothing is changed
+before `run`.
 """
 
 import struct
