@@ -83,20 +83,23 @@ def render(facts: dict[str, Any]) -> str:
         + ", ".join(f"{name} {value}" for name, value in facts["special_tokens"].items()),
         "dtype": facts["dtype"],
         "epsilon": epsilon,
+        **_automata(facts["finite_state_heads"]),
         "cache": f"{facts['cache_bytes']:,} bytes a sequence{grows}",
         "parameters": f"{total:,}",
     }
-    heads = facts["finite_state_heads"]
-    if heads is not None:
-        layers = f"{heads['layers']} nfsm layer{'s' if heads['layers'] > 1 else ''}"
-        lines["automata"] = (
-            f"{heads['heads']:,} of {heads['states']} states each, in {layers}; a byte each in the cache"
-        )
     rows = [f"{name:<12}{value}" for name, value in lines.items()]
     rows += [
         f"{'':<12}{count:>14,}  {count / total:6.1%}  {kind}" for kind, count in facts["parameters_by_kind"].items()
     ]
     return "\n".join(rows)
+
+
+def _automata(heads: dict[str, int] | None) -> dict[str, str]:
+    """A line for a model that has any."""
+    if heads is None:
+        return {}
+    layers = f"{heads['layers']} nfsm layer" + ("s" if heads["layers"] > 1 else "")
+    return {"automata": f"{heads['heads']:,} of {heads['states']} states each, in {layers}; a byte each in the cache"}
 
 
 def finite_state_heads(config: PreTrainedConfig) -> dict[str, int] | None:
