@@ -25,8 +25,6 @@ from .indexscan_hybridlm import index_scan
 class NfsmCell(Cell):
     """State: `s` (B, K) uint8, one number a head. s_0 is 0, which is no restriction: names of states mean nothing."""
 
-    passes_state = False
-
     def __init__(self, config):
         super().__init__(config)
         K, n = config.nfsm_heads, config.nfsm_states

@@ -50,8 +50,24 @@ def index_backward(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of theta in `dtype`, of bias (K, n, n) and of values (K, n, d), from that of h."""
+    worth = worths(maps, torch.einsum("btkd,knd->btkn", grad, values), starts_of(reset, mask))
+    return gradients(grad, worth, p, states, values, initial_state, temperature, reset, mask, dtype)
+
+
+def gradients(
+    grad: Tensor,
+    worth: Tensor,
+    p: Tensor,
+    states: Tensor,
+    values: Tensor,
+    initial_state: Tensor,
+    temperature: float,
+    reset: Tensor | None,
+    mask: Tensor | None,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same from lambda, `worth` (B, T, K, n), too."""
     n, starts = p.shape[-1], starts_of(reset, mask)
-    worth = worths(maps, torch.einsum("btkd,knd->btkn", grad, values), starts)
     row = p * (worth - (p * worth).sum(-1, keepdim=True)) / temperature
     if mask is not None:
         row = row.masked_fill(~mask[:, :, None, None], 0.0)
@@ -107,6 +123,14 @@ def follow(maps: Tensor, start: Tensor) -> Tensor:
         state = at(parts[:, :, i], state.unsqueeze(-1)).squeeze(-1)
         states.append(state)
     return torch.stack(states, 2).flatten(1, 2)[:, :length]
+
+
+def composed(maps: Tensor) -> Tensor:
+    """Where each state leads over all steps: (B, T, K, n) -> (B, K, n)."""
+    while maps.shape[1] > 1:
+        rest = maps[:, -1:] if maps.shape[1] % 2 else maps[:, :0]
+        maps = torch.cat([at(maps[:, 1::2], maps[:, : maps.shape[1] // 2 * 2 : 2]), rest], 1)
+    return maps[:, 0]
 
 
 def worths(maps: Tensor, grad: Tensor, starts: Tensor | None) -> Tensor:
