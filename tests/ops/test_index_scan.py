@@ -238,6 +238,7 @@ def test_without_the_package_the_same_in_pure_pytorch(monkeypatch):
 
 def test_the_seam_is_open():
     assert seam_hybridlm.index is index
+    assert ops.index_scan is index_scan
 
 
 @pytest.fixture
