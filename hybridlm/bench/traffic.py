@@ -8,13 +8,15 @@
                 the layers in the precision of the products, the rest in fp32; what is outside the layers once);
                 reduce-scatter of the gradients in fp32, once a step; between copies an all-reduce of each part of them
     sequence    for each layer, forward and backward: all-gather of factor and state, 2 numbers for each number of the
-                state, in fp32, and of the last K - 1 inputs of its convolution, in the precision of the products
+                state, in fp32, and of the last K - 1 inputs of its convolution, in the precision of the products; for
+                a head of `nfsm` of n states n + 1 bytes forward, its map, and n numbers in fp32 backward
 
 `scripts/bench_scaling.py` puts these numbers beside what goes over the loopback interface.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +24,7 @@ import torch
 
 from hybridlm import HybridLMConfig, HybridLMForCausalLM
 from hybridlm.model.cell_hybridlm import Cell
+from hybridlm.model.cells_nfsm import NfsmCell
 from hybridlm.model.conv_hybridlm import ShortConv
 from hybridlm.training.arrangement import sharded_over
 from hybridlm.training.flops import flops_per_token
@@ -41,11 +44,16 @@ class Shape:
     """In layers besides."""
     layers: int
     states: int
-    """Numbers of the recurrent states of a sequence, over all layers; a complex one counts twice."""
+    """Numbers of the recurrent states of a sequence, over all layers; a complex one counts twice, a whole number of
+    `nfsm` not at all."""
     windows: int
     """Inputs that the convolutions of the next part reach back to, over all layers, for a sequence."""
     flops: int
     """Of training, for a token."""
+    heads: int = 0
+    """Of `nfsm`, over all layers."""
+    mapped: int = 0
+    """States that those have together."""
 
     @property
     def root(self) -> int:
@@ -78,14 +86,17 @@ def shape_of(config: PretrainConfig, vocabulary: int) -> Shape:
     layers: Any = model.model.layers
     maps = sum(p.numel() for module in layers.modules() if type(module) is torch.nn.Linear for p in module.parameters())
     cells = [module for module in layers.modules() if isinstance(module, Cell)]
+    automata = [cell for cell in cells if isinstance(cell, NfsmCell)]
     return Shape(
         parameters=sum(p.numel() for p in model.parameters()),
         maps=maps,
         layer_rest=sum(p.numel() for p in layers.parameters()) - maps,
         layers=len(layers),
-        states=sum(state.numel() for cell in cells for state in cell.initial_state(1, torch.device("meta")).values()),
+        states=sum(state.numel() for cell in cells if cell not in automata for state in _initial(cell)),
         windows=sum(m.weight.shape[0] * (m.kernel - 1) for m in layers.modules() if isinstance(m, ShortConv)),
         flops=flops_per_token(model, config.data.sequence_length).training,
+        heads=sum(cell.heads for cell in automata),
+        mapped=sum(cell.heads * cell.states for cell in automata),
     )
 
 
@@ -113,8 +124,13 @@ def traffic(config: PretrainConfig, shape: Shape, processes: int) -> Traffic:
 
 def _states(config: PretrainConfig, shape: Shape, micro: int, parts: int, products: int) -> float:
     """Of a forward and its backward; the forward is run once more with gradient checkpointing."""
-    once = (parts - 1) * micro * (2 * 4 * shape.states + products * shape.windows)
-    return once * (3 if config.training.gradient_checkpointing else 2)
+    forwards = 2 if config.training.gradient_checkpointing else 1
+    once = 2 * 4 * shape.states + products * shape.windows
+    return (parts - 1) * micro * ((forwards + 1) * once + forwards * (shape.mapped + shape.heads) + 4 * shape.mapped)
+
+
+def _initial(cell: Cell) -> Iterable[torch.Tensor]:
+    return cell.initial_state(1, torch.device("meta")).values()
 
 
 def _others(count: int) -> float:

@@ -1,7 +1,9 @@
-"""How often rounding flips a bistable unit: one forward over a text beside single steps with a cache.
+"""How often rounding flips a discrete state: one forward over a text beside single steps with a cache.
 
-The scan itself gives the same bits in any order. The matrix products in front of it do not: a unit whose |c| lies
-within their rounding of beta may write in one view and hold in the other, and then differs until its next write.
+The scans of `bmru` and `nfsm` themselves give the same bits in any order. The matrix products in front of them do not:
+a unit whose |c| lies within their rounding of beta may write in one view and hold in the other, and then differs until
+its next write; a head whose two best destinations lie as close may go to either, and then differs until some input
+sends both of its states to the same one. In 16 bits close means equal but for the last of 8 or 11 bits.
 """
 
 from __future__ import annotations
@@ -15,19 +17,20 @@ from transformers import DynamicCache, PreTrainedModel
 
 from hybridlm.errors import UserError
 from hybridlm.model.cells_bmru import BmruCell
+from hybridlm.model.cells_nfsm import NfsmCell
 
 
 @torch.no_grad()
 def count_flips(model: PreTrainedModel, ids: Tensor) -> dict[str, Any]:
-    """ids (B, T) int64. Returns the share of (token, unit) pairs of all `bmru` layers whose states differ, `states`
-    and `dtype`, and `logits`, the largest difference of a logit as a share of the largest logit.
+    """ids (B, T) int64. Returns the share of (token, unit or head) pairs of all `bmru` and `nfsm` layers whose states
+    differ, `states` and `dtype`, and `logits`, the largest difference of a logit as a share of the largest logit.
 
-    Raises UserError for a model without `bmru` layers.
+    Raises UserError for a model without such layers.
     """
-    cells = [module for module in model.modules() if isinstance(module, BmruCell)]
+    cells = [module for module in model.modules() if isinstance(module, (BmruCell, NfsmCell))]
     if not cells:
         pattern = getattr(model.config, "pattern", None)
-        raise UserError(f"pattern={pattern!r}: the model has no bmru layer, so there is nothing to flip.")
+        raise UserError(f"pattern={pattern!r}: the model has no bmru or nfsm layer, so there is nothing to flip.")
     seen: list[list[Tensor]] = [[] for _ in cells]
 
     def keep(index: int) -> Callable[..., None]:

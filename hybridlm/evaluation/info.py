@@ -61,6 +61,7 @@ def describe(checkpoint: str | Path) -> dict[str, Any]:
         "tied_embeddings": config.tie_word_embeddings,
         "dtype": str(config.dtype or "unknown").removeprefix("torch."),
         "epsilon": model.epsilon,
+        "finite_state_heads": finite_state_heads(config),
         "parameters": sum(kinds.values()),
         "parameters_by_kind": kinds,
         **cache_bytes(model, config),
@@ -82,6 +83,7 @@ def render(facts: dict[str, Any]) -> str:
         + ", ".join(f"{name} {value}" for name, value in facts["special_tokens"].items()),
         "dtype": facts["dtype"],
         "epsilon": epsilon,
+        **_automata(facts["finite_state_heads"]),
         "cache": f"{facts['cache_bytes']:,} bytes a sequence{grows}",
         "parameters": f"{total:,}",
     }
@@ -90,6 +92,21 @@ def render(facts: dict[str, Any]) -> str:
         f"{'':<12}{count:>14,}  {count / total:6.1%}  {kind}" for kind, count in facts["parameters_by_kind"].items()
     ]
     return "\n".join(rows)
+
+
+def _automata(heads: dict[str, int] | None) -> dict[str, str]:
+    """A line for a model that has any."""
+    if heads is None:
+        return {}
+    layers = f"{heads['layers']} nfsm layer" + ("s" if heads["layers"] > 1 else "")
+    return {"automata": f"{heads['heads']:,} of {heads['states']} states each, in {layers}; a byte each in the cache"}
+
+
+def finite_state_heads(config: PreTrainedConfig) -> dict[str, int] | None:
+    """In how many layers there is `nfsm`, how many heads these have together, and the states of each; None without."""
+    layers = sum("nfsm" in block.split("+") for block in config.block_types)
+    count = sum(block.split("+").count("nfsm") for block in config.block_types)
+    return {"layers": layers, "heads": count * config.nfsm_heads, "states": config.nfsm_states} if layers else None
 
 
 def parameters_by_kind(model: PreTrainedModel) -> dict[str, int]:

@@ -26,7 +26,6 @@ class NfsmCell(Cell):
     """State: `s` (B, K) uint8, one number a head. s_0 is 0, which is no restriction: names of states mean nothing."""
 
     finite = True
-    passes_state = False
 
     def __init__(self, config):
         super().__init__(config)

@@ -28,7 +28,7 @@ def index_forward(
     starts = starts_of(reset, mask)
     maps = maps_of(logits, starts, mask)
     states = follow(maps, initial_state)
-    read = _read(logits, _before(states, initial_state, starts))
+    read = _read(logits, before_of(states, initial_state, starts))
     h = values[torch.arange(values.shape[0], device=values.device), states.long()]
     nan = read.isnan().any(-1, keepdim=True)
     h = h.masked_fill(nan if mask is None else nan & mask[:, :, None, None], torch.nan)
@@ -50,12 +50,28 @@ def index_backward(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of theta in `dtype`, of bias (K, n, n) and of values (K, n, d), from that of h."""
+    worth = worths(maps, torch.einsum("btkd,knd->btkn", grad, values), starts_of(reset, mask))
+    return gradients(grad, worth, p, states, values, initial_state, temperature, reset, mask, dtype)
+
+
+def gradients(
+    grad: Tensor,
+    worth: Tensor,
+    p: Tensor,
+    states: Tensor,
+    values: Tensor,
+    initial_state: Tensor,
+    temperature: float,
+    reset: Tensor | None,
+    mask: Tensor | None,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same from lambda, `worth` (B, T, K, n), too."""
     n, starts = p.shape[-1], starts_of(reset, mask)
-    worth = worths(maps, torch.einsum("btkd,knd->btkn", grad, values), starts)
     row = p * (worth - (p * worth).sum(-1, keepdim=True)) / temperature
     if mask is not None:
         row = row.masked_fill(~mask[:, :, None, None], 0.0)
-    before = _before(states, initial_state, starts)
+    before = before_of(states, initial_state, starts)
     grad_theta = row.new_zeros(*row.shape, n, dtype=dtype)
     grad_theta.scatter_(-2, _rows(before, n), row.unsqueeze(-2).to(dtype))
     grad_bias = torch.einsum("btkj,btkl->kjl", one_hot(before, n, row.dtype), row)
@@ -109,6 +125,14 @@ def follow(maps: Tensor, start: Tensor) -> Tensor:
     return torch.stack(states, 2).flatten(1, 2)[:, :length]
 
 
+def composed(maps: Tensor) -> Tensor:
+    """Where each state leads over all steps: (B, T, K, n) -> (B, K, n)."""
+    while maps.shape[1] > 1:
+        rest = maps[:, -1:] if maps.shape[1] % 2 else maps[:, :0]
+        maps = torch.cat([at(maps[:, 1::2], maps[:, : maps.shape[1] // 2 * 2 : 2]), rest], 1)
+    return maps[:, 0]
+
+
 def worths(maps: Tensor, grad: Tensor, starts: Tensor | None) -> Tensor:
     """lambda_t[s] = q_t[s] + lambda_{t+1}[tau_{t+1}(s)] for all s, nothing behind the end or a document's; grad, q
     (B, T, K, n)."""
@@ -156,7 +180,7 @@ def one_hot(states: Tensor, n: int, dtype: torch.dtype) -> Tensor:
     return (states.unsqueeze(-1) == torch.arange(n, device=states.device)).to(dtype)
 
 
-def _before(states: Tensor, initial_state: Tensor, starts: Tensor | None) -> Tensor:
+def before_of(states: Tensor, initial_state: Tensor, starts: Tensor | None) -> Tensor:
     """s_{t-1} (B, T, K), 0 at a document's start."""
     before = torch.cat([initial_state.unsqueeze(1), states[:, :-1]], 1)
     return before if starts is None else before.masked_fill(starts.unsqueeze(2), 0)

@@ -24,7 +24,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .indexmaps_hybridlm import at, index_backward, index_forward, logits_of, maps_of, one_hot, starts_of
+from .indexsplit_hybridlm import index_split
 from .seam_hybridlm import index
+from .sequence_hybridlm import sharing
 from .stepwise_hybridlm import exporting, stepwise
 from .twolevel_hybridlm import recurrence_dtype
 
@@ -59,6 +61,10 @@ def index_scan(
         states = _stepwise(maps_of(logits, starts_of(reset, mask), mask), initial_state)
         return torch.einsum("btkn,knd->btkd", one_hot(states, theta.shape[-1], dtype), values), states
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (theta, bias, values))
+    if (ranks := sharing()) is not None:
+        if mask is not None:
+            raise ValueError("mask: a sequence that is split over processes has no padding. Pack documents instead.")
+        return index_split(ranks, path, (theta, bias, noise, values, initial_state, float(temperature), reset, keep))
     inputs = theta, bias, noise, values, initial_state, float(temperature), reset, mask, keep
     if index is not None:
         return index.scan(*inputs, path)

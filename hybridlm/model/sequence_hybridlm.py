@@ -7,7 +7,7 @@ What a part does to a recurrent state, as seen from outside, is one affine map p
 so the state before a part follows from the (factor, own) of the parts before it, which is all that is exchanged: one
 all-gather of two numbers per channel for a layer, whatever the length of the parts. Gradients of states go the other
 way, from the last part to the first, with the same factors. The convolution needs the last K-1 inputs of its left
-neighbour.
+neighbour. Finite-state heads pass on maps between their states (`indexsplit_hybridlm`).
 
 Which processes share the sequences is set on the layers (`split_sequence` of a model); `sharing()` says it inside one,
 to the scans and the convolution. Cells do not know of it.

@@ -56,6 +56,15 @@ def check_path(path: str | None) -> None:
         raise UserError(f"{_asking(path)}={path!r}: there is no such path; choose one of {', '.join(PATHS)}.")
 
 
+def check_split(path: str) -> None:
+    """Raises UserError for a path that cannot scan a part of a sequence."""
+    if path == "reference":
+        raise UserError(
+            "path='reference': the loop over time runs in one process; a sequence that is split over several takes the "
+            "other paths. Leave it out, or do not split."
+        )
+
+
 def check_environment() -> str | None:
     """The path that HYBRIDLM_SCAN names. Raises UserError where there is none such: for what would find it out late."""
     check_path(_from_environment)

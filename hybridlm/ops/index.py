@@ -15,12 +15,13 @@ from torch.library import custom_op
 
 from hybridlm.errors import UserError
 from hybridlm.ops import reference
-from hybridlm.ops.dispatch import choose, forced, has_memory
+from hybridlm.ops.dispatch import check_split, choose, forced, has_memory
 from hybridlm.ops.selfcheck import index_disagreement
 
 _MODULES = {
     "torch": "hybridlm.model.indexmaps_hybridlm",
     "cpu": "hybridlm.ops.cpu.index",
+    "triton": "hybridlm.ops.triton.index",
 }
 _logger = logging.getLogger("hybridlm.ops")
 
@@ -47,6 +48,7 @@ def kernels(device: torch.device, dtype: torch.dtype, path: str | None) -> Any:
     UserError where a path is forced whose kernels cannot.
     """
     chosen = choose(device, dtype, path).path
+    check_split(chosen)  # who asks for kernels of it has parts
     wrong = None if chosen == "torch" else _wrong(chosen, device.type, dtype)
     if wrong is None:
         return import_module(_MODULES[chosen])

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from hybridlm.errors import UserError
 from hybridlm.ops import reference
-from hybridlm.ops.dispatch import check_path, choose, explain, forced, has_memory, kernels
+from hybridlm.ops.dispatch import check_path, check_split, choose, explain, forced, has_memory, kernels
 
 __all__ = ["check_path", "explain", "kernel", "linear", "lru", "memory", "step_kernels"]
 
@@ -58,13 +57,9 @@ def step_kernels(x: Tensor, *others: Tensor) -> dict[str, Any] | None:
 
 def kernel(name: str, x: Tensor, path: str | None = None) -> Any:
     """One of the six functions by name, of the path for tensors like x: for a caller that differentiates by itself."""
-    choice = choose(x.device, x.dtype, path)
-    if choice.path == "reference":
-        raise UserError(
-            "path='reference': the loop over time runs in one process; a sequence that is split over several takes the "
-            "other paths. Leave it out, or do not split."
-        )
-    return kernels(choice.path)[name]
+    chosen = choose(x.device, x.dtype, path).path
+    check_split(chosen)
+    return kernels(chosen)[name]
 
 
 def _kernel(name: str, x: Tensor, path: str) -> Any:

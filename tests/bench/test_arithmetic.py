@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,10 @@ def test_traffic_by_hand():
     assert (shared.reduce, shared.states) == (6000, 8 * 2 * 4 * (2 * 24 + 48))
     again = traffic(small("parallel.sequence=4", "training.gradient_checkpointing=true"), SMALL, 4)
     assert again.states == 16 * 3 * 3 * 4 * (2 * 24 + 48)
+    automata = replace(SMALL, states=0, windows=0, heads=3, mapped=15)  # maps of bytes forward, numbers backward
+    assert traffic(small("parallel.sequence=2"), automata, 4).states == 8 * (15 + 3 + 4 * 15)
+    again = traffic(small("parallel.sequence=4", "training.gradient_checkpointing=true"), automata, 4)
+    assert again.states == 16 * 3 * (2 * (15 + 3) + 4 * 15)
 
 
 def test_the_shape_of_a_model():
@@ -70,6 +75,11 @@ def test_the_shape_of_a_model():
     assert shape.root == 64 * 16 + 16  # the tied embedding, and the last norm
     assert shape.windows == 2 * 3 * shape.states // 4  # states: one of rglru, two of lru, one of bmru, for each channel
     assert shape.parameters == shape.maps + shape.layer_rest + shape.root
+    assert shape.heads == shape.mapped == 0
+    model = {"pattern": "nfsm lru+nfsm", "hidden_size": 16, "nfsm_heads": 2, "nfsm_states": 5}
+    config = load_config(None, ["data.folder=x", "training.steps=1", f"model={model}".replace("'", "")])
+    shape = shape_of(config, 64)
+    assert (shape.states, shape.heads, shape.mapped) == (32, 4, 20)
 
 
 def test_time_by_hand():

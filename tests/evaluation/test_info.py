@@ -61,6 +61,18 @@ def test_the_lines_say_what_matters(build, tmp_path):
         assert part in lines
 
 
+def test_finite_state_heads_are_counted(build, tmp_path):
+    build("nfsm lru+nfsm", nfsm_heads=4, nfsm_states=3).save_pretrained(tmp_path / "two")
+    facts = describe(tmp_path / "two")
+    assert facts["finite_state_heads"] == {"layers": 2, "heads": 8, "states": 3}
+    assert "automata    8 of 3 states each, in 2 nfsm layers; a byte each in the cache" in render(facts)
+    assert "cell nfsm" in facts["parameters_by_kind"]
+    build("lru").save_pretrained(tmp_path / "none")
+    facts = describe(tmp_path / "none")
+    assert facts["finite_state_heads"] is None
+    assert "automata" not in render(facts)
+
+
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"no config\.json"):
         describe(tmp_path)

@@ -41,7 +41,7 @@ def test_logits_and_gradients_are_those_of_one_process(parts, pattern):
 
 
 def test_every_mixer_is_split_or_refused():
-    assert set(MIXERS) - set(SPLITTABLE) == {"attention", "sliding_attention", "gru", "lstm", "nfsm"}
+    assert set(MIXERS) - set(SPLITTABLE) == {"attention", "sliding_attention", "gru", "lstm"}
 
 
 def test_bistable_states_are_bit_equal(parts):

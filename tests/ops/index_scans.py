@@ -55,3 +55,36 @@ def dense_gradient(drive, start, grad, reset, mask):
                 goes = F.one_hot(maps[row, t, head], n).to(drive.dtype)  # [source, destination]
                 worth = torch.zeros_like(worth) if fresh else goes @ worth
     return found
+
+
+def case(length, n=5, d=3, dtype=torch.float64, noisy=True, flags=True, rows=3, seed=0):
+    """Arguments of `index_scan`, with many ties, and what arrives at h. Logits are exact in every dtype."""
+    theta, start, reset, mask = random_scan(length, rows=rows, n=n, seed=seed, flags=flags)
+    generator = torch.Generator().manual_seed(seed + 1)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def random(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(wide)
+
+    heads = theta.shape[2]
+    found = {"theta": (4 * theta).round().div(4).to(dtype), "values": random(heads, n, d), "initial_state": start}
+    found |= {"bias": random(heads, n, n).mul(2).round() / 2, "temperature": 0.7, "reset": reset, "mask": mask}
+    found["noise"] = random(*theta.shape).mul(2).round() / 2 if noisy else None
+    return found, random(*theta.shape[:3], d)
+
+
+def logits_of(given):
+    total = given["theta"].double() + given["bias"].double()
+    return total if given["noise"] is None else total + given["noise"].double()
+
+
+def dense(given, grad):
+    """The same in float64."""
+    states, logits = by_hand(logits_of(given), given["initial_state"], given["reset"], given["mask"]), logits_of(given)
+    values, grad = given["values"].double(), grad.double()
+    h = values[torch.arange(values.shape[0]), states]
+    worth = torch.einsum("btkd,knd->btkn", grad, values) / given["temperature"]
+    scaled = logits / given["temperature"]
+    found = dense_gradient(scaled, given["initial_state"], worth, given["reset"], given["mask"])
+    visited = torch.nn.functional.one_hot(states, values.shape[1]).double()
+    return h, states, found, found.sum((0, 1)), torch.einsum("btkn,btkd->knd", visited, grad)

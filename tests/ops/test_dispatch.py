@@ -204,18 +204,19 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from hybridlm import HybridLMConfig, HybridLMForCausalLM
-from hybridlm.ops import decode, dispatch, fused
+from hybridlm.ops import decode, dispatch, fused, index
 
 class Watching(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         return function(*args, **(kwargs or {}))
 
 logging.basicConfig(stream=sys.stderr)
-config = HybridLMConfig(pattern="rglru+bmru lru mingru", vocab_size=30, hidden_size=16, num_attention_heads=2)
+config = HybridLMConfig(pattern="rglru+bmru lru mingru nfsm", vocab_size=30, hidden_size=16, num_attention_heads=2)
 model, ids = HybridLMForCausalLM(config), torch.arange(8)[None]
 with FlopCounterMode(display=False) as counted, Watching():
     model(input_ids=ids, labels=ids).loss.backward()
-    tried = [check.cache_info().misses for check in (dispatch._choose, fused._right)]
+    tried = [check.cache_info().misses for check in (dispatch._choose, fused._right, index._wrong)]
+    print(index._wrong("cpu", "cpu", torch.float32))
     print(tried, model.scan_path.split(":")[0], fused._right(torch.float32), decode._right(torch.float32))
 assert counted.get_total_flops() > 0
 """
@@ -227,5 +228,5 @@ def test_kernels_are_tried_whatever_watches_torch():
     they do to the trial must not turn the kernels off until the process ends."""
     done = launch(["-c", WATCHED])
     assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout == "[1, 1] cpu True True\n"
+    assert done.stdout == "None\n[1, 1, 1] cpu True True\n"
     assert "slower" not in done.stderr

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from index_scans import by_hand, dense_gradient, identity, random_scan
+from index_scans import by_hand, case, dense, dense_gradient, identity, random_scan
 
 from hybridlm import HybridLMConfig, HybridLMForCausalLM, ops
 from hybridlm.errors import UserError
@@ -25,44 +25,11 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-8, t
 SETS = library.SETS[: library.library().best + 1] if COMPILED else ()
 
 
-def case(length, n=5, d=3, dtype=torch.float64, noisy=True, flags=True, rows=3, seed=0):
-    """Arguments of `index_scan`, with many ties, and what arrives at h. Logits are exact in every dtype."""
-    theta, start, reset, mask = random_scan(length, rows=rows, n=n, seed=seed, flags=flags)
-    generator = torch.Generator().manual_seed(seed + 1)
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-
-    def random(*shape):
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(wide)
-
-    heads = theta.shape[2]
-    found = {"theta": (4 * theta).round().div(4).to(dtype), "values": random(heads, n, d), "initial_state": start}
-    found |= {"bias": random(heads, n, n).mul(2).round() / 2, "temperature": 0.7, "reset": reset, "mask": mask}
-    found["noise"] = random(*theta.shape).mul(2).round() / 2 if noisy else None
-    return found, random(*theta.shape[:3], d)
-
-
-def logits_of(given):
-    total = given["theta"].double() + given["bias"].double()
-    return total if given["noise"] is None else total + given["noise"].double()
-
-
 def gradients(given, grad, path):
     """h, states, and the gradients of theta, bias and values."""
     leaves = {name: given[name].clone().requires_grad_() for name in ("theta", "bias", "values")}
     h, states = index_scan(**{**given, **leaves}, path=path)
     return h.detach(), states, *torch.autograd.grad(h, list(leaves.values()), grad)
-
-
-def dense(given, grad):
-    """The same in float64."""
-    states, logits = by_hand(logits_of(given), given["initial_state"], given["reset"], given["mask"]), logits_of(given)
-    values, grad = given["values"].double(), grad.double()
-    h = values[torch.arange(values.shape[0]), states]
-    worth = torch.einsum("btkd,knd->btkn", grad, values) / given["temperature"]
-    scaled = logits / given["temperature"]
-    found = dense_gradient(scaled, given["initial_state"], worth, given["reset"], given["mask"])
-    visited = torch.nn.functional.one_hot(states, values.shape[1]).double()
-    return h, states, found, found.sum((0, 1)), torch.einsum("btkn,btkd->knd", visited, grad)
 
 
 @pytest.mark.parametrize("flags", [False, True])
@@ -271,6 +238,7 @@ def test_without_the_package_the_same_in_pure_pytorch(monkeypatch):
 
 def test_the_seam_is_open():
     assert seam_hybridlm.index is index
+    assert ops.index_scan is index_scan
 
 
 @pytest.fixture

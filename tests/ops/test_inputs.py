@@ -114,5 +114,5 @@ def test_explain_takes_no_dtype_that_scans_refuse(caplog):
 def test_names_are_listed_before_they_are_asked_for():
     import hybridlm
 
-    assert {"linear_scan", "lru_scan", "memory_scan", "explain"} <= set(dir(ops))
+    assert {"linear_scan", "lru_scan", "memory_scan", "index_scan", "explain"} <= set(dir(ops))
     assert "allocator" in dir(hybridlm)

@@ -104,7 +104,7 @@ def test_says_why_it_cannot_run(monkeypatch):
 
 def test_no_module_of_ours_needs_triton_to_be_imported():
     """torch and transformers load it where it is installed; the kernels' modules load where it is not."""
-    scans = ", ".join(f"hybridlm.ops.triton.{name}" for name in ("linear", "lru", "memory"))
+    scans = ", ".join(f"hybridlm.ops.triton.{name}" for name in ("linear", "lru", "memory", "index"))
     code = (
         f"import sys\nsys.modules['triton'] = None\nimport hybridlm.ops, {scans}\n"
         f"assert not set({MODULES}) & set(sys.modules), 'kernels are made at the first call'\n"
