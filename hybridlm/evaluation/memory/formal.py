@@ -50,9 +50,9 @@ class Automaton(Task):
         """Which of its state's choices each letter is, (T, B)."""
         return random_integers(0, self.choices.shape[1], (length, rows), generator)
 
-    def make(self, length: int, rows: int, generator: torch.Generator) -> Batch:
-        """Time is the first axis inside, and a state stands for its row in the flat tables: a step is one addition and
-        one look-up."""
+    def of_length(self, length: int, rows: int, generator: torch.Generator) -> Batch:
+        """Sequences of any length. Time is the first axis inside, and a state stands for its row in the flat tables: a
+        step is one addition and one look-up."""
         moves = self.draw(length, rows, generator)
         table = self.following.flatten() * self.choices.shape[1]
         state = torch.zeros(rows, dtype=torch.int64)
@@ -63,13 +63,13 @@ class Automaton(Task):
         return Batch(letters[moves.T], labels[moves.T])
 
     def batch(self, rows: int, generator: torch.Generator) -> Batch:
-        return self.make(TRAINED, rows, generator)
+        return self.of_length(TRAINED, rows, generator)
 
     def tests(self) -> list[Test]:
         longest = LONGEST_QUICK if self.quick else LONGEST
         return [
-            Test("1x", TRAINED, ROWS, partial(self.make, TRAINED)),
-            Test("failing length", longest, ROWS, partial(self.make, longest), failing=True),
+            Test("1x", TRAINED, ROWS, partial(self.of_length, TRAINED)),
+            Test("failing length", longest, ROWS, partial(self.of_length, longest), failing=True),
         ]
 
 

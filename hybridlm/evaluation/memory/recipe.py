@@ -56,6 +56,11 @@ class Recipe:
     """Share of the run in which it stays there."""
     exploration_zero: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of the run at which it is 0."""
+    length_start: Annotated[int, Field(ge=1)] | None = None
+    """Automata: length of the sequences at the start; it grows to the task's by equal factors in equal times, and
+    of short ones there are more, so that a step has as many letters. null: the task's from the start."""
+    length_full: Annotated[float, Field(gt=0, le=1)] = 0.6
+    """Share of the run at which they have the task's length."""
     write_penalty: Annotated[float, Field(ge=0)] = 0.0
     """Weight of (mean z)^2 in the loss."""
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -77,6 +82,13 @@ class Recipe:
     def exploring(self) -> ExplorationConfig:
         hold, zero = self.exploration_hold, self.exploration_zero
         return ExplorationConfig(start=self.exploration_start, hold=hold, zero=zero)
+
+    def length(self, step: int, steps: int, trained: int) -> int:
+        """Of the sequences of a step, where the task's own are `trained` long."""
+        if self.length_start is None or self.length_start >= trained:
+            return trained
+        share = min(1.0, step / (steps * self.length_full))
+        return round(self.length_start * (trained / self.length_start) ** share)
 
     def config(self, mixer: str, symbols: int = 1) -> HybridLMConfig:
         """The stack of a mixer. Raises UserError where the mixer, or a field, is not one."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hybridlm.evaluation.memory.formal import TRAINED, Automaton
 from hybridlm.evaluation.memory.model import MemoryModel
 from hybridlm.evaluation.memory.recipe import Recipe
 from hybridlm.evaluation.memory.task import IGNORED, Batch, Task, Test
@@ -80,7 +81,7 @@ def train(model: MemoryModel, task: Task, seed: int, recipe: Recipe) -> float | 
             group["lr"] = rate * factor
         backbone.set_epsilon(annealed(step, steps, recipe.annealing))
         backbone.set_exploration(annealed(step, steps, recipe.exploring))
-        batch = task.batch(task.budget.rows, data).to(model.device)
+        batch = _batch(task, recipe, step, steps, data).to(model.device)
         loss = loss_of(model(batch.inputs), batch.targets)
         penalty = backbone.write_penalty() if recipe.write_penalty else None
         losses.append(loss.detach())
@@ -96,6 +97,14 @@ def train(model: MemoryModel, task: Task, seed: int, recipe: Recipe) -> float | 
     last = torch.stack(losses[-max(1, steps // 20) :]).mean().item()
     finite = math.isfinite(last) and all(bool(p.isfinite().all()) for p in model.parameters())
     return last if finite else None
+
+
+def _batch(task: Task, recipe: Recipe, step: int, steps: int, data: torch.Generator) -> Batch:
+    rows = task.budget.rows
+    if recipe.length_start is None or not isinstance(task, Automaton):
+        return task.batch(rows, data)
+    length = recipe.length(step, steps, TRAINED)
+    return task.of_length(length, rows * TRAINED // length, data)
 
 
 def loss_of(answers: Tensor, targets: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ import transformers
 import hybridlm
 from hybridlm.errors import UserError, did_you_mean
 from hybridlm.evaluation.memory.families import MIXERS as MIXERS
+from hybridlm.evaluation.memory.formal import Automaton
 from hybridlm.evaluation.memory.kept import check_keeping, is_kept, keep_model
 from hybridlm.evaluation.memory.model import MemoryModel
 from hybridlm.evaluation.memory.page import write_page
@@ -102,7 +103,13 @@ def plan(
         check_keeping(tasks)
     settings = {recipe.name(mixer): recipe.settings(mixer) for mixer in mixers}
     for task in tasks:
-        TASKS[task](quick).check()
+        made = TASKS[task](quick)
+        made.check()
+        if recipe.length_start is not None and not isinstance(made, Automaton):
+            raise UserError(
+                f"set length_start={recipe.length_start}: {task} has sequences of its own length only. Set it with the "
+                "tasks of automata alone."
+            )
     try:
         torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError) as error:

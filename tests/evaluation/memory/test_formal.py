@@ -23,7 +23,7 @@ OPEN2, CLOSE2 = (0, 1), (2, 3)
 
 def drawn(task, length=200, rows=40, seed=0):
     """Sequences of letters and of labels, as lists."""
-    batch = task.make(length, rows, torch.Generator().manual_seed(seed))
+    batch = task.of_length(length, rows, torch.Generator().manual_seed(seed))
     assert batch.inputs.shape == batch.targets.shape == (rows, length)
     assert batch.inputs.dtype == batch.targets.dtype == torch.int64
     return list(zip(batch.inputs.tolist(), batch.targets.tolist(), strict=True))

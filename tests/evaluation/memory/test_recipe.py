@@ -54,6 +54,13 @@ def test_refused(settings, message):
         recipe_from(read_settings(settings))
 
 
+def test_sequences_grow_by_equal_factors():
+    assert [Recipe().length(step, 100, 64) for step in (0, 50, 99)] == [64] * 3
+    growing = Recipe(length_start=2, length_full=0.5)
+    assert [growing.length(step, 100, 64) for step in (0, 10, 20, 30, 40, 50, 99)] == [2, 4, 8, 16, 32, 64, 64]
+    assert Recipe(length_start=100).length(0, 100, 64) == 64
+
+
 def test_config_names_the_mixer():
     with pytest.raises(UserError, match=r"mixer 'bmrru'.*'bmrru'"):
         Recipe().config("bmrru")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hybridlm.evaluation.memory.copying import CopyFirst, CopyFirstSymbol
+from hybridlm.evaluation.memory.formal import Parity
 from hybridlm.evaluation.memory.recipe import Recipe
 from hybridlm.evaluation.memory.running import CHUNK, TOKENS_AT_ONCE, measure, run
 from hybridlm.evaluation.memory.task import Batch, Test
@@ -111,6 +112,16 @@ def test_rows_in_parts_are_all_counted():
         "name": "numbered", "length": length, "rows": rows,
         "asked": rows * length, "wrong": 6, "right": rows - 4,
     }  # fmt: skip
+
+
+def test_short_sequences_are_more(monkeypatch):
+    """A step has as many letters at any length, up to rounding down to whole sequences."""
+    task, shapes = Parity(quick=True), []
+    of_length = task.of_length
+    monkeypatch.setattr(task, "of_length", lambda *given: shapes.append(given[:2]) or of_length(*given))
+    task.tests = list
+    run(task, "lru", 0, Recipe(steps=8, width=8, length_start=4, length_full=0.5))
+    assert shapes == [(4, 256), (8, 128), (16, 64), (32, 32), *[(64, 16)] * 4]
 
 
 @pytest.mark.parametrize(("task", "found"), [(CopyFirst, ("mse", None)), (CopyFirstSymbol, ("wrong", 256))])

@@ -59,6 +59,11 @@ def test_run_of_another_version_is_done_again(tmp_path, monkeypatch):
     assert record["settings"]["task_version"] == 2
 
 
+def test_growing_sequences_are_refused_where_there_are_none():
+    with pytest.raises(UserError, match="set length_start=2: corridor has sequences of its own length only"):
+        suite.plan(["z2", "corridor"], ["bmru"], [0], True, recipe_from({"length_start": 2}))
+
+
 def test_failed_run_does_not_end_the_others(tmp_path, monkeypatch):
     def failing(task, mixer, *arguments, **keywords):
         if mixer == "lru":
