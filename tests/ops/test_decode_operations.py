@@ -183,3 +183,16 @@ class TestOperations:
         value = step.program.lru(step.address(b), tuple(decay), gain, re, im)
         assert_close(step.result(value, 2 * width), torch.cat([want[..., 0], want[..., 1]], 1), dtype)
         assert_close(torch.stack([re, im], -1), want, wide(dtype))
+
+
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_index_compares_what_the_map_would_have_stored(dtype, isa):
+    """1 and 1 + 2^-12 are one number in 16 bits: the first destination wins, as it does behind the module."""
+    x, step = torch.ones(ROWS, 4, dtype=dtype), Step(dtype, isa)
+    weight = torch.tensor([[1, 0, 0, 0], [1, 2**-12, 0, 0]], dtype=dtype).repeat(2, 1)
+    bias, values = torch.zeros(1, 2, 2, dtype=dtype), torch.arange(8).view(1, 2, 4).to(dtype)
+    s = torch.ones(ROWS, 1, dtype=torch.uint8)
+    got = step.result(step.program.index(step.address(x), weight, bias, values, s), 4)
+    assert not s.any()
+    assert torch.equal(got, values[0, :1].expand(ROWS, -1))

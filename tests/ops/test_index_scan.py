@@ -134,6 +134,27 @@ def test_a_nan_is_the_largest_and_shows_where_it_was_read(path, sign):
     assert not any(x.isnan().any() for x in gradients(given, grad, path))
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_padding_has_no_gradient_whatever_comes_later(path):
+    given, grad = case(12, dtype=torch.float32)
+    given["reset"], given["mask"] = None, torch.ones(3, 12, dtype=torch.bool)
+    given["mask"][:, 5:7] = False
+    grad[:, 9] = math.nan
+    theta = gradients(given, grad, path)[2]
+    assert not theta[:, 5:7].any()
+    assert theta[:, 8].isnan().any()
+    assert not theta[:, 10:].isnan().any()
+
+
+@needs_c
+def test_maps_have_the_flags_worked_in():
+    """As parts of a sequence pass them on."""
+    given, _ = case(40)
+    order = [given[x] for x in ("theta", "bias", "noise", "values", "initial_state", "temperature", "reset", "mask")]
+    maps = [module.index_forward(*order, True)[3] for module in (compiled, indexmaps_hybridlm)]
+    assert torch.equal(*maps)
+
+
 @needs_c
 def test_strides_and_other_memory_change_nothing():
     given, grad = case(21)

@@ -28,8 +28,8 @@ typedef struct {
     int32_t operation, dtype, threads;
 } IndexJob;
 
-/* Rows [row, row_end), heads [head, head_end). room: of `heads` states wide, twice. sums: for each head n^2 and n d numbers,
- * which are added to. */
+/* Rows [row, row_end), heads [head, head_end). room: wide, n numbers, and n for each of its heads. sums: for each head of the
+ * job n^2 and n d numbers, which are added to. */
 typedef struct {
     int64_t row, row_end, head, head_end;
     void *room;

@@ -5,6 +5,7 @@
 
 #define EACH(i) for (int64_t i = 0; i < n; i++)
 #define MOST 2048 /* numbers whose order is found at once */
+#define LINE ((int64_t)(64 / sizeof(STORE)))
 #define HOLDS(at) (job->mask && !job->mask[at])
 #define RESETS(at) (job->reset && job->reset[at])
 
@@ -76,6 +77,7 @@ static __attribute__((noinline)) void NAME(softmax_of)(
 static void NAME(index_forward)(const IndexJob *job, const IndexPiece *piece) {
     const int64_t n = job->states, heads = job->heads, d = job->emitted;
     const REAL scale = (REAL)1 / (REAL)job->temperature;
+    const int near = n * n <= 16 * LINE; /* which row comes next is known late: all of few are fetched ahead */
     NAME(key) keys[MOST_STATES];
     for (int64_t row = piece->row; row < piece->row_end; row++) {
         for (int64_t t = 0; t < job->steps; t++) {
@@ -100,6 +102,8 @@ static void NAME(index_forward)(const IndexJob *job, const IndexPiece *piece) {
                         next = map[j];
                         if (RESETS(token)) EACH(i) map[i] = next;
                     } else {
+                        if (near && t + 2 < job->steps)
+                            for (int64_t i = 0; i < n * n; i += LINE) __builtin_prefetch(theta + 2 * heads * n * n + i);
                         NAME(keys_of)(n, theta + from, b, g, keys);
                         next = NAME(first_largest)(n, keys);
                     }
@@ -159,5 +163,6 @@ static void NAME(index_backward)(const IndexJob *job, const IndexPiece *piece) {
 
 #undef EACH
 #undef MOST
+#undef LINE
 #undef HOLDS
 #undef RESETS
