@@ -16,6 +16,7 @@ import torch
 from transformers import AutoTokenizer
 
 from hybridlm import HybridLMConfig, HybridLMForCausalLM
+from hybridlm.data.loader import windows_per_epoch
 from hybridlm.data.mixture import epoch_tokens
 from hybridlm.data.prepare import source_weights
 from hybridlm.data.shards import MANIFEST, TokenShards
@@ -35,7 +36,7 @@ from hybridlm.training.peaks import device_peak
 from hybridlm.training.resume import check_run_folder
 from hybridlm.training.sections import PretrainConfig
 from hybridlm.training.session import check_trackers, cpu_threads
-from hybridlm.training.setup import micro_batch_size, tokens_per_step, total_steps
+from hybridlm.training.setup import lanes, micro_batch_size, tokens_per_step, total_steps
 from hybridlm.training.sharding import refuse_unshardable
 
 MOMENT = 0.3
@@ -239,7 +240,7 @@ def _length(config: PretrainConfig, data: DataFacts) -> tuple[int | None, float 
     """Steps, and epochs."""
     if data.epoch_tokens is None:
         return (None if config.training.epochs is not None else total_steps(config, 0)), config.training.epochs
-    per_epoch = -(-data.epoch_tokens // config.data.sequence_length)
+    per_epoch = windows_per_epoch(data.epoch_tokens, config.data.sequence_length, lanes(config))
     steps = total_steps(config, per_epoch)
     return steps, steps * config.training.batch_size / per_epoch
 

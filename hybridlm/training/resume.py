@@ -26,6 +26,7 @@ from hybridlm.training.state import TrainingState, read_state
 FROZEN = (
     "model",
     "data.sequence_length",
+    "data.carry_state",
     "training.steps",
     "training.tokens",
     "training.epochs",
