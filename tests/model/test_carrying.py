@@ -51,6 +51,8 @@ def test_windows_over_a_carried_cache_are_one_forward(pattern, options):
         ids, positions = make_ids(len(STARTS), WINDOW * COUNT), packed_positions()
         wanted = model(ids, position_ids=positions, use_cache=False).logits
         compare(carried(model, ids, positions, detached), wanted, 1e-9)
+        if "nfsm" in pattern:  # its states are integers, which no gradient passes
+            continue
         weights = torch.randn_like(wanted)
         (wanted * weights).sum().backward()
         gradients = {name: p.grad for name, p in model.named_parameters()}
@@ -63,7 +65,8 @@ def test_windows_over_a_carried_cache_are_one_forward(pattern, options):
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_gradients_end_at_the_edge(pattern):
     """Those of the last window are those of that window over a state that is given."""
-    model, ids, positions = make_model(pattern, dtype=torch.float64).train(), make_ids(4, WINDOW * COUNT), packed_positions()
+    model, ids = make_model(pattern, dtype=torch.float64).train(), make_ids(len(STARTS), WINDOW * COUNT)
+    positions = packed_positions()
     split = WINDOW * (COUNT - 1)
     with torch.no_grad():
         given = DynamicCache(config=model.config)
