@@ -1,5 +1,5 @@
-"""Lanes: every token a target once an epoch, each row of a batch going on where it stopped, and the order a pure function
-of (seed, step)."""
+"""Lanes: every token a target once an epoch, each row of a batch goes on where it stopped, and the order is a pure
+function of (seed, step)."""
 
 from collections import Counter
 from itertools import islice
@@ -45,9 +45,7 @@ def test_a_row_goes_on_where_it_stopped(documents, length, lanes, seed, epoch, e
     shards = Tokens(documents, end)
     windows = Windows(shards, length, seed=seed, lanes=lanes)
     first, count = epoch * windows.per_epoch, windows.per_epoch // lanes
-    rows = [
-        joined([windows.sample(first + k * lanes + row) for k in range(count)]) for row in range(lanes)
-    ]
+    rows = [joined([windows.sample(first + k * lanes + row) for k in range(count)]) for row in range(lanes)]
     tokens = windows.epoch_tokens
     order = windows._epoch(epoch).documents
     stream = np.concatenate([shards.documents[i] for i in order])
