@@ -57,6 +57,8 @@ class MemoryEstimate:
     """training step, or validation: which needs more."""
     activations: int
     """What a forward keeps for its backward, at its end."""
+    carried: int
+    """What the rows of one process go on from (data.carry_state)."""
 
     @property
     def total(self) -> int:
@@ -77,7 +79,8 @@ def estimate_memory(
         trace = stack.enter_context(MemoryTrace(device_type))
         part, weights = sharded_over(config, processes), [*model.parameters(), *model.buffers()]
         trace.assign(weights, "weights", 1 / part)
-        beside = _beside(config, model, trace, processes)
+        carried = _carried(config, model, processes)
+        beside = _beside(config, model, trace, processes, carried)
         aside = gather(config, model, trace) if part > 1 else Gathered(0, 0)
         run = _Run(config, model, trace, micro_batch, processes)
         trace.forget()
@@ -90,7 +93,7 @@ def estimate_memory(
         del beside, weights
     moment = max(moments, key=lambda name: moments[name].total())
     parts = {part: size for part, size in moments[moment].items() if size}
-    return MemoryEstimate(parts, moment, kept["activations"])
+    return MemoryEstimate(parts, moment, kept["activations"], carried)
 
 
 def optimizer_state(config: PretrainConfig, model: Any) -> list[Tensor]:
@@ -105,18 +108,16 @@ def optimizer_state(config: PretrainConfig, model: Any) -> list[Tensor]:
     ]
 
 
-def _beside(config: PretrainConfig, model: Any, trace: MemoryTrace, processes: int) -> list[Tensor]:
+def _beside(config: PretrainConfig, model: Any, trace: MemoryTrace, processes: int, carried: int) -> list[Tensor]:
     """What exists for the rest of the run from the first optimizer step on."""
     part = sharded_over(config, processes)
     buckets = processes > 1 and config.parallel.kind == "ddp"
     copies = {"average": config.training.ema_decay is not None, "buckets": buckets}
     found = optimizer_state(config, model)
     trace.assign(found, "optimizer", 1 / part)
-    if config.data.carry_state:
-        rows = config.training.batch_size // data_places(config, processes)
-        carried = torch.empty(2 * rows * _carried_by_a_row(config, model), dtype=torch.uint8)
-        trace.assign([carried], "carried")
-        found.append(carried)
+    if carried:
+        found.append(torch.empty(2 * carried, dtype=torch.uint8))
+        trace.assign(found[-1:], "carried")
     for purpose, there in copies.items():
         if there:
             more = [torch.zeros_like(parameter, requires_grad=False) for parameter in model.parameters()]
@@ -125,12 +126,15 @@ def _beside(config: PretrainConfig, model: Any, trace: MemoryTrace, processes: i
     return found
 
 
-def _carried_by_a_row(config: PretrainConfig, model: Any) -> int:
-    """Bytes of the states and convolution windows of one row."""
+def _carried(config: PretrainConfig, model: Any, processes: int) -> int:
+    """Bytes of the states and convolution windows that the rows of one process go on from."""
+    if not config.data.carry_state:
+        return 0
     cache = DynamicCache(config=model.config)
     with torch.no_grad(), _precision(config):
         model(torch.zeros(1, 2, dtype=torch.long), past_key_values=cache)
-    return sum(bytes_of(layer._tensors()) for layer in cache.layers)  # pyright: ignore[reportAttributeAccessIssue]
+    rows = config.training.batch_size // data_places(config, processes)
+    return rows * sum(bytes_of(layer._tensors()) for layer in cache.layers)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _precision(config: PretrainConfig) -> Any:

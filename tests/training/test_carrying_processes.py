@@ -65,10 +65,11 @@ def test_shared_sequences_are_refused(recipe):
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_compiled_steps(recipe, interrupted, monkeypatch):
-    """Few graphs, and the numbers of eager steps; over a stop too. Without the C++."""
+    """Few graphs, and the numbers of eager steps; over a stop too. Without the C++, and without memory units, in which
+    rounding decides whether a unit writes."""
     settings = (
-        "data.carry_state=true", "training={steps: 8, batch_size: 4, micro_batch_size: 2}", "data.sequence_length=32",
-        "model={pattern: rglru bmru mamba2, hidden_size: 16, mamba_d_head: 8}", "epsilon={start: 0.0}",
+        "data.carry_state=true", "training={steps: 5, batch_size: 4, micro_batch_size: 2}", "data.sequence_length=32",
+        "model={pattern: rglru mamba2, hidden_size: 16, mamba_d_head: 8}",
     )  # fmt: skip
     eager = pretrain(recipe(*settings, "run.name=eager"))
     graphs = []
@@ -81,10 +82,10 @@ def test_compiled_steps(recipe, interrupted, monkeypatch):
     compile_module = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_module(self, backend=backend))
     config = recipe(*settings, "run.name=compiled", "training.compile=true")
-    interrupted(config, 5)
+    interrupted(config, 3)
     compiled = pretrain(config)
     torch.compiler.reset()
-    assert 1 <= len(graphs) <= 6
+    assert 1 <= len(graphs) <= 4
     losses = [[row["loss"] for row in rows_of(run)[0]] for run in (recipe(*settings, "run.name=eager"), config)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     left, right = (load_file(result.checkpoint / "model.safetensors") for result in (eager, compiled))
