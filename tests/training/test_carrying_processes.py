@@ -1,4 +1,4 @@
-"""data.carry_state in several processes, where each has the states of its rows and any number goes on; compiled steps."""
+"""data.carry_state in several processes: each has the states of its rows, and any number goes on; compiled steps."""
 
 import pytest
 import torch

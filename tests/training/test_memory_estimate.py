@@ -79,7 +79,7 @@ def test_so_do_stacks_with_options(overrides):
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_carried_states_are_those_of_a_run(precision):
     """Of all rows of a process, twice: what they go on from, and what they leave."""
-    pattern = "rglru+bmru mamba2 nfsm lstm"
+    pattern = "rglru+bmru mamba2 nfsm"
     settings = "data.carry_state=true", f"training.mixed_precision={precision}", "training.micro_batch_size=2"
     config = recipe(pattern, *settings)
     model = HybridLMForCausalLM(HybridLMConfig(**config.model, vocab_size=VOCABULARY)).train()
