@@ -4,6 +4,9 @@ Row r of a step goes on where row r of the step before stopped (lanes, `data.loa
 windows that it left behind. They are detached: gradients end at the window's edge, the state does not. Where a document
 begins at the edge, position_ids are 0 there and the model resets the row by itself.
 
+While epsilon is above 0, `bmru` counts, over a lane without bound: until then nothing is carried, and every window
+begins at the reset state.
+
 A step reads what the step before left, however often it is run (`diagnosis` runs a failed one again), and `move_on`
 ends it. Each process has the states of its own rows, micro-batch by micro-batch; a checkpoint has those of all rows in
 their order, so that any number of processes, and micro-batches of any size, go on from it.
@@ -59,12 +62,12 @@ class CarriedStates:
         self._now, self._next = self._next, [None] * len(self._now)
 
     def gathered(self, accelerator: Accelerator) -> dict[str, Tensor]:
-        """`layers.N.NAME`: the tensors of all rows of a step in their order, (batch_size, ...), on the CPU; empty but
-        in the main process. Every process calls it, behind a step."""
-        found = {}
-        for index in range(len(self._layers(0))):
-            for name in self._layers(0)[index]:
-                mine = torch.cat([self._layers(part)[index][name] for part in range(len(self._now))])
+        """`layers.N.NAME`: the tensors of all rows of a step in their order, (batch_size, ...), on the CPU; none where
+        nothing is carried yet, and but in the main process. Every process calls it."""
+        found, parts = {}, [layers for layers in self._now if layers is not None]
+        for index, layer in enumerate(parts[0] if parts else []):
+            for name in layer:
+                mine = torch.cat([layers[index][name] for layers in parts])
                 everyone: Tensor = accelerator.gather(mine)  # pyright: ignore[reportAssignmentType]
                 if accelerator.is_main_process:
                     found[f"layers.{index}.{name}"] = everyone.cpu().contiguous()
@@ -82,6 +85,8 @@ class CarriedStates:
                 if rows.get_shape()[0] != batch_size:
                     raise ValueError(f"{key} has {rows.get_shape()[0]} rows, a step has {batch_size}")
                 layers[int(index)][name] = rows[place * share : (place + 1) * share].to(device)
+        if not any(layers):  # nothing was carried yet
+            return
         if not all(layers):
             raise ValueError("it lacks the states of a layer")
         size = share // len(self._now)
@@ -89,11 +94,6 @@ class CarriedStates:
             [{name: tensor[at : at + size].clone() for name, tensor in tensors.items()} for tensors in layers]
             for at in range(0, share, size)
         ]
-
-    def _layers(self, part: int) -> Rows:
-        held = self._now[part]
-        assert held is not None, "no step was taken"
-        return held
 
 
 def what_is_carried(config: PretrainConfig) -> str:

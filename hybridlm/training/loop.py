@@ -208,11 +208,12 @@ class _Run:
         put(self.plain, states)
         annealing = changing(states, self.config)
         valid = valid_targets(self.accelerator, micro_batches)
+        carried = None if states.get("epsilon") else self.carried  # above 0 a unit counts: over a lane, without bound
         terms = Terms(self.config.write_penalty, self.config.training.z_loss)
-        failed_if = FailedStep(micro_batches, valid, terms, RandomState(self.accelerator.device), self.carried)
+        failed_if = FailedStep(micro_batches, valid, terms, RandomState(self.accelerator.device), carried)
         counted = {}
         with self._memory() as memory, self.compiling.uncompiled(annealing or memory is not None):
-            loss = backward(self.accelerator, self.model, micro_batches, valid, terms, memory, self.carried)
+            loss = backward(self.accelerator, self.model, micro_batches, valid, terms, memory, carried)
         if loss.z_loss is not None:
             counted["z_loss"] = loss.z_loss.item()
         if memory is not None and (rows := memory.rows(self.accelerator)):
@@ -227,8 +228,8 @@ class _Run:
             where = self.accelerator, self.plain, failed_if, self.config, self.done + 1, self.total
             raise halted(error, *where) from None
         self.guard.note(result.loss)
-        if self.carried is not None:
-            self.carried.move_on()
+        if carried is not None:
+            carried.move_on()
         if self.average is not None and not result.skipped:
             self.average.update(self.plain)
         self.done += 1

@@ -12,6 +12,7 @@ from transformers import DynamicCache
 from hybridlm.data.loader import batches
 from hybridlm.data.prepare import PrepareConfig, prepare
 from hybridlm.errors import UserError
+from hybridlm.training import loop
 from hybridlm.training.carrying import CarriedStates
 from hybridlm.training.checkpoints import STATE, checkpoints
 from hybridlm.training.diagnosis import FailedStep, find_cause
@@ -25,7 +26,10 @@ from hybridlm.training.setup import build_model, open_data
 from hybridlm.training.state import CARRIED
 from hybridlm.training.step import Terms, backward, valid_targets
 
-CARRY = ("data.carry_state=true", "model={pattern: rglru+bmru mamba2 nfsm, hidden_size: 16, mamba_d_head: 8}")
+CARRY = (
+    "data.carry_state=true", "model={pattern: rglru+bmru mamba2 nfsm, hidden_size: 16, mamba_d_head: 8}",
+    "epsilon={start: 0.0}",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +66,7 @@ def nats(model, batch, cache):
 def test_steps_are_those_of_a_loop_by_hand(recipe):
     """Chunks behind one another with one cache, detached between them: the same bits."""
     constant = ("schedule={kind: linear, warmup_steps: 0}", "optimizer={lr: 1e-2, min_lr_ratio: 1.0, clip_norm: null}")
-    config = recipe(*CARRY, *constant, "epsilon={start: 0.0}", "exploration={start: 0.0}")
+    config = recipe(*CARRY, *constant, "exploration={start: 0.0}")
     steps, model = by_hand(config, 4)
     optimizer, cache, losses = build_optimizer(model, config.optimizer), DynamicCache(config=model.config), []
     for batch in steps:
@@ -79,7 +83,7 @@ def test_steps_are_those_of_a_loop_by_hand(recipe):
 
 def test_the_losses_are_those_of_one_long_forward(recipe):
     """With weights that stay as they are: what a row has seen reaches back to the beginning of its lane."""
-    frozen = ("optimizer={lr: 1e-30, weight_decay: 0}", "epsilon={start: 0.0}", "exploration={start: 0.0}")
+    frozen = ("optimizer={lr: 1e-30, weight_decay: 0}", "exploration={start: 0.0}")
     settings = (*CARRY, *frozen, "training.micro_batch_size=2", "data.sequence_length=64", "training.steps=6")
     config = recipe(*settings)
     steps, model = by_hand(config, 6)
@@ -107,6 +111,23 @@ def test_a_resumed_run_is_one_that_never_stopped(recipe, epochs, interrupted, sa
     ends = [load_file(checkpoints(run.run_folder)[-1] / STATE / CARRIED) for run in (whole, pretrain(config))]
     assert all(torch.equal(ends[1][name], tensor) for name, tensor in ends[0].items())
     assert not any((whole.run_folder / "final" / STATE).glob(CARRIED))
+
+
+def test_nothing_is_carried_while_units_count(recipe, epochs, interrupted, same_run, monkeypatch):
+    """Above epsilon = 0 windows begin anew; then states go on, also behind a stop on either side of that step."""
+    settings = (*CARRY, *epochs, "epsilon={start: 1.0, hold: 0.1, zero: 0.4}")
+    given = []
+    monkeypatch.setattr(loop, "backward", lambda *args: given.append(args[-1] is not None) or backward(*args))
+    whole = pretrain(recipe(*settings, "run.name=whole"))
+    epsilons = [row["epsilon"] for row in read_rows(whole.metrics) if "lr" in row]
+    assert given == [epsilon == 0 for epsilon in epsilons]
+    assert 4 < epsilons.index(0.0) < 8
+    for step in (4, 8):
+        config = recipe(*settings, f"run.name=stopped{step}")
+        interrupted(config, step)
+        kept = load_file(checkpoints(config.run.path)[-1] / STATE / CARRIED)
+        assert bool(kept) == (step == 8)
+        assert same_run(whole, pretrain(config))
 
 
 def test_the_state_is_what_a_resumed_run_goes_on_from(recipe, epochs, interrupted):

@@ -15,7 +15,8 @@ from hybridlm.training.state import CARRIED
 SETTINGS = (
     "data.carry_state=true", "training={steps: 6, batch_size: 8, micro_batch_size: 2}", "checkpoint.keep=3",
     "model={pattern: rglru+bmru mamba2 nfsm, hidden_size: 16, mamba_d_head: 8, learn_initial_state: true}",
-    "optimizer={lr: 3e-3, eps: 1e-6}", "exploration={start: 0.0}", "data.sequence_length=32",
+    "optimizer={lr: 3e-3, eps: 1e-6}", "exploration={start: 0.0}", "epsilon={start: 0.0}",
+    "data.sequence_length=32",
 )  # fmt: skip
 
 
