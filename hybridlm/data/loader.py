@@ -10,8 +10,9 @@ as a batch has rows, and row r of the epoch's batches, one after another, is lan
     stream     0 1 2 3 4 5 6 7 8 9 ...         windows; 3 lanes of 4 windows, the last ones filled up
     batch 0    0 4 8        batch 1    1 5 9        batch 2    2 6 10        batch 3    3 7 11
 
-position_ids then go on over a window's edge: they are 0 where a document begins, and where a lane does. A 0 says that
-the state is to be reset, any other number that it goes on.
+position_ids then go on over a window's edge: they are 0 where a document begins, where a lane does, and at windows that
+are drawn to begin anew all the same (`restart`). A 0 says that the state is to be reset, any other number that it goes
+on.
 """
 
 from __future__ import annotations
@@ -36,15 +37,15 @@ IGNORED = -100  # the label that no loss counts
 
 
 class _Epoch:
-    """The order of one epoch: documents (D,), where each begins in the stream (D + 1,) int64, windows (W,), and cut:
-    the first token of those documents that are not read from their start. About 12 bytes for each document and 4 for
-    each window."""
+    """The order of one epoch: documents (D,), where each begins in the stream (D + 1,) int64, windows (W,), begun (W,):
+    the window in which its row was reset, and cut: the first token of those documents that are not read from their
+    start. About 12 bytes for each document, and 4 for each window (8 in lanes)."""
 
     def __init__(
         self, documents: Sequence[int] | np.ndarray, lengths: np.ndarray, windows: Sequence[int] | np.ndarray,
-        cut: dict[int, int],
+        begun: Sequence[int] | np.ndarray, cut: dict[int, int],
     ):  # fmt: skip
-        self.documents, self.windows, self.cut = documents, windows, cut
+        self.documents, self.windows, self.begun, self.cut = documents, windows, begun, cut
         self.begins = np.zeros(len(lengths) + 1, dtype=np.int64)
         np.cumsum(lengths, out=self.begins[1:])
 
@@ -61,7 +62,7 @@ class Windows(Dataset):
 
     def __init__(
         self, shards: TokenShards, length: int, seed: int = 0, shuffle: bool = True, text_only: bool = False,
-        lanes: int | None = None,
+        lanes: int | None = None, restart: float = 0.0,
     ):  # fmt: skip
         if length < 1:
             raise UserError(f"sequence_length={length}: must be at least 1.")
@@ -72,7 +73,7 @@ class Windows(Dataset):
         if lanes is not None and (lanes < 1 or not shuffle):
             raise ValueError(f"lanes={lanes}, shuffle={shuffle}: lanes are for training; at least 1.")
         self.shards, self.length, self.seed, self.shuffle, self.text_only = shards, length, seed, shuffle, text_only
-        self.lanes = lanes
+        self.lanes, self.restart = lanes, restart
         self.start, self.end = start_and_end(shards.tokenizer)
         self.epoch_tokens = shards.n_tokens
         if shuffle:
@@ -103,19 +104,25 @@ class Windows(Dataset):
     def _draw(self, number: int) -> _Epoch:
         shards = self.shards
         if not self.shuffle:
-            return _Epoch(range(shards.n_documents), shards.lengths, range(self.per_epoch), {})
+            natural = range(self.per_epoch)
+            return _Epoch(range(shards.n_documents), shards.lengths, natural, natural, {})
         items = epoch_items(shards.lengths, shards.source_edges, shards.weights, self.seed, number)
         bits = np.random.Philox(key=[self.seed, number])
         drawn = order(len(items.documents), bits)
-        windows = self._windows(bits)
+        windows, begun = self._windows(bits)
         cut = {int(np.flatnonzero(drawn == i)[0]): int(items.firsts[i]) for i in np.nonzero(items.firsts)[0]}
-        return _Epoch(items.documents[drawn], items.lengths[drawn], windows, cut)
+        return _Epoch(items.documents[drawn], items.lengths[drawn], windows, begun, cut)
 
-    def _windows(self, bits: np.random.Philox) -> np.ndarray:
-        """The place in the stream, in windows, of each window of an epoch, (per_epoch,)."""
+    def _windows(self, bits: np.random.Philox) -> tuple[np.ndarray, np.ndarray]:
+        """The place in the stream, in windows, of each window of an epoch, and of the one where its row was reset;
+        (per_epoch,) each."""
         if self.lanes is None:
-            return narrow(order(self.per_epoch, bits), self.per_epoch)
-        return narrow(np.arange(self.per_epoch), self.per_epoch).reshape(self.lanes, -1).T.ravel()
+            drawn = narrow(order(self.per_epoch, bits), self.per_epoch)
+            return drawn, drawn
+        places = narrow(np.arange(self.per_epoch), self.per_epoch).reshape(self.lanes, -1)
+        anew = (bits.random_raw(self.per_epoch) >> np.uint64(11)) * 2.0**-53 < self.restart
+        begun = np.maximum.accumulate(np.where(anew.reshape(places.shape), places, places[:, :1]), axis=1)
+        return places.T.ravel(), begun.T.ravel()
 
     def sample(self, i: int) -> dict[str, np.ndarray]:
         """Window i, counted through all epochs: input_ids, shift_labels, position_ids, each (T,) int64. A pure
@@ -125,9 +132,7 @@ class Windows(Dataset):
         if len(self._epochs) > 1 and index > self.per_epoch // 8:
             self._epochs = {number: epoch}  # no batch reaches back over the boundary any more
         first = int(epoch.windows[index]) * self.length
-        row = first  # where in the stream this row of the batches began
-        if self.lanes is not None:
-            row = index % self.lanes * (self.per_epoch // self.lanes) * self.length
+        reset = int(epoch.begun[index]) * self.length
         filled = max(0, min(self.length, self.epoch_tokens - first))
         inputs = np.full(self.length, self.start, dtype=np.int64)
         labels = np.full(self.length, IGNORED, dtype=np.int64)
@@ -140,7 +145,7 @@ class Windows(Dataset):
             skipped = epoch.cut.get(item, 0) - begin
             document = int(epoch.documents[item])
             inputs[here], labels[here] = self._read(document, at + skipped, upto + skipped)
-            restarts[here.start] = max(begin, row) - first
+            restarts[here.start] = max(begin, reset) - first
             at, item = upto, item + 1
         if filled < self.length:
             restarts[filled] = filled

@@ -27,6 +27,7 @@ FROZEN = (
     "model",
     "data.sequence_length",
     "data.carry_state",
+    "data.carry_restart",
     "training.steps",
     "training.tokens",
     "training.epochs",

@@ -37,6 +37,9 @@ class DataConfig:
     a sequence's edge, the state does not. An epoch is then read in `training.batch_size` pieces side by side, each from
     its beginning to its end. Recurrent layers alone (no attention), without gradient_checkpointing and
     `parallel.sequence`. Validation is the same as without: each of its sequences begins anew."""
+    carry_restart: Share = 0.0
+    """With carry_state: share of the sequences, drawn, that begin anew all the same, as they do in validation: of long
+    documents a model would hardly know a state that was just reset."""
     num_workers: CountOrNever = 0
     """Worker processes that read batches ahead; 0 reads in the training process. The order never depends on it."""
     verify: bool = True
@@ -49,6 +52,8 @@ class DataConfig:
             raise ValueError(
                 f"give exactly one of 'folder' (a prepared data folder) and 'prepare' (how to make one); found {found}"
             )
+        if self.carry_restart and not self.carry_state:
+            raise ValueError("'carry_restart' is for carry_state: true; set that, or leave carry_restart out")
         return self
 
 

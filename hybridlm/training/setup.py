@@ -52,7 +52,9 @@ def open_data(config: PretrainConfig, accelerator: Accelerator) -> RunData:
     train, validation = TokenShards(folder, "train", weights), TokenShards(folder, "validation", weights)
     if data.verify:
         on_main(accelerator, lambda: _verify(train, validation))
-    windows = Windows(train, data.sequence_length, seed=config.training.seed, lanes=lanes(config))
+    windows = Windows(
+        train, data.sequence_length, config.training.seed, lanes=lanes(config), restart=data.carry_restart
+    )
     held_out = None
     if validation.n_tokens:
         held_out = Windows(validation, data.sequence_length, seed=0, shuffle=False, text_only=True)

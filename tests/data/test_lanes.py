@@ -98,6 +98,33 @@ def test_the_order_does_not_depend_on_workers_ranks_or_where_it_starts():
     assert not equal(take(other, start_step=0, micro_batch_size=4), whole)
 
 
+def test_some_windows_begin_anew():
+    """As many as asked for, drawn anew in each epoch; positions count from there; what is read is the same."""
+    shards = Tokens([[i % 8 + 2 for i in range(40 * size)] for size in (9, 30, 50)])
+    plain, again = (Windows(shards, 5, seed=1, lanes=8, restart=share) for share in (0.0, 0.25))
+    starts = []
+    for epoch in range(2):
+        rows = [
+            [
+                joined([windows.sample(epoch * windows.per_epoch + k * 8 + row) for k in range(plain.per_epoch // 8)])
+                for row in range(8)
+            ]
+            for windows in (plain, again)
+        ]
+        for one, two in zip(*rows, strict=True):
+            assert (one["input_ids"] == two["input_ids"]).all()
+            assert (one["shift_labels"] == two["shift_labels"]).all()
+            before, after = one["position_ids"], two["position_ids"]
+            reset = (after == 0) & (before != 0)
+            assert not reset[np.arange(len(reset)) % 5 != 0].any()
+            since = np.arange(len(reset)) - np.maximum.accumulate(np.where(after == 0, np.arange(len(reset)), 0))
+            assert (after == since).all()
+        starts.append(np.stack([row["position_ids"][::5] == 0 for row in rows[1]]))
+        extra = starts[-1] & ~np.stack([row["position_ids"][::5] == 0 for row in rows[0]])
+        assert 0.2 < extra.mean() < 0.3
+    assert (starts[0] != starts[1]).any()
+
+
 def test_lanes_are_rows_of_a_batch():
     windows = Windows(Tokens([[2, 3, 4]] * 9), 2, lanes=3)
     with pytest.raises(ValueError, match="3 lanes"):

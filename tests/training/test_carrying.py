@@ -196,6 +196,8 @@ def test_what_cannot_be_carried_is_refused(recipe):
     assert "data.carry_state=true: layer 1: attention, layer 3: sliding_attention of model.pattern='rglru att" in said
     assert "training.gradient_checkpointing=true" in said
     recipe("training.gradient_checkpointing=true")  # without it
+    with pytest.raises(UserError, match=r"data: 'carry_restart' is for carry_state"):
+        recipe("data.carry_restart=0.1")
 
 
 def test_a_failed_step_is_run_again_from_what_it_went_on_from(recipe):
@@ -229,6 +231,17 @@ def test_a_run_says_so(recipe, capsys):
     assert "state:      carried from batch to batch, 4 lanes\n" in capsys.readouterr().out
     pretrain(recipe("training.steps=1", "run.name=plain"))
     assert "state:  " not in capsys.readouterr().out
+
+
+def test_rows_that_begin_anew_are_those_of_a_run_without(recipe):
+    """Of all rows: windows of the reset state, in the order of lanes."""
+    frozen = (*CARRY, "optimizer={lr: 1e-30, weight_decay: 0}", "exploration={start: 0.0}", "data.carry_restart=1.0")
+    config = recipe(*frozen)
+    steps, model = by_hand(config, 4)
+    assert not any(bool(batch["position_ids"][:, 0].any()) for batch in steps)
+    with torch.no_grad():
+        wanted = [float(nats(model, batch, None)) for batch in steps]
+    assert losses_of(pretrain(config)) == pytest.approx(wanted, abs=2e-6)
 
 
 def test_validation_is_the_same_as_without(recipe):
