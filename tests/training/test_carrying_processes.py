@@ -1,14 +1,12 @@
-"""data.carry_state in several processes: each has the states of its rows, and any number goes on; compiled steps."""
+"""data.carry_state in several processes: each has the states of its rows, and any number goes on."""
 
 import pytest
 import torch
 from launching_runs import data_of, rows_of, run_all
 from safetensors.torch import load_file
-from torch._dynamo.backends.debugging import aot_eager
 
 from hybridlm.errors import UserError
 from hybridlm.training.checkpoints import STATE, checkpoints
-from hybridlm.training.loop import pretrain
 from hybridlm.training.parallel import data_places
 from hybridlm.training.state import CARRIED
 
@@ -60,35 +58,3 @@ def test_shared_sequences_are_refused(recipe):
     with pytest.raises(UserError, match=r"parallel\.sequence=2 with data\.carry_state=true"):
         data_places(config, 2)
     assert data_places(config, 1) == 1
-
-
-# torch's own: inductor imports modules that are written with the one, dynamo traces autograd functions by the other.
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-def test_compiled_steps(recipe, interrupted, monkeypatch):
-    """Few graphs, and the numbers of eager steps; over a stop too. Without the C++, and without memory units, in which
-    rounding decides whether a unit writes."""
-    settings = (
-        "data.carry_state=true", "training={steps: 5, batch_size: 4, micro_batch_size: 2}", "data.sequence_length=32",
-        "model={pattern: rglru mamba2, hidden_size: 16, mamba_d_head: 8}",
-    )  # fmt: skip
-    eager = pretrain(recipe(*settings, "run.name=eager"))
-    graphs = []
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return aot_eager(graph, inputs)
-
-    torch.compiler.reset()
-    compile_module = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_module(self, backend=backend))
-    config = recipe(*settings, "run.name=compiled", "training.compile=true")
-    interrupted(config, 3)
-    compiled = pretrain(config)
-    torch.compiler.reset()
-    assert 1 <= len(graphs) <= 4
-    losses = [[row["loss"] for row in rows_of(run)[0]] for run in (recipe(*settings, "run.name=eager"), config)]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
-    left, right = (load_file(result.checkpoint / "model.safetensors") for result in (eager, compiled))
-    for key, tensor in left.items():
-        torch.testing.assert_close(right[key], tensor, rtol=0, atol=1e-4)
