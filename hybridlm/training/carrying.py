@@ -23,6 +23,7 @@ from transformers.cache_utils import Cache
 
 from hybridlm import HybridLMConfig
 from hybridlm.model.cache_hybridlm import take_over
+from hybridlm.model.mixers_hybridlm import MIXERS
 from hybridlm.model.snapshot_hybridlm import LayerSnapshot, put, take
 from hybridlm.training.sections import PretrainConfig
 
@@ -99,4 +100,10 @@ class CarriedStates:
 def what_is_carried(config: PretrainConfig) -> str:
     """What becomes of the states at the end of a batch, for whoever reads what a run will be or is; empty where they
     are reset."""
-    return f"carried from batch to batch, {config.training.batch_size:,} lanes" if config.data.carry_state else ""
+    if not config.data.carry_state:
+        return ""
+    names = [name for block in HybridLMConfig(**config.model).block_types for name in block.split("+")]
+    counts = config.epsilon.start and any(getattr(MIXERS[name], "anneals", False) for name in names)
+    words = f"carried from batch to batch, {config.training.batch_size:,} lanes" + ", once epsilon is 0" * bool(counts)
+    share = config.data.carry_restart
+    return words + (f"; {share:.3g} of the sequences begin anew" if share else "")

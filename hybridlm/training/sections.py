@@ -34,9 +34,10 @@ class DataConfig:
     document."""
     carry_state: bool = False
     """Documents longer than `sequence_length` go on in the next batch, with the state that they left: gradients end at
-    a sequence's edge, the state does not. An epoch is then read in `training.batch_size` pieces side by side, each from
-    its beginning to its end. Recurrent layers alone (no attention), without gradient_checkpointing and
-    `parallel.sequence`. Validation is the same as without: each of its sequences begins anew."""
+    a sequence's edge, the state does not. An epoch is then read in `training.batch_size` lanes side by side, each from
+    its beginning to its end. While epsilon is above 0 nothing is carried. Recurrent layers alone (no attention),
+    without gradient_checkpointing and `parallel.sequence`. Validation stays as it is: each of its sequences begins
+    anew."""
     carry_restart: Share = 0.0
     """With carry_state: share of the sequences, drawn, that begin anew all the same, as they do in validation: of long
     documents a model would hardly know a state that was just reset."""

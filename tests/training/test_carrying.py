@@ -13,7 +13,7 @@ from hybridlm.data.loader import batches
 from hybridlm.data.prepare import PrepareConfig, prepare
 from hybridlm.errors import UserError
 from hybridlm.training import loop
-from hybridlm.training.carrying import CarriedStates
+from hybridlm.training.carrying import CarriedStates, what_is_carried
 from hybridlm.training.checkpoints import STATE, checkpoints
 from hybridlm.training.diagnosis import FailedStep, find_cause
 from hybridlm.training.loop import pretrain
@@ -234,6 +234,10 @@ def test_a_run_says_so(recipe, capsys):
     assert "state:      carried from batch to batch, 4 lanes\n" in capsys.readouterr().out
     pretrain(recipe("training.steps=1", "run.name=plain"))
     assert "state:  " not in capsys.readouterr().out
+    annealed = recipe(*CARRY, "epsilon={start: 1.0}", "data.carry_restart=0.05")
+    said = "carried from batch to batch, 4 lanes, once epsilon is 0; 0.05 of the sequences begin anew"
+    assert what_is_carried(annealed) == said
+    assert "epsilon" not in what_is_carried(recipe(*CARRY, "epsilon={start: 1.0}", "model.pattern=rglru cmru"))
 
 
 def test_rows_that_begin_anew_are_those_of_a_run_without(recipe):

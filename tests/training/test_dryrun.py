@@ -86,7 +86,7 @@ def test_carried_states(recipe):
     assert plain.data.tokens is not None
     assert carried.steps == -(-plain.data.tokens // (7 * 300))
     assert carried.epochs == 1
-    assert "state:           carried from batch to batch, 7 lanes" in dry_run_text(carried)
+    assert "state:           carried from batch to batch, 7 lanes, once epsilon is 0" in dry_run_text(carried)
     assert "state:" not in dry_run_text(plain)
     assert carried.checkpoint_bytes == plain.checkpoint_bytes + carried.memory.carried > plain.checkpoint_bytes
 
