@@ -3,6 +3,16 @@
 An epoch: documents in a drawn order, one after another; that stream is cut into windows of T tokens, and the windows
 come in a drawn order. Every token is a target exactly once an epoch, or as often as its source's weight says
 (`mixture`). A window starts at the reset state; position_ids restart at 0 there and at each document.
+
+With lanes, for training that carries the state from batch to batch, an epoch's stream is cut into as many equal pieces
+as a batch has rows, and row r of the epoch's batches, one after another, is lane r from its beginning to its end:
+
+    stream     0 1 2 3 4 5 6 7 8 9 ...         windows; 3 lanes of 4 windows, the last ones filled up
+    batch 0    0 4 8        batch 1    1 5 9        batch 2    2 6 10        batch 3    3 7 11
+
+position_ids then go on over a window's edge: they are 0 where a document begins, where a lane does, and at windows that
+are drawn to begin anew all the same (`restart`). A 0 says that the state is to be reset, any other number that it goes
+on.
 """
 
 from __future__ import annotations
@@ -27,15 +37,15 @@ IGNORED = -100  # the label that no loss counts
 
 
 class _Epoch:
-    """The order of one epoch: documents (D,), where each begins in the stream (D + 1,) int64, windows (W,), and cut:
-    the first token of those documents that are not read from their start. About 12 bytes for each document and 4 for
-    each window."""
+    """The order of one epoch: documents (D,), where each begins in the stream (D + 1,) int64, windows (W,), begun (W,):
+    the window in which its row was reset, and cut: the first token of those documents that are not read from their
+    start. About 12 bytes for each document, and 4 for each window (8 in lanes)."""
 
     def __init__(
         self, documents: Sequence[int] | np.ndarray, lengths: np.ndarray, windows: Sequence[int] | np.ndarray,
-        cut: dict[int, int],
+        begun: Sequence[int] | np.ndarray, cut: dict[int, int],
     ):  # fmt: skip
-        self.documents, self.windows, self.cut = documents, windows, cut
+        self.documents, self.windows, self.begun, self.cut = documents, windows, begun, cut
         self.begins = np.zeros(len(lengths) + 1, dtype=np.int64)
         np.cumsum(lengths, out=self.begins[1:])
 
@@ -46,17 +56,24 @@ class Windows(Dataset):
     shuffle=False: natural order, every document once, the same every epoch. text_only: start and end symbols are no
     targets, as bits per byte want it. per_epoch: windows in an epoch, the same for all epochs, since a source's share
     of one is round(weight x its tokens) tokens; the last one of the stream is filled up with a document of its own that
-    has no target.
+    has no target. lanes: rows of a batch, each of which goes on in the next one; then per_epoch is a multiple of it,
+    and what is filled up may be several windows, fewer than one batch. None: windows in a drawn order.
     """
 
-    def __init__(self, shards: TokenShards, length: int, seed: int = 0, shuffle: bool = True, text_only: bool = False):
+    def __init__(
+        self, shards: TokenShards, length: int, seed: int = 0, shuffle: bool = True, text_only: bool = False,
+        lanes: int | None = None, restart: float = 0.0,
+    ):  # fmt: skip
         if length < 1:
             raise UserError(f"sequence_length={length}: must be at least 1.")
         if not shards.n_tokens:
             raise UserError(
                 f"{shards.folder}: the {shards.split} split is empty. Prepare the data with a larger share for it."
             )
+        if lanes is not None and (lanes < 1 or not shuffle):
+            raise ValueError(f"lanes={lanes}, shuffle={shuffle}: lanes are for training; at least 1.")
         self.shards, self.length, self.seed, self.shuffle, self.text_only = shards, length, seed, shuffle, text_only
+        self.lanes, self.restart = lanes, restart
         self.start, self.end = start_and_end(shards.tokenizer)
         self.epoch_tokens = shards.n_tokens
         if shuffle:
@@ -66,7 +83,7 @@ class Windows(Dataset):
                 f"{shards.folder}: the weights {shards.weights} leave no token of the {shards.split} split. Give "
                 "one of the sources a larger weight."
             )
-        self.per_epoch = -(-self.epoch_tokens // length)
+        self.per_epoch = windows_per_epoch(self.epoch_tokens, length, lanes)
         self._epochs: dict[int, _Epoch] = {}
 
     def __len__(self) -> int:
@@ -87,13 +104,25 @@ class Windows(Dataset):
     def _draw(self, number: int) -> _Epoch:
         shards = self.shards
         if not self.shuffle:
-            return _Epoch(range(shards.n_documents), shards.lengths, range(self.per_epoch), {})
+            natural = range(self.per_epoch)
+            return _Epoch(range(shards.n_documents), shards.lengths, natural, natural, {})
         items = epoch_items(shards.lengths, shards.source_edges, shards.weights, self.seed, number)
         bits = np.random.Philox(key=[self.seed, number])
         drawn = order(len(items.documents), bits)
-        windows = narrow(order(self.per_epoch, bits), self.per_epoch)
+        windows, begun = self._windows(bits)
         cut = {int(np.flatnonzero(drawn == i)[0]): int(items.firsts[i]) for i in np.nonzero(items.firsts)[0]}
-        return _Epoch(items.documents[drawn], items.lengths[drawn], windows, cut)
+        return _Epoch(items.documents[drawn], items.lengths[drawn], windows, begun, cut)
+
+    def _windows(self, bits: np.random.Philox) -> tuple[np.ndarray, np.ndarray]:
+        """The place in the stream, in windows, of each window of an epoch, and of the one where its row was reset;
+        (per_epoch,) each."""
+        if self.lanes is None:
+            drawn = narrow(order(self.per_epoch, bits), self.per_epoch)
+            return drawn, drawn
+        places = narrow(np.arange(self.per_epoch), self.per_epoch).reshape(self.lanes, -1)
+        anew = (bits.random_raw(self.per_epoch) >> np.uint64(11)) * 2.0**-53 < self.restart
+        begun = np.maximum.accumulate(np.where(anew.reshape(places.shape), places, places[:, :1]), axis=1)
+        return places.T.ravel(), begun.T.ravel()
 
     def sample(self, i: int) -> dict[str, np.ndarray]:
         """Window i, counted through all epochs: input_ids, shift_labels, position_ids, each (T,) int64. A pure
@@ -103,10 +132,11 @@ class Windows(Dataset):
         if len(self._epochs) > 1 and index > self.per_epoch // 8:
             self._epochs = {number: epoch}  # no batch reaches back over the boundary any more
         first = int(epoch.windows[index]) * self.length
-        filled = min(self.length, self.epoch_tokens - first)
+        reset = int(epoch.begun[index]) * self.length
+        filled = max(0, min(self.length, self.epoch_tokens - first))
         inputs = np.full(self.length, self.start, dtype=np.int64)
         labels = np.full(self.length, IGNORED, dtype=np.int64)
-        restarts = np.zeros(self.length, dtype=np.int64)
+        restarts = np.full(self.length, -first, dtype=np.int64)  # where its document begins, seen from the window
         at, item = first, int(np.searchsorted(epoch.begins, first, side="right")) - 1
         while at < first + filled:
             begin, end = int(epoch.begins[item]), int(epoch.begins[item + 1])
@@ -115,7 +145,7 @@ class Windows(Dataset):
             skipped = epoch.cut.get(item, 0) - begin
             document = int(epoch.documents[item])
             inputs[here], labels[here] = self._read(document, at + skipped, upto + skipped)
-            restarts[here.start] = here.start
+            restarts[here.start] = max(begin, reset) - first
             at, item = upto, item + 1
         if filled < self.length:
             restarts[filled] = filled
@@ -153,6 +183,13 @@ class Windows(Dataset):
         return total
 
 
+def windows_per_epoch(tokens: int, length: int, lanes: int | None = None) -> int:
+    """Windows of `length` that an epoch of so many tokens has; as many in each of `lanes`."""
+    if lanes is None:
+        return -(-tokens // length)
+    return lanes * -(-tokens // (lanes * length))
+
+
 def batches(
     windows: Windows,
     *,
@@ -168,9 +205,12 @@ def batches(
     """Endless optimizer steps from `start_step`, each the list of this rank's micro-batches, (micro_batch_size, T)
     int64 tensors; (micro_batch_size, T / parts) where a rank reads part number `part` of its samples.
 
-    Step k holds the samples [k batch_size, (k + 1) batch_size) over all ranks, a contiguous share for each. Raises
-    UserError where batch_size is no multiple of world_size * micro_batch_size.
+    Step k holds the samples [k batch_size, (k + 1) batch_size) over all ranks, a contiguous share for each, which with
+    lanes (as many as batch_size) are the same rows in every step. Raises UserError where batch_size is no multiple of
+    world_size * micro_batch_size.
     """
+    if windows.lanes not in (None, batch_size):
+        raise ValueError(f"batch_size={batch_size}: windows of {windows.lanes} lanes make batches of as many rows.")
     if batch_size % (world_size * micro_batch_size):
         raise UserError(
             f"batch_size={batch_size}: must be a multiple of micro_batch_size * processes = {micro_batch_size} * "

@@ -29,9 +29,11 @@ def check_mask(attention_mask: Tensor, columns: int) -> None:
         )
 
 
-def document_starts(position_ids: Tensor, mask: Tensor | None, columns: Tensor | None, seen) -> Tensor | None:
+def document_starts(
+    position_ids: Tensor, mask: Tensor | None, columns: Tensor | None, seen, always: bool = False
+) -> Tensor | None:
     """True where a document begins behind another one, (B, T); None where there is no such place (asked on CPU, where
-    it is free).
+    it is free, and not with `always`).
 
     A position 0 with nothing but padding before it changes nothing: the state is still s_0 there. mask: this call's
     padding, (B, T); columns: the attention mask of the past too, (B, past + T), where it is known; seen: tokens in the
@@ -50,7 +52,7 @@ def document_starts(position_ids: Tensor, mask: Tensor | None, columns: Tensor |
     starts = (position_ids == 0) & history
     if mask is not None:
         starts = starts & mask
-    if starts.device.type == "cpu" and may_look() and not bool(starts.any()):
+    if starts.device.type == "cpu" and may_look() and not always and not bool(starts.any()):
         return None
     return starts
 

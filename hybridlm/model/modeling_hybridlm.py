@@ -197,7 +197,9 @@ class HybridLMModel(HybridLMPreTrainedModel):
         reset = None
         if position_ids is not None and (told or RECURRENT_LAYER in self.layer_types):  # else padding is not known
             before = seen if ranks is None else ranks.rank  # a part behind the first one has a history
-            reset = document_starts(position_ids.expand(rows, length), mask, columns, before)
+            # A learned s_0 has a gradient, if of 0, in each call of a training: several processes wait for it.
+            always = not fresh and self.training and self.config.learn_initial_state
+            reset = document_starts(position_ids.expand(rows, length), mask, columns, before, always)
         masks = position_embeddings = None
         if self.rotary_emb is not None:
             if position_ids is not None and reset is not None and not fresh and may_look():

@@ -8,6 +8,8 @@ RUN/checkpoints/step-00000100/training_state/
                                          fsdp): a file of each process. Any number of processes, sharded or not, goes on
                                          from either form
     rng.pt                               torch's random state of each process
+    carried.safetensors                  with data.carry_state: the states that the rows of the next step go on from,
+                                         all rows in their order
     state.json                           step, tokens, seconds, epsilon, data fingerprint, the settings that must not
                                          change
     checksums.json                       sha256 of every other file; written last

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from hybridlm.training.carrying import CarriedStates
 from hybridlm.training.guard import DivergedError
 from hybridlm.training.probes import LOSS, BackwardProbe, Blame, ForwardProbe, Numbers, numbers
 from hybridlm.training.random_state import RandomState, kept_random_state
@@ -35,6 +36,8 @@ class FailedStep:
     terms: Terms
     random: RandomState
     """Before the first micro-batch."""
+    carried: CarriedStates | None = None
+    """What its rows go on from."""
 
 
 @dataclass
@@ -54,7 +57,8 @@ class Finding:
     process: int = 0
 
 
-Attempt = Callable[[Accelerator, Any, dict[str, Tensor], FailedStep], Finding | None]
+Attempt = Callable[[Accelerator, Any, int, FailedStep], Finding | None]
+"""Of one micro-batch, by its index."""
 
 KINDS = ("parameter", "forward", "loss", "backward")
 """In the order of cause and effect."""
@@ -107,8 +111,8 @@ def _bad_parameter(model: Any) -> Finding | None:
 def _search(accelerator: Accelerator, model: Any, step: FailedStep, attempt: Attempt) -> Finding | None:
     first = None
     with _as_before(accelerator, step):
-        for index, batch in enumerate(step.batches):
-            found = attempt(accelerator, model, batch, step)
+        for index in range(len(step.batches)):
+            found = attempt(accelerator, model, index, step)
             if found is not None and first is None:
                 found.micro_batch, first = index, found
     give_back(model)
@@ -123,10 +127,10 @@ def _as_before(accelerator: Accelerator, step: FailedStep) -> Iterator[None]:
         yield
 
 
-def _forward(accelerator: Accelerator, model: Any, batch: dict[str, Tensor], step: FailedStep) -> Finding | None:
+def _forward(accelerator: Accelerator, model: Any, index: int, step: FailedStep) -> Finding | None:
     probe = ForwardProbe(model)
     with torch.no_grad(), probe.watching():
-        loss, cross_entropy, squares = _loss(accelerator, model, batch, step)
+        loss, cross_entropy, squares = _loss(accelerator, model, index, step)
     if probe.blame is not None:
         what = f"the output of {_place(model, probe.blame)} ({_words(probe.blame.bad)}), whose inputs are finite"
         return _finding("forward", probe.blame, what + _between(probe.blame.given))
@@ -143,10 +147,10 @@ def _forward(accelerator: Accelerator, model: Any, batch: dict[str, Tensor], ste
     return _finding("loss", blame, what + _between(probe.last), "loss")
 
 
-def _backward(accelerator: Accelerator, model: Any, batch: dict[str, Tensor], step: FailedStep) -> Finding | None:
+def _backward(accelerator: Accelerator, model: Any, index: int, step: FailedStep) -> Finding | None:
     probe = BackwardProbe(model)
     with probe.watching():
-        loss, *_ = _loss(accelerator, model, batch, step)
+        loss, *_ = _loss(accelerator, model, index, step)
         scale = 1.0 if accelerator.scaler is None else accelerator.scaler.get_scale()
         weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if is_sharded(model):  # whose graph begins at weights that it gathers and gives back by itself
@@ -166,9 +170,11 @@ def _backward(accelerator: Accelerator, model: Any, batch: dict[str, Tensor], st
     return _finding("backward", blame, f"{what}; {given}")
 
 
-def _loss(accelerator: Accelerator, model: Any, batch: dict[str, Tensor], step: FailedStep) -> Any:
+def _loss(accelerator: Accelerator, model: Any, index: int, step: FailedStep) -> Any:
     with accelerator.autocast():
-        return micro_batch_loss(accelerator, model, batch, step.valid, len(step.batches), step.terms)
+        past = None if step.carried is None else step.carried.cache(index)
+        mine = step.batches[index], step.valid, len(step.batches), step.terms, past
+        return micro_batch_loss(accelerator, model, *mine)
 
 
 def _finding(kind: str, blame: Blame, text: str, tensor: str | None = None) -> Finding:

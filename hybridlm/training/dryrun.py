@@ -16,6 +16,7 @@ import torch
 from transformers import AutoTokenizer
 
 from hybridlm import HybridLMConfig, HybridLMForCausalLM
+from hybridlm.data.loader import windows_per_epoch
 from hybridlm.data.mixture import epoch_tokens
 from hybridlm.data.prepare import source_weights
 from hybridlm.data.shards import MANIFEST, TokenShards
@@ -31,11 +32,12 @@ from hybridlm.training.initial import is_local
 from hybridlm.training.launching import check_launch
 from hybridlm.training.memory_estimate import MemoryEstimate, estimate_memory, optimizer_state
 from hybridlm.training.memory_trace import bytes_of
+from hybridlm.training.parallel import data_places
 from hybridlm.training.peaks import device_peak
 from hybridlm.training.resume import check_run_folder
 from hybridlm.training.sections import PretrainConfig
 from hybridlm.training.session import check_trackers, cpu_threads
-from hybridlm.training.setup import micro_batch_size, tokens_per_step, total_steps
+from hybridlm.training.setup import lanes, micro_batch_size, tokens_per_step, total_steps
 from hybridlm.training.sharding import refuse_unshardable
 
 MOMENT = 0.3
@@ -147,7 +149,9 @@ def dry_run(config: PretrainConfig, *, device: str | None = None, processes: int
     with torch.device("meta"):
         state = bytes_of(optimizer_state(config, model))
     average = checkpoint if config.training.ema_decay is not None else 0
-    kept = _checkpoints_at_once(config, steps) * (checkpoint + state + average)
+    memory = estimate_memory(config, model_config, micro, device_type=place.type, processes=count)
+    saved = checkpoint + state + average + memory.carried * data_places(config, count)
+    kept = _checkpoints_at_once(config, steps) * saved
     here = place if _is_here(place) else None
     return DryRun(
         config=config,
@@ -165,11 +169,11 @@ def dry_run(config: PretrainConfig, *, device: str | None = None, processes: int
         steps=steps,
         epochs=epochs,
         flops=flops_per_token(model, config.data.sequence_length),
-        memory=estimate_memory(config, model_config, micro, device_type=place.type, processes=count),
+        memory=memory,
         device_memory=None if here is None else _device_memory(here),
         rate=rate,
         rate_from=rate_from,
-        checkpoint_bytes=checkpoint + state + average,
+        checkpoint_bytes=saved,
         disk_needed=kept + 2 * checkpoint + average,  # the best model and the last one; its average
         disk_free=shutil.disk_usage(_nearest(config.run.path)).free,
         paths=_paths(place, config, model, here is not None),
@@ -239,7 +243,7 @@ def _length(config: PretrainConfig, data: DataFacts) -> tuple[int | None, float 
     """Steps, and epochs."""
     if data.epoch_tokens is None:
         return (None if config.training.epochs is not None else total_steps(config, 0)), config.training.epochs
-    per_epoch = -(-data.epoch_tokens // config.data.sequence_length)
+    per_epoch = windows_per_epoch(data.epoch_tokens, config.data.sequence_length, lanes(config))
     steps = total_steps(config, per_epoch)
     return steps, steps * config.training.batch_size / per_epoch
 

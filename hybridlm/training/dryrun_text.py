@@ -3,6 +3,7 @@
 from collections import Counter
 
 from hybridlm.training.arrangement import arrangement
+from hybridlm.training.carrying import what_is_carried
 from hybridlm.training.dryrun import DryRun
 from hybridlm.training.memory_estimate import HELD
 from hybridlm.training.parallel import data_places
@@ -21,6 +22,7 @@ def dry_run_text(run: DryRun) -> str:
         "run": _length(run),
         "step": f"{run.config.training.batch_size:,} sequences x {run.config.data.sequence_length:,} tokens; "
         f"{run.processes} process(es), {run.micro_batch:,} sequence(s) in a forward of each{_part(run)}",
+        "state": what_is_carried(run.config),
         "parallel": arrangement(run.config, run.processes),
         "flops": f"{_scaled(flops.training, 'FLOP')} for a token (products {_scaled(3 * flops.products)}, attention "
         f"{_scaled(3 * flops.attention)}; scans apart: {_scaled(flops.training_scans)}), {_total(run)} in all",
@@ -33,7 +35,7 @@ def dry_run_text(run: DryRun) -> str:
         "folder": f"{run.config.run.path} ({run.run_state})",
     }
     width = max(map(len, lines)) + 2
-    rows = [f"{name + ':':{width}}{value}" for name, value in lines.items()]
+    rows = [f"{name + ':':{width}}{value}" for name, value in lines.items() if value]
     return "\n".join([*rows, "", _layers(run), *_warnings(run)])
 
 

@@ -1,8 +1,8 @@
 """The run: prepare, train, validate, save. The loop is ours; Accelerate brings devices, processes and precision.
 
 What decides the numbers of step k (data, learning rate, epsilon, exploration) is a pure function of k, so that a
-checkpoint needs weights, optimizer state and random states only, and a resumed run on a CPU gives the bits of one that
-was never stopped.
+checkpoint needs weights, optimizer state, random states, and the states that `data.carry_state` carries, and a resumed
+run on a CPU gives the bits of one that was never stopped.
 
     RUN/config.yaml       the resolved recipe
     RUN/metrics.jsonl     every step and every validation, once
@@ -28,6 +28,7 @@ from accelerate import Accelerator
 
 from hybridlm.data.loader import batches
 from hybridlm.files import replace_file
+from hybridlm.training.carrying import CarriedStates
 from hybridlm.training.checkpoints import checkpoints, write_sealed
 from hybridlm.training.compiling import Compiling
 from hybridlm.training.config import config_yaml
@@ -64,6 +65,7 @@ from hybridlm.training.state import (
     SaveError,
     TrainingState,
     load_average,
+    load_carried,
     load_optimizer,
     load_random_state,
     save_checkpoint,
@@ -119,6 +121,7 @@ class _Run:
         self.layout.split(self.plain)
         self.watch = early_stopping(config, data, plan.state.early_stopping if plan.state is not None else None)
         self.average, self.model, self.optimizer = prepare(config, accelerator, self.plain, self.mesh)
+        self.carried = self._carried() if config.data.carry_state else None
         self.compiling = Compiling(config.training.compile, self.plain, accelerator)
         self.utilisation = Utilisation(self.plain, config, accelerator.device, accelerator.num_processes)
         on_main(accelerator, self._begin_folder)
@@ -131,12 +134,19 @@ class _Run:
             load_optimizer(plan.folder, accelerator, self.plain, self.optimizer)
             if self.average is not None:
                 load_average(plan.folder, accelerator, self.average)
+            if self.carried is not None:
+                places = config.training.batch_size, self.layout.data_rank, self.layout.data_world
+                load_carried(plan.folder, accelerator, self.carried, *places)
             if not load_random_state(plan.folder, accelerator):
                 accelerator.print(
                     "The number of processes changed: dropout draws new random numbers; the data goes on where it was."
                 )
         elif config.training.init_from is not None:
             accelerator.print(f"{'weights:':12}from {config.training.init_from}")
+
+    def _carried(self) -> CarriedStates:
+        rows = self.config.training.batch_size // self.layout.data_world
+        return CarriedStates(self.plain.config, rows // micro_batch_size(self.config, self.layout.world))
 
     def _begin_folder(self) -> None:
         try:
@@ -198,11 +208,12 @@ class _Run:
         put(self.plain, states)
         annealing = changing(states, self.config)
         valid = valid_targets(self.accelerator, micro_batches)
+        carried = None if states.get("epsilon") else self.carried  # above 0 a unit counts: over a lane, without bound
         terms = Terms(self.config.write_penalty, self.config.training.z_loss)
-        failed_if = FailedStep(micro_batches, valid, terms, RandomState(self.accelerator.device))
+        failed_if = FailedStep(micro_batches, valid, terms, RandomState(self.accelerator.device), carried)
         counted = {}
         with self._memory() as memory, self.compiling.uncompiled(annealing or memory is not None):
-            loss = backward(self.accelerator, self.model, micro_batches, valid, terms, memory)
+            loss = backward(self.accelerator, self.model, micro_batches, valid, terms, memory, carried)
         if loss.z_loss is not None:
             counted["z_loss"] = loss.z_loss.item()
         if memory is not None and (rows := memory.rows(self.accelerator)):
@@ -217,6 +228,8 @@ class _Run:
             where = self.accelerator, self.plain, failed_if, self.config, self.done + 1, self.total
             raise halted(error, *where) from None
         self.guard.note(result.loss)
+        if carried is not None:
+            carried.move_on()
         if self.average is not None and not result.skipped:
             self.average.update(self.plain)
         self.done += 1
@@ -286,7 +299,7 @@ class _Run:
 
     def _save(self, journal: Journal, must: bool) -> Path | None:
         """A checkpoint; None where it could not be written and the training can go on (`must` is false)."""
-        contents = self.model, self.optimizer, self.data.tokenizer, self._state(), self.average
+        contents = self.model, self.optimizer, self.data.tokenizer, self._state(), self.average, self.carried
         try:
             return save_checkpoint(self.folder, self.accelerator, *contents, self.config.checkpoint, journal.sync)
         except SaveError as error:

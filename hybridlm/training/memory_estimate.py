@@ -20,13 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import DynamicCache
 
 from hybridlm import HybridLMConfig, HybridLMForCausalLM
 from hybridlm.model.fused_hybridlm import RMSNorm, kernels_for
 from hybridlm.model.shapes_hybridlm import shapes_alone
 from hybridlm.training.arrangement import sharded_over
 from hybridlm.training.memory_sharded import Gathered, gather
-from hybridlm.training.memory_trace import MemoryTrace
+from hybridlm.training.memory_trace import MemoryTrace, bytes_of
 from hybridlm.training.optimizer import parameter_groups
 from hybridlm.training.parallel import data_places
 from hybridlm.training.sections import PretrainConfig
@@ -48,13 +49,16 @@ class MemoryEstimate:
 
     parts: dict[str, int]
     """weights, optimizer (its state), average (EMA of the weights), buckets (in which processes exchange gradients),
-    gathered (fsdp: weights of other processes, and whole gradients on their way to them), gradients, activations (kept
-    for the backward, with the copies of weights in mixed precision), loss (a chunk of logits and what stays of it),
-    temporary; as many as are in use at `moment`."""
+    carried (data.carry_state: what the rows go on from, and what they leave), gathered (fsdp: weights of other
+    processes, and whole gradients on their way to them), gradients, activations (kept for the backward, with the copies
+    of weights in mixed precision), loss (a chunk of logits and what stays of it), temporary; as many as are in use at
+    `moment`."""
     moment: str
     """training step, or validation: which needs more."""
     activations: int
     """What a forward keeps for its backward, at its end."""
+    carried: int
+    """What the rows of one process go on from (data.carry_state)."""
 
     @property
     def total(self) -> int:
@@ -75,7 +79,8 @@ def estimate_memory(
         trace = stack.enter_context(MemoryTrace(device_type))
         part, weights = sharded_over(config, processes), [*model.parameters(), *model.buffers()]
         trace.assign(weights, "weights", 1 / part)
-        beside = _beside(config, model, trace, processes)
+        carried = _carried(config, model, processes)
+        beside = _beside(config, model, trace, processes, carried)
         aside = gather(config, model, trace) if part > 1 else Gathered(0, 0)
         run = _Run(config, model, trace, micro_batch, processes)
         trace.forget()
@@ -88,7 +93,7 @@ def estimate_memory(
         del beside, weights
     moment = max(moments, key=lambda name: moments[name].total())
     parts = {part: size for part, size in moments[moment].items() if size}
-    return MemoryEstimate(parts, moment, kept["activations"])
+    return MemoryEstimate(parts, moment, kept["activations"], carried)
 
 
 def optimizer_state(config: PretrainConfig, model: Any) -> list[Tensor]:
@@ -103,19 +108,40 @@ def optimizer_state(config: PretrainConfig, model: Any) -> list[Tensor]:
     ]
 
 
-def _beside(config: PretrainConfig, model: Any, trace: MemoryTrace, processes: int) -> list[Tensor]:
+def _beside(config: PretrainConfig, model: Any, trace: MemoryTrace, processes: int, carried: int) -> list[Tensor]:
     """What exists for the rest of the run from the first optimizer step on."""
     part = sharded_over(config, processes)
     buckets = processes > 1 and config.parallel.kind == "ddp"
     copies = {"average": config.training.ema_decay is not None, "buckets": buckets}
     found = optimizer_state(config, model)
     trace.assign(found, "optimizer", 1 / part)
+    if carried:
+        found.append(torch.empty(2 * carried, dtype=torch.uint8))
+        trace.assign(found[-1:], "carried")
     for purpose, there in copies.items():
         if there:
             more = [torch.zeros_like(parameter, requires_grad=False) for parameter in model.parameters()]
             trace.assign(more, purpose, 1 / part)
             found += more
     return found
+
+
+def _carried(config: PretrainConfig, model: Any, processes: int) -> int:
+    """Bytes of the states and convolution windows that the rows of one process go on from."""
+    if not config.data.carry_state:
+        return 0
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad(), _precision(config):
+        model(torch.zeros(1, 2, dtype=torch.long), past_key_values=cache)
+    rows = config.training.batch_size // data_places(config, processes)
+    return rows * sum(bytes_of(layer._tensors()) for layer in cache.layers)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _precision(config: PretrainConfig) -> Any:
+    # fp16 stands as bf16, which a CPU has too; the sizes are the same.
+    if config.training.mixed_precision == "no":
+        return nullcontext()
+    return torch.autocast("cpu", torch.bfloat16)
 
 
 def _model(config: PretrainConfig, model_config: HybridLMConfig, device_type: str) -> Any:
@@ -153,8 +179,10 @@ class _Run:
         self.model.record_writes(self.config.write_penalty > 0, counts=counts)
         for _ in range(2 if self.several else 1):  # the gradients of one micro-batch are there while the next runs
             self.trace.purpose = "activations"
-            extra = {"z_loss": self.config.training.z_loss} if self.config.training.z_loss else {}
-            with self._precision():
+            extra: dict[str, Any] = {"z_loss": self.config.training.z_loss} if self.config.training.z_loss else {}
+            if self.config.data.carry_state:
+                extra["past_key_values"] = DynamicCache(config=self.model.config)
+            with _precision(self.config):
                 loss = self.model(**self._batch(self.rows), **LOSS_ALONE, **extra).loss
             if self.config.write_penalty and (penalty := self.model.write_penalty()) is not None:
                 loss = loss + self.config.write_penalty * penalty
@@ -167,7 +195,7 @@ class _Run:
         self.model.record_writes(self.config.write_penalty > 0)
         self.model.eval()
         self.trace.purpose = "temporary"
-        with torch.no_grad(), self._precision():
+        with torch.no_grad(), _precision(self.config):
             self.model(**self._batch(self.config.validation.batch_size), **LOSS_ALONE)
         self.model.train()
 
@@ -179,12 +207,6 @@ class _Run:
             rows, length = math.ceil(rows * length / SHORT), SHORT
         names = "input_ids", "position_ids", "shift_labels"
         return {name: torch.zeros(rows, length, dtype=torch.long) for name in names}
-
-    def _precision(self) -> Any:
-        # fp16 stands as bf16, which a CPU has too; the sizes are the same.
-        if self.config.training.mixed_precision == "no":
-            return nullcontext()
-        return torch.autocast("cpu", torch.bfloat16)
 
     def _loss_begins(self, *_: Any) -> None:
         if torch.is_grad_enabled():

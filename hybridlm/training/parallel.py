@@ -101,6 +101,11 @@ def _check_split(config: PretrainConfig) -> None:
             f"{asked}: {', '.join(found)} of model.pattern={model.pattern!r} needs the whole sequence. Take a pattern "
             f"of {', '.join(SPLITTABLE)}, or set parallel.sequence=1."
         )
+    if config.data.carry_state:
+        raise UserError(
+            f"{asked} with data.carry_state=true: a carried state enters at the first part of a sequence and leaves at "
+            "the last one, which are in other processes. Set data.carry_state=false, or parallel.sequence=1."
+        )
     if config.training.compile:
         raise UserError(
             f"{asked} with training.compile=true: torch.compile does not trace what passes between the processes. Set "

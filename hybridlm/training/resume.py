@@ -26,6 +26,8 @@ from hybridlm.training.state import TrainingState, read_state
 FROZEN = (
     "model",
     "data.sequence_length",
+    "data.carry_state",
+    "data.carry_restart",
     "training.steps",
     "training.tokens",
     "training.epochs",

@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from hybridlm.data.prepare import PrepareConfig
 from hybridlm.training.annealing import EpsilonConfig, ExplorationConfig
+from hybridlm.training.carriable import refuse_uncarried
 from hybridlm.training.fields import SECTION, Count, CountOrNever, Share, whole
 
 FROM_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
@@ -31,6 +32,15 @@ class DataConfig:
     sequence_length: Count = 256
     """Tokens in one training sequence (T). Documents are packed into sequences; the model starts anew at each
     document."""
+    carry_state: bool = False
+    """Documents longer than `sequence_length` go on in the next batch, with the state that they left: gradients end at
+    a sequence's edge, the state does not. An epoch is then read in `training.batch_size` lanes side by side, each from
+    its beginning to its end. While epsilon is above 0 nothing is carried. Recurrent layers alone (no attention),
+    without gradient_checkpointing and `parallel.sequence`. Validation stays as it is: each of its sequences begins
+    anew."""
+    carry_restart: Share = 0.0
+    """With carry_state: share of the sequences, drawn, that begin anew all the same, as they do in validation: of long
+    documents a model would hardly know a state that was just reset."""
     num_workers: CountOrNever = 0
     """Worker processes that read batches ahead; 0 reads in the training process. The order never depends on it."""
     verify: bool = True
@@ -43,6 +53,8 @@ class DataConfig:
             raise ValueError(
                 f"give exactly one of 'folder' (a prepared data folder) and 'prepare' (how to make one); found {found}"
             )
+        if self.carry_restart and not self.carry_state:
+            raise ValueError("'carry_restart' is for carry_state: true; set that, or leave carry_restart out")
         return self
 
 
@@ -348,6 +360,14 @@ class PretrainConfig:
         for section in (self.epsilon, self.exploration):
             if section.start is None:
                 section.start = 1.0 if self.training.init_from is None else 0.0
+        return self
+
+    @model_validator(mode="after")
+    def _states_can_be_carried(self) -> "PretrainConfig":
+        from hybridlm import HybridLMConfig
+
+        if self.data.carry_state:
+            refuse_uncarried(HybridLMConfig(**self.model), self.training.gradient_checkpointing)
         return self
 
     @field_validator("model")

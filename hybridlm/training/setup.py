@@ -52,7 +52,9 @@ def open_data(config: PretrainConfig, accelerator: Accelerator) -> RunData:
     train, validation = TokenShards(folder, "train", weights), TokenShards(folder, "validation", weights)
     if data.verify:
         on_main(accelerator, lambda: _verify(train, validation))
-    windows = Windows(train, data.sequence_length, seed=config.training.seed)
+    windows = Windows(
+        train, data.sequence_length, config.training.seed, lanes=lanes(config), restart=data.carry_restart
+    )
     held_out = None
     if validation.n_tokens:
         held_out = Windows(validation, data.sequence_length, seed=0, shuffle=False, text_only=True)
@@ -95,6 +97,11 @@ def total_steps(config: PretrainConfig, per_epoch: int) -> int:
         return math.ceil(training.tokens / tokens_per_step(config))
     assert training.epochs is not None
     return math.ceil(training.epochs * per_epoch / training.batch_size)
+
+
+def lanes(config: PretrainConfig) -> int | None:
+    """Rows of a batch that go on in the next one; None where windows come in a drawn order."""
+    return config.training.batch_size if config.data.carry_state else None
 
 
 def tokens_per_step(config: PretrainConfig) -> int:

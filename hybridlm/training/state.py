@@ -22,10 +22,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from transformers.utils import logging
 
 from hybridlm.errors import UserError
 from hybridlm.files import folder_aside
+from hybridlm.training.carrying import CarriedStates
 from hybridlm.training.checkpoints import STATE, checkpoint_path, prune, write_sealed
 from hybridlm.training.ema import WeightAverage
 from hybridlm.training.random_state import RandomState
@@ -34,7 +37,7 @@ from hybridlm.training.session import on_every, on_main, patient_group
 from hybridlm.training.sharded_state import missing_parts, read_names, read_parts, write_parts
 from hybridlm.training.sharding import gathered, is_sharded, like
 
-SHARDED = "sharded"
+SHARDED, CARRIED = "sharded", "carried.safetensors"
 
 
 @dataclass
@@ -145,6 +148,7 @@ def save_checkpoint(
     tokenizer: Any,
     state: TrainingState,
     average: WeightAverage | None,
+    carried: CarriedStates | None,
     choice: CheckpointConfig,
     sync: Callable[[], None],
 ) -> Path:
@@ -155,6 +159,7 @@ def save_checkpoint(
     """
     target = checkpoint_path(run, state.step)
     random_states = gather_object([RandomState(accelerator.device).state_dict()])
+    rows = None if carried is None else carried.gathered(accelerator)
     plain = accelerator.unwrap_model(model)
     sharded, whole = is_sharded(plain), gathered(plain, accelerator.is_main_process)
     aside = _write_sharded(target, accelerator, _tensors(plain, optimizer, average)) if sharded else None
@@ -163,6 +168,8 @@ def save_checkpoint(
         sync()
         save_model(folder, whole, tokenizer, state)
         _store(random_states, folder / STATE / "rng.pt")
+        if rows is not None:
+            save_file(rows, folder / STATE / CARRIED)
         if sharded:
             return
         scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
@@ -298,6 +305,19 @@ def load_random_state(folder: Path, accelerator: Accelerator) -> bool:
     return True
 
 
+def load_carried(
+    folder: Path, accelerator: Accelerator, carried: CarriedStates, batch_size: int, place: int, places: int
+) -> None:
+    """Restores the states that the rows of this process go on from: those of place `place` of `places` that read rows,
+    whatever number of them there was before. Raises UserError, on every process, if the file is damaged or missing."""
+
+    def load() -> None:
+        with _reading(folder / STATE / CARRIED):
+            carried.load(folder / STATE / CARRIED, accelerator.device, batch_size, place, places)
+
+    on_every(accelerator, load)
+
+
 def _store(state: Any, path: Path) -> None:
     with path.open("wb") as file:  # given a path, torch.save tells nothing of what a disk refused
         torch.save(state, file)
@@ -315,9 +335,12 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+    except _DAMAGED as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} is damaged ({reason}). {_ADVICE}") from None
 
 
+_DAMAGED = (
+    OSError, RuntimeError, ValueError, EOFError, KeyError, IndexError, SafetensorError, pickle.UnpicklingError
+)  # fmt: skip
 _ADVICE = "Remove this checkpoint folder to go on from an older one, or choose another run.name to start anew."

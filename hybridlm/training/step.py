@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
+from hybridlm.training.carrying import CarriedStates
 from hybridlm.training.guard import DivergedError
 from hybridlm.training.memory import MemoryStatistics
 from hybridlm.training.sharding import accumulating, full
@@ -54,12 +56,20 @@ def valid_targets(accelerator: Accelerator, batches: list[dict[str, Tensor]]) ->
 
 
 def micro_batch_loss(
-    accelerator: Accelerator, model: nn.Module, batch: dict[str, Tensor], valid: int, parts: int, terms: Terms
+    accelerator: Accelerator,
+    model: nn.Module,
+    batch: dict[str, Tensor],
+    valid: int,
+    parts: int,
+    terms: Terms,
+    past: Cache | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """What one of `parts` micro-batches adds to the step's loss: all terms, with a gradient; then its cross-entropy and
-    its z-loss alone (None without a weight)."""
+    its z-loss alone (None without a weight). past: what the rows go on from, moved on; None: they begin anew."""
     inputs = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
-    extra = {"z_loss": terms.z_loss} if terms.z_loss else {}
+    extra: dict[str, Any] = {"z_loss": terms.z_loss} if terms.z_loss else {}
+    if past is not None:
+        extra["past_key_values"] = past
     out = model(**inputs, use_cache=False, keep_logits=False, num_items_in_batch=valid, **extra)
     loss = out.loss.float()
     if terms.write_penalty and (penalty := accelerator.unwrap_model(model).write_penalty()) is not None:
@@ -76,24 +86,29 @@ def backward(
     valid: int,
     terms: Terms = Terms(),  # noqa: B008  immutable
     memory: MemoryStatistics | None = None,
+    carried: CarriedStates | None = None,
 ) -> StepLoss:
     """Gradients of the step's loss (and the other terms) into the parameters' `.grad`; returns the global loss.
 
     valid: number of valid targets over all processes. batches: this process's micro-batches, each (B, T) tensors.
-    memory: takes what the memory cells counted.
+    memory: takes what the memory cells counted. carried: what the rows go on from; takes what they leave.
     """
     world = accelerator.num_processes
     totals = torch.zeros(2, device=accelerator.device)
     for index, batch in enumerate(batches):
         last = index == len(batches) - 1
+        past = None if carried is None else carried.cache(index)
         with nullcontext() if last else accumulating(accelerator, model):  # gradients travel between processes once
             with accelerator.autocast():  # a sharded model is not Accelerate's, which would see to it
-                loss, cross_entropy, squares = micro_batch_loss(accelerator, model, batch, valid, len(batches), terms)
+                mine = batch, valid, len(batches), terms, past
+                loss, cross_entropy, squares = micro_batch_loss(accelerator, model, *mine)
             totals[0] += cross_entropy
             if squares is not None:
                 totals[1] += squares
             if memory is not None:  # before the backward, where checkpointing runs the forward again
                 memory.add()
+            if carried is not None and past is not None:
+                carried.leave(index, past)
             accelerator.backward(loss * world)
     reduced: Tensor = accelerator.reduce(totals, reduction="sum")  # pyright: ignore[reportAssignmentType]
     return StepLoss(reduced[0], reduced[1] if terms.z_loss else None)

@@ -68,6 +68,29 @@ def test_the_rest_of_a_run_beside_compiled_steps(recipe, interrupted, monkeypatc
     assert [row["step"] for row in texts[0]] == [row["step"] for row in texts[1]] == [4, 8]
 
 
+def test_steps_that_go_on_from_carried_states(recipe, interrupted, monkeypatch):
+    """Few graphs, and the numbers of eager steps; over a stop too. Without the C++, and without memory units, in which
+    rounding decides whether a unit writes."""
+    settings = (
+        "data.carry_state=true", "training={steps: 5, batch_size: 4, micro_batch_size: 2}", "data.sequence_length=32",
+        "model={pattern: rglru mamba2, hidden_size: 16, mamba_d_head: 8}",
+    )  # fmt: skip
+    eager = pretrain(recipe(*settings, "run.name=eager"))
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return aot_eager(graph, inputs)
+
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_module(self, backend=backend))
+    config = recipe(*settings, "run.name=compiled", "training.compile=true")
+    interrupted(config, 3)
+    compiled = pretrain(config)
+    assert 1 <= len(graphs) <= 4
+    same_numbers(eager, compiled, "final")
+
+
 def test_a_missing_compiler_is_said_before_training(recipe, monkeypatch):
     monkeypatch.setenv("CXX", "/nowhere/g++")
     monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")

@@ -79,6 +79,18 @@ def test_its_numbers_are_those_of_the_run(recipe, capsys):
     assert "holds a finished run" in dry_run_text(dry_run(config))
 
 
+def test_carried_states(recipe):
+    """Whole batches an epoch, so that lanes end together; a line of its own; room in the memory and in a checkpoint."""
+    more = ("training={epochs: 1, batch_size: 7}", "data.sequence_length=300")
+    plain, carried = dry_run(recipe(*more)), dry_run(recipe(*more, "data.carry_state=true"))
+    assert plain.data.tokens is not None
+    assert carried.steps == -(-plain.data.tokens // (7 * 300))
+    assert carried.epochs == 1
+    assert "state:           carried from batch to batch, 7 lanes, once epsilon is 0" in dry_run_text(carried)
+    assert "state:" not in dry_run_text(plain)
+    assert carried.checkpoint_bytes == plain.checkpoint_bytes + carried.memory.carried > plain.checkpoint_bytes
+
+
 def test_layers_add_up(recipe):
     run = dry_run(recipe("model={pattern: (rglru bmru)*2 attention, hidden_size: 16, num_attention_heads: 2}"))
     assert [layer.block for layer in run.layers] == ["rglru", "bmru"] * 2 + ["attention"]

@@ -7,6 +7,7 @@ from hybridlm import HybridLMConfig, HybridLMForCausalLM
 from hybridlm.model.fused_hybridlm import kernels_for
 from hybridlm.model.mixers_hybridlm import MIXERS
 from hybridlm.model.shapes_hybridlm import shapes_alone
+from hybridlm.training.carrying import CarriedStates
 from hybridlm.training.config import load_config
 from hybridlm.training.memory_estimate import LOSS_ALONE, estimate_memory
 from hybridlm.training.memory_trace import MemoryTrace, bytes_of
@@ -73,6 +74,29 @@ def test_so_do_stacks_with_options(overrides):
     config = recipe("(rglru bmru attention)*2", *overrides)
     found = estimate(config)
     assert found.total - found.parts["optimizer"] == pytest.approx(real(config)[1], rel=0.02)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_carried_states_are_those_of_a_run(precision):
+    """Of all rows of a process, twice: what they go on from, and what they leave."""
+    pattern = "rglru+bmru mamba2 nfsm"
+    settings = "data.carry_state=true", f"training.mixed_precision={precision}", "training.micro_batch_size=2"
+    config = recipe(pattern, *settings)
+    model = HybridLMForCausalLM(HybridLMConfig(**config.model, vocab_size=VOCABULARY)).train()
+    carried = CarriedStates(model.config, 2)
+    for index in range(2):
+        cache = carried.cache(index)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            model(torch.zeros(2, LENGTH, dtype=torch.long), past_key_values=cache)
+        carried.leave(index, cache)
+    carried.move_on()
+    held = bytes_of(tensor for rows in carried._now for layer in rows for tensor in layer.values())
+    found = estimate(config, rows=2)
+    assert found.carried == held
+    assert found.parts["carried"] == pytest.approx(2 * held, abs=64)
+    assert estimate(config, rows=2, processes=2).carried == held / 2
+    plain = estimate(recipe(pattern, *settings[1:]), rows=2)
+    assert plain.carried == plain.parts.get("carried", 0) == 0
 
 
 def test_gradients_are_there_while_a_second_micro_batch_runs():
