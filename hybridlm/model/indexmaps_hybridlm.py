@@ -141,13 +141,13 @@ def worths(maps: Tensor, grad: Tensor, starts: Tensor | None) -> Tensor:
         return grad
     steps = steps_of(length)
     to, grad = _parts(F.pad(maps[:, 1:], (0, 0, 0, 0, 0, 1)), steps), _parts(grad, steps)
-    keep = None
+    cut = None
     if starts is not None:
-        keep = chunked((~F.pad(starts[:, 1:], (0, 1))).to(grad.dtype).unsqueeze(2), steps, 0.0).unsqueeze(-1)
+        cut = chunked(F.pad(starts[:, 1:], (0, 1)).unsqueeze(2), steps, False).unsqueeze(-1)
 
     def back(i: int, later: Tensor) -> Tensor:
         reached = later.gather(-1, to[:, :, i].long())
-        return grad[:, :, i] + (reached if keep is None else reached * keep[:, :, i])
+        return grad[:, :, i] + (reached if cut is None else reached.masked_fill(cut[:, :, i], 0.0))
 
     inner = range(steps - 1, -1, -1)
     chunks = to.shape[1]
@@ -156,12 +156,12 @@ def worths(maps: Tensor, grad: Tensor, starts: Tensor | None) -> Tensor:
         total, composed = worth, torch.arange(maps.shape[-1], device=maps.device).expand(to[:, :, 0].shape)
         for i in inner:
             total, composed = back(i, total), composed.gather(-1, to[:, :, i].long())
-        through = None if keep is None else keep.prod(2)
+        ended = None if cut is None else cut.any(2)
         carried, later = [], worth[:, 0]
         for j in range(chunks - 1, -1, -1):
             carried.append(later)
             reached = later.gather(-1, composed[:, j])
-            later = total[:, j] + (reached if through is None else reached * through[:, j])
+            later = total[:, j] + (reached if ended is None else reached.masked_fill(ended[:, j], 0.0))
         worth = torch.stack(carried[::-1], 1)
     found = []
     for i in inner:

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 __all__ = ["PATHS", "explain", "index_scan", "linear_scan", "lru_scan", "memory_scan", "using"]
 
-_SCANS = dict.fromkeys(("linear_scan", "lru_scan", "memory_scan"), "scan_hybridlm")
-_SCANS["index_scan"] = "indexscan_hybridlm"
+_SCANS = {
+    **dict.fromkeys(("linear_scan", "lru_scan", "memory_scan"), "scan_hybridlm"),
+    "index_scan": "indexscan_hybridlm",
+}
 
 
 def __dir__() -> list[str]:

@@ -146,6 +146,17 @@ def test_padding_has_no_gradient_whatever_comes_later(path):
     assert not theta[:, 10:].isnan().any()
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_a_nan_in_a_gradient_goes_back_to_the_document_start(path):
+    given, grad = case(70, dtype=torch.float32)
+    given["reset"], given["mask"] = torch.zeros(3, 70, dtype=torch.bool), None
+    given["reset"][:, 31] = True
+    grad[0, 60] = math.nan
+    lost = gradients(given, grad, path)[2].isnan().any(-1).any(-1)
+    assert lost[0, 31:61].all()
+    assert lost.sum() == 30 * 2
+
+
 @needs_c
 def test_maps_have_the_flags_worked_in():
     """As parts of a sequence pass them on."""

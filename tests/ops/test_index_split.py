@@ -68,6 +68,16 @@ def test_parts_are_the_whole(lengths, flags):
         assert (x - y).abs().max() <= 1e-12 * max(1.0, y.abs().max().item())
 
 
+def test_a_nan_in_a_gradient_goes_back_to_the_document_start_in_an_earlier_part():
+    given, grad = case(24)
+    given["reset"], given["mask"] = torch.zeros(3, 24, dtype=torch.bool), None
+    given["reset"][:, 10] = True
+    grad[0, 20] = float("nan")
+    lost = in_parts(given, grad, [8, 8, 8])[2].isnan().any(-1).any(-1)
+    assert lost[0, 10:21].all()
+    assert lost.sum() == 11 * 2
+
+
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 64, 65])
 def test_a_composed_map_leads_where_the_steps_lead(length):
     maps = torch.randint(0, 6, (2, length, 3, 6), generator=torch.Generator().manual_seed(length)).to(torch.uint8)

@@ -68,6 +68,16 @@ def test_is_the_formula(cut, dtype, length, n, d, flags):
     assert short[2].numel() == short[3].numel() == 0
 
 
+def test_a_nan_in_a_gradient_goes_back_to_the_document_start(cut):
+    given, grad = case(8, 3, 2, rows=1)
+    given["reset"], given["mask"] = torch.zeros(1, 8, dtype=torch.bool), None
+    given["reset"][:, 4] = True
+    grad[0, 7] = math.nan
+    lost = both_ways(index, given, grad)[4].isnan().any(-1).any(-1)
+    assert lost[0, 4:].all()
+    assert not lost[0, :4].any()
+
+
 def test_many_states_take_several_tiles(cut):
     given, grad = case(2, 70, 2, torch.float32, rows=1)
     for x, y in zip(both_ways(index, given, grad), both_ways(pure, given, grad), strict=True):
