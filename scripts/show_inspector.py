@@ -22,6 +22,9 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=10_000, help="of the text (default: %(default)s)")
     parser.add_argument("--unit", metavar="LAYER.UNIT", help="the unit that colours the text (default: the page's)")
     parser.add_argument("--token", type=int, metavar="N", help="the token that is looked at (default: the page's)")
+    parser.add_argument(
+        "--height", type=int, default=900, metavar="PIXELS", help="of the picture (default: %(default)s)"
+    )
     parser.add_argument("--out", default="runs/inspector.png", metavar="PNG", help="default: %(default)s")
     options = parser.parse_args()
     chosen = {"unit": options.unit, "token": options.token}
@@ -31,7 +34,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             page = Path(folder) / "page.html"
             inspect_checkpoint(options.checkpoint, options.text, tokens=options.tokens, out=page)
-            print(f"Picture: {screenshot(page, out, fragment=fragment)}")
+            print(f"Picture: {screenshot(page, out, fragment=fragment, height=options.height)}")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
