@@ -43,7 +43,7 @@ FAMILIES = (
     Family(
         "formal",
         "Formal languages and groups",
-        ("parity", "modular_counting", "dyck1*", "dyck2*", "z2", "z16", "s3", "s4", "a5", "flip_flop_dense"),
+        ("parity", "modular_counting", "dyck1*", "dyck2*", "z2", "z16", "s3", "s4", "s5", "a5", "flip_flop_dense"),
     ),
 )
 

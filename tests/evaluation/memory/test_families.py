@@ -15,7 +15,7 @@ ORDERED = {
     "corridor": ["corridor", "corridor_two"],
     "text": ["text"],
     "formal": [
-        *("parity", "modular_counting", "dyck1_depth", "dyck2_depth", "z2", "z16", "s3", "s4", "a5"),
+        *("parity", "modular_counting", "dyck1_depth", "dyck2_depth", "z2", "z16", "s3", "s4", "s5", "a5"),
         "flip_flop_dense",
     ],
     "a_new_one": ["a_new_one"],
