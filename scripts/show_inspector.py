@@ -10,7 +10,7 @@ from hybridlm_command import Importing
 
 with Importing("show_inspector.py"):
     from hybridlm.errors import UserError
-    from hybridlm.evaluation.inspector.browser import screenshot
+    from hybridlm.evaluation.inspector.browser import needed_browser, screenshot
     from hybridlm.evaluation.inspector.inspection import inspect_checkpoint
     from hybridlm.evaluation.places import check_out
 
@@ -25,11 +25,12 @@ def main() -> int:
     parser.add_argument(
         "--height", type=int, default=900, metavar="PIXELS", help="of the picture (default: %(default)s)"
     )
-    parser.add_argument("--out", default="runs/inspector.png", metavar="PNG", help="default: %(default)s")
+    parser.add_argument("--out", default="inspector.png", metavar="PNG", help="default: %(default)s")
     options = parser.parse_args()
     chosen = {"unit": options.unit, "token": options.token}
     fragment = "#" + "&".join(f"{name}={value}" for name, value in chosen.items() if value is not None)
     try:
+        needed_browser()
         out = check_out(options.out)
         with tempfile.TemporaryDirectory() as folder:
             page = Path(folder) / "page.html"

@@ -28,6 +28,8 @@ LIMIT = 100_000
 """States of the model, or pairs with states of the task, up to which is looked."""
 CLEAR = 1e-7
 """A decision with a smaller margin is too close to call, since states that differ by `RESOLUTION` count as one."""
+ROUNDING = 1e-12
+"""States that count as one may differ by so much, beside their largest number; else they are not one for certain."""
 LARGEST_TABLE = 16
 """States and letters of an automaton that is printed."""
 LATCHES = 12
@@ -35,7 +37,8 @@ LATCHES = 12
 
 
 def certify_checkpoint(checkpoint: str | Path, *, task: str | None = None, limit: int = LIMIT) -> dict[str, Any]:
-    """What a model that labels letters does on every word, in float64.
+    """What a model that labels letters does on every word, in float64; and how many of the steps that this took come
+    out otherwise in the dtype that it was saved in (`differing`).
 
     checkpoint: a `HybridLMForTokenClassification` whose tokens are the letters of the task, as `memory-suite --keep`
     writes. task: of the suite's automata; None: the one that the checkpoint was trained on. Raises UserError for what
@@ -50,17 +53,18 @@ def certify_checkpoint(checkpoint: str | Path, *, task: str | None = None, limit
     name = _task_of(source) if task is None else task.lower()
     automaton = _automaton(name)
     model = _load(checkpoint, source, name, automaton)
-    stepper = Stepper(model)
+    stepper, own = Stepper(model), Stepper(model, model.dtype)
     with watching(stepper, automaton.inputs) as decisions:
         try:
-            seen = explore(stepper, automaton, limit)
+            seen = explore(stepper, automaton, limit, own)
         except FloatingPointError as error:
             raise UserError(f"checkpoint {checkpoint}: {error}. Give one that was trained to the end.") from None
     found = {"checkpoint": source, "task": name, "pattern": model.config.pattern, "limit": limit}
     versions = {module.__name__: module.__version__ for module in (hybridlm, torch, transformers)}
     return {
         **found,
-        **_verdict(model, seen, decisions, limit),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        **_verdict(stepper, seen, decisions, limit),
         **_automata(seen, automaton),
         "latches": [row for latches in decisions.latches for row in _units(latches)],
         "versions": versions,
@@ -69,8 +73,8 @@ def certify_checkpoint(checkpoint: str | Path, *, task: str | None = None, limit
 
 def _task_of(source: str) -> str:
     try:
-        return str(json.loads((Path(source) / RECORD).read_text(encoding="utf-8"))["task"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return json.loads((Path(source) / RECORD).read_text(encoding="utf-8"))["task"].lower()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(
             f"checkpoint {source}: it does not say what it was trained on ({RECORD}). Give --task, one of "
             f"{', '.join(automata())}."
@@ -96,11 +100,12 @@ def _load(checkpoint: str | Path, source: str, name: str, task: Automaton) -> Pr
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise UserError(f"checkpoint {checkpoint}: its config.json cannot be used ({error}).") from None
     wanted = HybridLMForTokenClassification.__name__
     if not isinstance(config, HybridLMConfig) or (config.architectures or [wanted]) != [wanted]:
-        kind = ", ".join(config.architectures or [config.model_type])
+        kind = config.architectures if isinstance(config, HybridLMConfig) else config.model_type
+        kind = kind if isinstance(kind, str) else ", ".join(map(str, kind)) if isinstance(kind, list) else kind
         raise UserError(
             f"checkpoint {checkpoint}: a {kind}. An automaton is read out of a {wanted}, which labels every letter; "
             "`hybridlm memory-suite --keep` trains and writes such models."
@@ -114,27 +119,32 @@ def _load(checkpoint: str | Path, source: str, name: str, task: Automaton) -> Pr
     for layer, mixer in enumerate(config.block_types):
         if mixer in ATTENTION:
             raise UserError(
-                f"checkpoint {checkpoint}: layer {layer} is {mixer}, which keeps every token, so its states never "
-                "recur. Give a model of recurrent layers alone."
+                f"checkpoint {checkpoint}: layer {layer} is {mixer}, whose keys and values are no finite state. "
+                "Give a model of recurrent layers alone."
             )
     return load_weights(checkpoint, source, HybridLMForTokenClassification)
 
 
-def _verdict(model: PreTrainedModel, seen: Exploration, decisions: Decisions, limit: int) -> dict[str, Any]:
+def _verdict(stepper: Stepper, seen: Exploration, decisions: Decisions, limit: int) -> dict[str, Any]:
     margins = {"margin_of_answers": _finite(seen.margin), "margin_of_decisions": _finite(decisions.margin)}
     counts = {"states": seen.states, "pairs": seen.pairs, "steps": seen.steps, "closed": seen.closed}
-    common = {**margins, **counts, "all_words_to": seen.longest}
-    if seen.failure is not None:
-        failure = seen.failure
-        return {"verdict": "wrong", "word": failure.word, "said": failure.said, "right": failure.right, **common}
+    common = {**margins, **counts, "spread": seen.spread, "differing": seen.differing, "all_words_to": seen.longest}
+    failure, margin = seen.failure, min(decisions.margin, seen.margin)
+    if failure is not None and stepper.answer(failure.word) != failure.right:
+        said = stepper.answer(failure.word)
+        return {"verdict": "wrong", "word": failure.word, "said": said, "right": failure.right, **common}
     why = None
-    infinite = _infinite(model)
-    if infinite:
-        why = f"{infinite}: real numbers, which never recur for certain"
+    infinite = _infinite(stepper.model)
+    if failure is not None:
+        why = f"steps and one forward answer otherwise on {' '.join(map(str, failure.word))}, by rounding"
+    elif infinite:
+        why = f"{infinite}: numbers that need not recur"
     elif not seen.closed:
-        why = f"more than {limit:,} states; a larger --limit looks further"
-    elif min(decisions.margin, seen.margin) < CLEAR:
-        why = f"a decision is too close to call (margin {min(decisions.margin, seen.margin):.1g})"
+        why = f"states, or pairs with those of the task, are more than {limit:,}; a larger --limit looks further"
+    elif margin < CLEAR:
+        why = f"a decision is too close to call (margin {margin:.1g})"
+    elif seen.spread > ROUNDING:
+        why = f"states that count as one differ by {seen.spread:.1g}, which is more than rounding"
     return {"verdict": "correct" if why is None else "open", "why": why, **common}
 
 

@@ -42,6 +42,10 @@ class Decisions:
     latches: list[Latches]
     margin: float = np.inf
 
+    def note(self, margin: float) -> None:
+        """One that is no number is none."""
+        self.margin = min(self.margin, 0.0 if np.isnan(margin) else margin)
+
 
 @contextmanager
 def watching(stepper: Stepper, letters: int) -> Iterator[Decisions]:
@@ -66,7 +70,7 @@ def watching(stepper: Stepper, letters: int) -> Iterator[Decisions]:
 
 def _note_units(found: Decisions, latches: Latches, cell: Any, inputs: tuple[Any, ...], _output: Any) -> None:
     set_, reset, margin = _bistable(cell, inputs[0][:, 0])
-    found.margin = min(found.margin, margin)
+    found.note(margin)
     for action, units in ((SET, set_), (RESET, reset), (HOLD, ~(set_ | reset))):
         counts = torch.zeros(latches.counts.shape[0], units.shape[1], dtype=torch.int64)
         latches.counts[:, action] += counts.index_add_(0, found.stepper.letters, units.long()).numpy()
@@ -91,4 +95,4 @@ def _note_heads(found: Decisions, cell: Any, inputs: tuple[Any, ...], _output: A
     row = theta.take_along_dim(state["s"].long()[:, :, None, None], 2).squeeze(2)
     if row.shape[-1] > 1:
         best = row.topk(2, dim=-1).values
-        found.margin = min(found.margin, float((best[..., 0] - best[..., 1]).min()))
+        found.note(float((best[..., 0] - best[..., 1]).min()))

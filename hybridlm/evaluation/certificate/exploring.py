@@ -18,6 +18,8 @@ from hybridlm.evaluation.memory.formal import Automaton
 
 RESOLUTION = 2.0**-32
 """Numbers of a state that differ by less may count as the same."""
+LARGEST = 2.0**20
+"""Numbers of a state may not be larger."""
 AT_ONCE = 4096
 """About how many steps of the model are taken in one call."""
 
@@ -35,8 +37,9 @@ class Failure:
 class Exploration:
     """closed: whether all was seen. longest: all words up to this length were answered. pairs: of a state of the task
     and one of the model. steps: of the model. failure: the shortest there is; None: no wrong answer was seen. margin:
-    the smallest lead of an answer over the second best, in logits. machine: of the pairs, with the model's answers;
-    None unless closed."""
+    the smallest lead of an answer over the second best, in logits. spread: the largest difference between two states
+    that counted as one, beside their largest number. differing: steps that the model takes otherwise in its own dtype.
+    machine: of the pairs, with the model's answers; None unless closed."""
 
     closed: bool
     longest: int
@@ -45,16 +48,18 @@ class Exploration:
     steps: int
     failure: Failure | None
     margin: float
+    spread: float
+    differing: int
     machine: Machine | None
 
 
-def explore(stepper: Stepper, task: Automaton, limit: int) -> Exploration:
+def explore(stepper: Stepper, task: Automaton, limit: int, own: Stepper | None = None) -> Exploration:
     """Takes words in the order of their length, until no new pair of states comes, or states of the model or pairs are
-    more than `limit`.
+    more than `limit`. own: the same model in its own dtype, which takes every step too.
 
-    Raises FloatingPointError where an answer of the model is no number.
+    Raises FloatingPointError where an answer of the model is no number, or a state is not or is too large.
     """
-    model, pairs = _Model(stepper, task.inputs), _Pairs(task)
+    model, pairs = _Model(stepper, task.inputs, own), _Pairs(task)
     per_call = max(1, AT_ONCE // task.inputs)
     first = longest = 0
     while first < len(pairs.order):
@@ -82,15 +87,15 @@ def true_machine(task: Automaton) -> Machine:
 class _Model:
     """What is known of the model: its states, numbered as they are met, and its moves so far."""
 
-    def __init__(self, stepper: Stepper, letters: int):
-        self.stepper = stepper
+    def __init__(self, stepper: Stepper, letters: int, own: Stepper | None):
+        self.stepper, self.own = stepper, own
         start = stepper.start()
         self.rows = [start[0]]
         self.numbers = {_keys(start)[0]: 0}
         self.following = np.full((1024, letters), NOWHERE)
         self.answers = np.full((1024, letters), NOWHERE)
-        self.steps = 0
-        self.margin = np.inf
+        self.steps = self.differing = 0
+        self.margin, self.spread = np.inf, 0.0
 
     def learn(self, moves: list[tuple[int, int]]) -> None:
         """Steps from (state, letter), those that are not known yet."""
@@ -98,14 +103,22 @@ class _Model:
         if not fresh:
             return
         states, letters = np.array(fresh).T
-        rows, logits = self.stepper.step(np.stack([self.rows[state] for state in states]), letters)
+        before = np.stack([self.rows[state] for state in states])
+        rows, logits = self.stepper.step(before, letters)
         if not bool(logits.isfinite().all()):
             raise FloatingPointError("an answer of the model is no number")
-        best = logits.topk(min(2, logits.shape[1]), dim=1)
+        if not (np.abs(rows) <= LARGEST).all():
+            raise FloatingPointError(f"a state of the model is no number, or above {LARGEST:,.0f}")
         if logits.shape[1] > 1:
-            self.margin = min(self.margin, float((best.values[:, 0] - best.values[:, 1]).min()))
+            best = logits.topk(2, dim=1).values
+            self.margin = min(self.margin, float((best[:, 0] - best[:, 1]).min()))
+        answers = logits.argmax(1).numpy()
         self.following[states, letters] = [self._number(row, key) for row, key in zip(rows, _keys(rows), strict=True)]
-        self.answers[states, letters] = best.indices[:, 0].numpy()
+        self.answers[states, letters] = answers
+        if self.own is not None:
+            there, said = self.own.step(before, letters)
+            moved = (np.abs(there - rows) > 0.5)[:, self.stepper.decided].any(1)
+            self.differing += int((moved | (said.argmax(1).numpy() != answers)).sum())
         self.steps += len(fresh)
         if len(self.rows) > len(self.following):
             more = np.full((2 * len(self.rows) - len(self.following), self.following.shape[1]), NOWHERE)
@@ -114,7 +127,10 @@ class _Model:
     def _number(self, row: np.ndarray, key: bytes) -> int:
         number = self.numbers.setdefault(key, len(self.rows))
         if number == len(self.rows):
-            self.rows.append(row)
+            self.rows.append(row.copy())  # not a view, which would keep all rows of the step
+        else:
+            known = self.rows[number]
+            self.spread = max(self.spread, float(np.abs(row - known).max() / max(1.0, np.abs(known).max())))
         return number
 
 
@@ -172,5 +188,14 @@ def _keys(rows: np.ndarray) -> list[bytes]:
 def _found(model: _Model, pairs: _Pairs, longest: int, closed: bool) -> Exploration:
     machine = pairs.machine(model) if closed else None
     return Exploration(
-        closed, longest, len(model.rows), len(pairs.order), model.steps, pairs.failure, model.margin, machine
+        closed=closed,
+        longest=longest,
+        states=len(model.rows),
+        pairs=len(pairs.order),
+        steps=model.steps,
+        failure=pairs.failure,
+        margin=model.margin,
+        spread=model.spread,
+        differing=model.differing,
+        machine=machine,
     )

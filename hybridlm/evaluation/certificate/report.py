@@ -17,7 +17,7 @@ def render(facts: dict[str, Any]) -> str:
     lines = [f"{facts['task']}, {facts['pattern']}: {_verdict(facts)}", ""]
     rows = {
         "reached": f"{facts['states']:,} states of the model, {facts['pairs']:,} pairs with states of the task, "
-        f"{facts['steps']:,} steps, in float64",
+        f"{facts['steps']:,} steps, in float64; {_own(facts)}",
         "margins": f"answers {_number(facts['margin_of_answers'])}, decisions {_number(facts['margin_of_decisions'])}",
         "automaton": _automaton(facts),
     }
@@ -25,7 +25,7 @@ def render(facts: dict[str, Any]) -> str:
     if facts.get("table"):
         lines += ["", "state that follows / answer:", facts["table"]]
     if facts["latches"]:
-        lines += ["", *_latches(facts["latches"])]
+        lines += ["", *_latches(facts["latches"], facts["closed"])]
     return "\n".join(lines)
 
 
@@ -36,14 +36,19 @@ def default_output(facts: dict[str, Any]) -> Path:
 
 def _verdict(facts: dict[str, Any]) -> str:
     if facts["verdict"] == "correct":
-        return "correct at every length"
+        return "correct at every length (in float64)"
     if facts["verdict"] == "wrong":
         word = " ".join(map(str, facts["word"]))
         return (
-            f"wrong. The shortest word on which it fails has {len(facts['word'])} letters:\n  {word}\n"
+            f"wrong. The shortest word on which it fails has length {len(facts['word'])}:\n  {word}\n"
             f"  it says {facts['said']}, right is {facts['right']}"
         )
-    return f"open. No wrong answer on any word of up to {facts['all_words_to']} letters; not certain: {facts['why']}"
+    return f"open. No wrong answer on any word up to length {facts['all_words_to']}; not certain: {facts['why']}"
+
+
+def _own(facts: dict[str, Any]) -> str:
+    differing = facts["differing"]
+    return f"{differing:,} of them otherwise in {facts['dtype']}" if differing else f"all the same in {facts['dtype']}"
 
 
 def _automaton(facts: dict[str, Any]) -> str:
@@ -60,9 +65,10 @@ def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.3g}"
 
 
-def _latches(units: list[dict[str, Any]]) -> list[str]:
+def _latches(units: list[dict[str, Any]], closed: bool) -> list[str]:
     kinds = Counter(unit["kind"] for unit in units)
-    lines = ["units       " + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())]
+    so_far = "" if closed else ", in the steps that were taken"
+    lines = ["units       " + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) + so_far]
     latches = [unit for unit in units if unit["kind"] == "latch"]
     # Those first that letters decide alone, whatever went before.
     latches.sort(key=lambda unit: sum(0 < share < 1 for word in ("set", "reset") for share in unit[word].values()))

@@ -6,6 +6,8 @@ convolutions, layer after layer, as float64.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,18 +19,21 @@ from hybridlm.model.snapshot_hybridlm import LayerSnapshot, put, take
 
 
 class Stepper:
-    """Steps of a model that labels tokens, in float64. Its layers must be recurrent ones. letters (B,) int64: those of
-    the step that is being taken, or was last."""
+    """Steps of a model that labels tokens, in a dtype. Its layers must be recurrent ones. letters (B,) int64: those of
+    the step that is being taken, or was last. decided (W,): which numbers of a row are states of cells, not of a
+    convolution's window."""
 
     @torch.no_grad()
-    def __init__(self, model: PreTrainedModel):
-        self.model: Any = model.double().eval()
+    def __init__(self, model: PreTrainedModel, dtype: torch.dtype = torch.float64):
+        self.model: Any = copy.deepcopy(model).to(dtype).eval()  # pyright: ignore[reportArgumentType]
         self.letters = torch.empty(0, dtype=torch.int64)
         cache = self._cache()
         # A token of padding moves nothing, so what it leaves is where a text begins.
         nothing = torch.zeros(1, 1, dtype=torch.int64)
         self.model(nothing, attention_mask=nothing, past_key_values=cache, use_cache=True)
         self._layout = take(cache)
+        tensors = [(name, t) for layer in self._layout for name, t in layer.tensors.items()]
+        self.decided = np.concatenate([np.full(t[0].numel(), name != "conv") for name, t in tensors])
 
     def start(self) -> np.ndarray:
         """The row (1, W) before the first token."""
@@ -43,6 +48,11 @@ class Stepper:
         self.letters = torch.from_numpy(letters)
         logits = self.model(self.letters.unsqueeze(1), past_key_values=cache, use_cache=True).logits
         return _pack(take(cache)), logits[:, 0]
+
+    @torch.no_grad()
+    def answer(self, word: Sequence[int]) -> int:
+        """The class that the model gives behind a word, in one forward over all of it."""
+        return int(self.model(torch.tensor([list(word)])).logits[0, -1].argmax())
 
     def _cache(self) -> DynamicCache:
         return DynamicCache(config=self.model.config)

@@ -7,6 +7,7 @@ tokens, classes its labels. Beside the weights stands `memory_suite.json`, the r
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -17,9 +18,12 @@ from hybridlm import HybridLMForTokenClassification
 from hybridlm.errors import UserError
 from hybridlm.evaluation.memory.model import MemoryModel
 from hybridlm.evaluation.memory.registry import TASKS
+from hybridlm.evaluation.memory.store import agree, key_of
 from hybridlm.files import write_folder
 
 RECORD = "memory_suite.json"
+LONGEST_NAME = 150
+"""Characters of a folder's name, which file systems limit; what is longer ends in a hash."""
 
 
 def check_keeping(tasks: Sequence[str]) -> None:
@@ -36,11 +40,24 @@ def folder_of(out: Path, record: dict[str, Any]) -> Path:
     """Where the model of a record is kept."""
     changes = [f"{name}={json.dumps(value)}" for name, value in sorted(record["changed"].items())]
     parts = [record["task"], record["form"], record["mixer"], *changes, f"seed{record['seed']}"]
-    return out / "models" / re.sub(r"[^\w.=+-]+", "_", "-".join(parts))
+    name = re.sub(r"[^\w.=+-]+", "_", "-".join(parts))
+    if len(name) > LONGEST_NAME:
+        name = f"{name[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return models(out) / name
+
+
+def models(out: Path) -> Path:
+    """The folder of all of them."""
+    return out / "models"
 
 
 def is_kept(out: Path, record: dict[str, Any]) -> bool:
-    return (folder_of(out, record) / RECORD).is_file()
+    """Whether there is a model of these settings."""
+    try:
+        kept = json.loads((folder_of(out, record) / RECORD).read_text(encoding="utf-8"))
+        return key_of(kept) == key_of(record) and agree(kept, record)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def keep_model(model: MemoryModel, out: Path, record: dict[str, Any]) -> Path:

@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 from transformers import PreTrainedConfig
 
 from hybridlm.errors import UserError, did_you_mean
+from hybridlm.evaluation.memory.formal import TRAINED
 from hybridlm.model.configuration_hybridlm import HybridLMConfig
 from hybridlm.training.config import yaml_value
 from hybridlm.training.sections import EpsilonConfig, ExplorationConfig, OptimizerConfig, ScheduleConfig
@@ -56,7 +57,7 @@ class Recipe:
     """Share of the run in which it stays there."""
     exploration_zero: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of the run at which it is 0."""
-    length_start: Annotated[int, Field(ge=1)] | None = None
+    length_start: Annotated[int, Field(ge=1, lt=TRAINED)] | None = None
     """Automata: length of the sequences at the start; it grows to the task's by equal factors in equal times, and
     of short ones there are more, so that a step has as many letters. null: the task's from the start."""
     length_full: Annotated[float, Field(gt=0, le=1)] = 0.6
@@ -85,7 +86,7 @@ class Recipe:
 
     def length(self, step: int, steps: int, trained: int) -> int:
         """Of the sequences of a step, where the task's own are `trained` long."""
-        if self.length_start is None or self.length_start >= trained:
+        if self.length_start is None:
             return trained
         share = min(1.0, step / (steps * self.length_full))
         return round(self.length_start * (trained / self.length_start) ** share)

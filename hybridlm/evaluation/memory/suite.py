@@ -26,7 +26,7 @@ import hybridlm
 from hybridlm.errors import UserError, did_you_mean
 from hybridlm.evaluation.memory.families import MIXERS as MIXERS
 from hybridlm.evaluation.memory.formal import Automaton
-from hybridlm.evaluation.memory.kept import check_keeping, is_kept, keep_model
+from hybridlm.evaluation.memory.kept import check_keeping, is_kept, keep_model, models
 from hybridlm.evaluation.memory.model import MemoryModel
 from hybridlm.evaluation.memory.page import write_page
 from hybridlm.evaluation.memory.recipe import Recipe
@@ -36,6 +36,7 @@ from hybridlm.evaluation.memory.store import Key, Store, agree, key_of
 from hybridlm.evaluation.memory.summary import summarize
 from hybridlm.evaluation.memory.table import all_tables
 from hybridlm.evaluation.plots import NoMatplotlibError
+from hybridlm.files import try_folder
 from hybridlm.training.session import cpu_threads
 
 
@@ -129,6 +130,11 @@ def do(jobs: Sequence[Job], store: Store, say: Callable[[str], None], workers: i
     and where a worker was killed; what is done by then is in the store.
     """
     store.prepare()
+    for folder in {models(job.keep) for job in jobs if job.keep is not None}:
+        try:
+            try_folder(folder)
+        except OSError as error:
+            raise UserError(f"keep: {folder} cannot be written to ({error.strerror}). Give another --out.") from None
     there = {key_of(record): record for record in store.records()}
     waiting = [job for job in jobs if not _is_done(job, there)]
     if len(waiting) < len(jobs):

@@ -55,7 +55,7 @@ def test_correct(latch, tmp_path, capsys):
     folder = saved(latch, tmp_path)
     assert main(["certify", str(folder)]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("flip_flop_dense, bmru: correct at every length\n")
+    assert out.startswith("flip_flop_dense, bmru: correct at every length (in float64)\n")
     assert "2 states when those that answer alike are one: the task's own" in out
     assert "state 1       1/1  0/0  1/1" in out
     assert "units       2 always written, 1 latch, 1 never written" in out
@@ -85,7 +85,7 @@ def test_open_where_there_are_too_many_states(latch, tmp_path, capsys):
     folder = saved(latch, tmp_path)
     assert main(["certify", str(folder), "--limit", "1"]) == 0
     out = capsys.readouterr().out
-    assert "open. No wrong answer on any word of up to 1 letters; not certain: more than 1 states" in out
+    assert "open. No wrong answer on any word up to length 1; not certain: states, or pairs" in out
     assert "not seen whole; the task's has 2 states" in out
 
 
@@ -97,13 +97,39 @@ def test_open_where_a_decision_is_too_close(latch, tmp_path):
     assert facts["why"] == "a decision is too close to call (margin 0)"
 
 
-def test_real_numbers_are_never_certain(tmp_path):
-    torch.manual_seed(0)
-    config = HybridLMConfig(pattern="bmru lru", vocab_size=3, num_labels=2, hidden_size=4, num_attention_heads=1)
-    facts = certify_checkpoint(saved(HybridLMForTokenClassification(config), tmp_path), limit=50)
-    assert facts["verdict"] in ("wrong", "open")
-    if facts["verdict"] == "open":
-        assert facts["why"].startswith("layer 1 (lru): real numbers")
+def test_real_numbers_are_never_certain(latch, tmp_path):
+    """A layer of lru that adds nothing to the right answers, but carries what never recurs."""
+    config = HybridLMConfig.from_dict({**latch.config.to_dict(), "pattern": "bmru lru"})
+    model = HybridLMForTokenClassification(config)
+    model.load_state_dict(latch.state_dict(), strict=False)
+    with torch.no_grad():
+        layer = model.model.layers[1]
+        layer.mixer.out_proj.weight.zero_()
+        layer.mlp.down_proj.weight.zero_()
+    facts = certify_checkpoint(saved(model, tmp_path), limit=50)
+    assert facts["verdict"] == "open"
+    assert facts["why"] == "layer 1 (lru): numbers that need not recur"
+
+
+def test_own_dtype_is_named(latch, tmp_path, capsys):
+    assert main(["certify", str(saved(latch.bfloat16(), tmp_path))]) == 0
+    assert "9 steps, in float64; all the same in bfloat16" in capsys.readouterr().out
+
+
+def test_states_that_only_seem_one(latch, tmp_path):
+    """A window's difference of less than the resolution, which the next step makes large."""
+    config = HybridLMConfig.from_dict({**latch.config.to_dict(), "conv_kernel": 2})
+    model = HybridLMForTokenClassification(config)
+    model.load_state_dict(latch.state_dict(), strict=False)
+    with torch.no_grad():
+        mixer = model.model.layers[0].mixer
+        mixer.in_proj.weight.copy_(2.5e-11 * torch.eye(4))
+        mixer.conv.weight.zero_()
+        mixer.conv.bias.zero_()
+        mixer.conv.weight[..., 0] = 4e10  # of the letter before
+    facts = certify_checkpoint(saved(model, tmp_path))
+    assert facts["verdict"] != "correct"
+    assert facts["spread"] > 1e-12
 
 
 def test_units_are_counted_once_for_every_state_and_letter(latch):
@@ -161,12 +187,37 @@ def test_what_cannot_be_compared(latch, tmp_path, capsys):
         ([str(folder), "--task", "s3"], "3 tokens, and task s3 has 6"),
         ([str(folder), "--task", FLIP_FLOP, "--limit", "0"], "limit=0: must be at least 1"),
         ([str(tmp_path / "lm"), "--task", FLIP_FLOP], "a HybridLMForCausalLM. An automaton is read out of a"),
-        ([str(tmp_path / "attention"), "--task", FLIP_FLOP], "layer 0 is attention, which keeps every token"),
+        (
+            [str(tmp_path / "attention"), "--task", FLIP_FLOP],
+            "layer 0 is attention, whose keys and values are no finite state",
+        ),
         ([str(tmp_path / "nothing")], "there is no such folder"),
         ([str(folder), "--task", FLIP_FLOP, "--out", str(tmp_path / "no" / "x.json")], "does not exist"),
     ):
         assert main(["certify", *words]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_of_equal_answers_the_first_is_given(tmp_path):
+    """As `argmax` does, which the suite counts with."""
+    config = HybridLMConfig(pattern="bmru", vocab_size=6, num_labels=6, hidden_size=4, num_attention_heads=1)
+    model = HybridLMForTokenClassification(config)
+    with torch.no_grad():
+        model.score.weight.zero_()
+    facts = certify_checkpoint(saved(model, tmp_path, "s3"), limit=50)
+    assert (facts["verdict"], facts["word"], facts["said"]) == ("wrong", [1], 0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"architectures": 5}, {"num_labels": "x"}, {"id2label": [1]}, {"dtype": "float99"}, {"model_type": "llama"}],
+)
+def test_configurations_that_are_none(latch, tmp_path, capsys, change):
+    folder = saved(latch, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **change}))
+    assert main(["certify", str(folder)]) == 2
+    assert f"checkpoint {folder}: " in capsys.readouterr().err
 
 
 def test_names_of_tasks_may_be_capital(latch, tmp_path, capsys):

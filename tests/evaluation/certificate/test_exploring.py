@@ -16,6 +16,7 @@ class MadeUp:
 
     def __init__(self, start, move, answer, classes):
         self.first, self.move, self.answer, self.classes = np.array([start], dtype=float), move, answer, classes
+        self.decided = np.array([True] * (len(start) - 1) + [False])  # the last one is a window
 
     def start(self):
         return self.first
@@ -105,6 +106,41 @@ def test_states_are_told_apart_to_the_resolution():
         seen = explore(model, task, 50)
         assert seen.closed == (states is not None)
         assert states is None or seen.states == states
+
+
+@pytest.mark.parametrize("number", [3e9, -7e12, np.nan, np.inf])
+def test_states_that_cannot_be_told_apart(number):
+    model = MadeUp([0], lambda row, letter: [number], lambda row: 0, 2)
+    with pytest.raises(FloatingPointError, match=r"a state of the model is no number, or above 1,048,576"):
+        explore(model, TASKS["z2"](True), 10)
+
+
+def test_steps_that_the_own_dtype_takes_otherwise():
+    """One state is left otherwise, one answer is another; what a window holds may differ."""
+    task = TASKS["z2"](True)
+
+    def move(row, letter):
+        return [(row[0] + letter) % 2, 0]
+
+    def otherwise(row, letter):
+        return [1 if (row[0], letter) == (0, 0) else (row[0] + letter) % 2, 7]
+
+    def parity(row):
+        return int(row[0])
+
+    model = MadeUp([0, 0], move, parity, 2)
+    assert (
+        explore(model, task, 10, MadeUp([0, 0], lambda row, letter: [*move(row, letter)[:1], 7], parity, 2)).differing
+        == 0
+    )
+    assert explore(model, task, 10, MadeUp([0, 0], otherwise, parity, 2)).differing == 1
+    assert explore(model, task, 10, MadeUp([0, 0], move, lambda row: 0, 2)).differing == 2
+
+
+def test_too_many_pairs_of_few_states():
+    task = TASKS["a5"](True)
+    seen = explore(MadeUp([0], lambda row, letter: row, lambda row: 0, 60), task, 50)
+    assert (seen.closed, seen.states, seen.pairs) == (False, 1, 60)
 
 
 def test_answers_that_are_no_numbers():

@@ -48,6 +48,40 @@ def test_run_without_its_model_is_done_again(tmp_path, capsys):
     assert Store(tmp_path).records() == [record]
 
 
+def test_model_of_other_settings_is_made_again(tmp_path, capsys):
+    assert main([*RUN, *SMALL, "--keep", "--out", str(tmp_path)]) == 0
+    (record,) = Store(tmp_path).records()
+    path = folder_of(tmp_path, record) / "memory_suite.json"
+    path.write_text(json.dumps({**record, "settings": {**record["settings"], "lr": 1.0}}))
+    capsys.readouterr()
+    assert main([*RUN, *SMALL, "--keep", "--out", str(tmp_path)]) == 0
+    assert "[1/1" in capsys.readouterr().out
+    assert json.loads(path.read_text())["settings"]["lr"] == 3e-3
+
+
+def test_place_that_cannot_hold_models_is_refused_before_the_first_run(tmp_path, capsys):
+    (tmp_path / "models").write_text("")
+    assert main([*RUN, *SMALL, "--keep", "--out", str(tmp_path)]) == 2
+    assert "cannot be written to" in capsys.readouterr().err
+    assert not Store(tmp_path).records()
+
+
+def test_several_workers(tmp_path):
+    words = ["memory-suite", "--quick", "--tasks", "z2,s3", "--mixers", "nfsm", "--seeds", "0", "--workers", "2"]
+    assert main([*words, *SMALL, "--keep", "--out", str(tmp_path)]) == 0
+    assert all((folder_of(tmp_path, record) / "config.json").is_file() for record in Store(tmp_path).records())
+    assert len(list((tmp_path / "models").iterdir())) == 2
+
+
+def test_long_names_end_in_a_hash(tmp_path):
+    changed = {f"field_{i}": i for i in range(30)}
+    record = {"task": "s3", "form": "quick", "mixer": "bmru", "changed": changed, "seed": 2}
+    one, other = folder_of(tmp_path, record), folder_of(tmp_path, {**record, "seed": 3})
+    assert len(one.name) < 200
+    assert one != other
+    one.mkdir(parents=True)
+
+
 def test_models_of_values_are_refused_before_the_first_run(tmp_path, capsys):
     assert main(["memory-suite", "--quick", "--tasks", "z2,denoising", "--keep", "--out", str(tmp_path / "new")]) == 2
     assert "keep: the inputs of denoising are values" in capsys.readouterr().err
