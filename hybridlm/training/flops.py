@@ -61,7 +61,7 @@ def flops_per_token(model: Any, length: int) -> Flops:
 
 def _matrices(module: nn.Module) -> list[nn.Parameter]:
     """The module's own parameters that a token is multiplied with."""
-    if isinstance(module, (nn.Embedding, ShortConv)):
+    if isinstance(module, (nn.Embedding, ShortConv, NfsmCell)):  # a cell's values are looked up
         return []
     own = module.named_parameters(recurse=False)
     return [parameter for name, parameter in own if parameter.ndim >= 2 and "bias" not in name]

@@ -146,10 +146,12 @@ def test_the_state_is_what_a_resumed_run_goes_on_from(recipe, epochs, interrupte
 
 
 def test_micro_batches_of_another_size_go_on_from_the_same_rows(recipe, epochs, interrupted):
-    whole = losses_of(pretrain(recipe(*CARRY, *epochs, "run.name=whole")))
-    interrupted(recipe(*CARRY, *epochs, "training.micro_batch_size=2"), 4)
-    found = losses_of(pretrain(recipe(*CARRY, *epochs, "training.micro_batch_size=1")))
-    assert found == pytest.approx(whole, abs=1e-4)
+    """Without cells that decide: rounding, which depends on the size, may tip a decision."""
+    settings = (*CARRY, *epochs, "model.pattern=rglru mamba2")
+    whole = losses_of(pretrain(recipe(*settings, "run.name=whole")))
+    interrupted(recipe(*settings, "training.micro_batch_size=2"), 4)
+    found = losses_of(pretrain(recipe(*settings, "training.micro_batch_size=1")))
+    assert found == pytest.approx(whole, abs=2e-5)
 
 
 def test_a_checkpoint_whose_states_are_not_there(recipe, interrupted):
