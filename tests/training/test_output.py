@@ -129,7 +129,8 @@ def test_a_run_outlives_its_terminal(recipe, tmp_path):
     (tmp_path / "recipe.yaml").write_text(config_yaml(config), encoding="utf-8")
     ours, theirs = pty.openpty()
     argv = [sys.executable, "-c", WATCHED, "pretrain", "--config", str(tmp_path / "recipe.yaml")]
-    command = "import os, sys, fcntl, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    command = "import os, signal, sys, fcntl, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    command += "signal.signal(signal.SIGHUP, signal.SIG_DFL); "  # which nohup ignores
     argv = [sys.executable, "-c", command + "os.execv(sys.argv[1], sys.argv[1:])", *argv]
     environ = os.environ | {"TERM": "xterm", "COLUMNS": "100"}
     process = subprocess.Popen(argv, stdin=theirs, stdout=theirs, stderr=theirs, env=environ)

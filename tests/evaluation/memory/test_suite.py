@@ -129,7 +129,13 @@ def test_workers_give_the_same_records(tmp_path):
 def test_ctrl_c_leaves_no_process(tmp_path):
     command = [sys.executable, "-m", "hybridlm.cli", "memory-suite", "--quick", "--tasks", "copy_first_600"]
     command += ["--mixers", "lru", "--workers", "2", "--out", str(tmp_path)]
-    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores it
+    )
     try:
         end = time.monotonic() + 60
         while len(_members(process.pid)) < 4 and time.monotonic() < end:  # itself, its resource tracker, two workers
@@ -138,12 +144,13 @@ def test_ctrl_c_leaves_no_process(tmp_path):
         assert len(started) >= 4
         assert all(_deaf_to_ctrl_c(member) for member in started if member != process.pid)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=60)
         assert process.returncode == 130
         assert b"stopped by Ctrl-C" in said
         assert b"Traceback" not in said
     finally:
         process.kill()  # where the test failed
+        process.stderr.close()  # which would be a warning in another test
     end = time.monotonic() + 20
     while _members(process.pid) and time.monotonic() < end:
         time.sleep(0.2)
