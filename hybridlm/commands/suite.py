@@ -24,18 +24,18 @@ def memory_suite(options: argparse.Namespace) -> None:
       hybridlm memory-suite --quick --tasks copy_first_symbol_50 --mixers bmru,lru --seeds 0
       hybridlm memory-suite --quick --tasks "copy_first*,denoising" --mixers "bmru,lru,rglru+bmru,lru bmru"
       hybridlm memory-suite --quick --tasks s3 --mixers bmru --set threshold_init=0.25 --set epsilon_zero=0.75
-      hybridlm memory-suite --quick --tasks z2 --mixers nfsm --set conv_kernel=0 --seeds 0 --keep
+      hybridlm memory-suite --quick --tasks s3 --mixers nfsm --recipe finite-state --seeds 0 --keep
     """
     if options.list:
         print(_listing())
         return
     from hybridlm.evaluation.memory import suite
-    from hybridlm.evaluation.memory.recipe import read_settings, recipe_from
+    from hybridlm.evaluation.memory.recipe import named_settings, read_settings, recipe_from
     from hybridlm.evaluation.memory.store import Store
 
     tasks = suite.tasks_named(_names("tasks", options.tasks)) if options.tasks is not None else suite.default_tasks()
     mixers = _names("mixers", options.mixers) if options.mixers is not None else suite.MIXERS
-    recipe = recipe_from(read_settings(options.set))
+    recipe = recipe_from(named_settings(options.recipe) | read_settings(options.set))
     store = Store(options.out)
     keep = store.folder if options.keep else None
     jobs = suite.plan(tasks, mixers, _seeds(options.seeds), options.quick, recipe, options.device, keep)
@@ -83,6 +83,7 @@ def memory_suite_options(command: argparse.ArgumentParser) -> None:
     add("--tasks", metavar="T[,T]", help="tasks; * and ? are wildcards (default: all that need no network)")
     add("--seeds", metavar="S[,S]", default="0,1,2", help="one run for each (default: %(default)s)")
     add("--quick", action="store_true", help="the quick form: smaller tasks, about a minute for a run")
+    add("--recipe", metavar="NAME", help="a recipe with a name, see below (default: the same for every mixer)")
     add("--set", metavar="FIELD=VALUE", action="append", default=[], help="a field of the recipe or the model's config")
     add("--out", metavar="FOLDER", default=FOLDER, help="the records (default: %(default)s)")
     add("--keep", action="store_true", help="keep the trained models too, below OUT/models")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +18,8 @@ from hybridlm import HybridLMConfig, HybridLMForTokenClassification
 from hybridlm.errors import UserError, did_you_mean
 from hybridlm.evaluation.certificate.decisions import HOLD, RESET, SET, Decisions, Latches, watching
 from hybridlm.evaluation.certificate.exploring import Exploration, explore, true_machine
+from hybridlm.evaluation.certificate.heads import is_sum_of, prove, take_apart
+from hybridlm.evaluation.certificate.machine import Machine
 from hybridlm.evaluation.certificate.stepping import Stepper
 from hybridlm.evaluation.loading import load_weights, locate, quiet_transformers
 from hybridlm.evaluation.memory.formal import Automaton
@@ -28,6 +31,8 @@ LIMIT = 100_000
 """States of the model, or pairs with states of the task, up to which is looked."""
 CLEAR = 1e-7
 """A decision with a smaller margin is too close to call, since states that differ by `RESOLUTION` count as one."""
+CLEAR_MOVE = 1e-9
+"""The same for moves of heads that are looked at one by one, where only sums over the width are rounded."""
 ROUNDING = 1e-12
 """States that count as one may differ by so much, beside their largest number; else they are not one for certain."""
 LARGEST_TABLE = 16
@@ -44,6 +49,9 @@ def certify_checkpoint(checkpoint: str | Path, *, task: str | None = None, limit
     writes. task: of the suite's automata; None: the one that the checkpoint was trained on. Raises UserError for what
     cannot be compared.
 
+    A layer of finite-state heads alone, without convolution and MLP, is looked at head by head first (`heads` of them);
+    what that does not show is correct, and every other model, is followed from state to state.
+
     `verdict` is "correct" (at every length), "wrong" (with the shortest `word`, what is `said` and what is `right`) or
     "open" (with `why`, and the length up to which all words are right).
     """
@@ -53,21 +61,51 @@ def certify_checkpoint(checkpoint: str | Path, *, task: str | None = None, limit
     name = _task_of(source) if task is None else task.lower()
     automaton = _automaton(name)
     model = _load(checkpoint, source, name, automaton)
-    stepper, own = Stepper(model), Stepper(model, model.dtype)
-    with watching(stepper, automaton.inputs) as decisions:
+    found = {"checkpoint": source, "task": name, "pattern": model.config.pattern, "limit": limit}
+    found["dtype"] = str(model.dtype).removeprefix("torch.")
+    facts = _proved(model, automaton)
+    if facts is None:
         try:
-            seen = explore(stepper, automaton, limit, own)
+            facts = _explored(model, automaton, limit)
         except FloatingPointError as error:
             raise UserError(f"checkpoint {checkpoint}: {error}. Give one that was trained to the end.") from None
-    found = {"checkpoint": source, "task": name, "pattern": model.config.pattern, "limit": limit}
     versions = {module.__name__: module.__version__ for module in (hybridlm, torch, transformers)}
+    return {**found, **facts, "versions": versions}
+
+
+def _proved(model: PreTrainedModel, task: Automaton) -> dict[str, Any] | None:
+    """Where the heads of the model, looked at one by one, show that it is correct."""
+    wide = copy.deepcopy(model).double()
+    heads, own = take_apart(wide), take_apart(model)
+    if heads is None or own is None or not is_sum_of(wide, heads):
+        return None
+    proof = prove(heads, task)
+    if not (proof.answers >= CLEAR and proof.decisions >= CLEAR_MOVE):
+        return None
+    counts = {"states": None, "pairs": proof.pairs, "steps": proof.steps, "heads": heads.count, "closed": True}
     return {
-        **found,
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "verdict": "correct",
+        "why": None,
+        "margin_of_answers": _finite(proof.answers),
+        "margin_of_decisions": _finite(proof.decisions),
+        **counts,
+        "spread": 0.0,
+        "differing": int((proof.used & (own.moves != heads.moves)).sum()),
+        "all_words_to": None,
+        **_automata(true_machine(task), task),
+        "latches": [],
+    }
+
+
+def _explored(model: PreTrainedModel, task: Automaton, limit: int) -> dict[str, Any]:
+    """By following every word. Raises FloatingPointError where the model's numbers are none."""
+    stepper, own = Stepper(model), Stepper(model, model.dtype)
+    with watching(stepper, task.inputs) as decisions:
+        seen = explore(stepper, task, limit, own)
+    return {
         **_verdict(stepper, seen, decisions, limit),
-        **_automata(seen, automaton),
+        **_automata(seen.machine, task),
         "latches": [row for latches in decisions.latches for row in _units(latches)],
-        "versions": versions,
     }
 
 
@@ -127,7 +165,7 @@ def _load(checkpoint: str | Path, source: str, name: str, task: Automaton) -> Pr
 
 def _verdict(stepper: Stepper, seen: Exploration, decisions: Decisions, limit: int) -> dict[str, Any]:
     margins = {"margin_of_answers": _finite(seen.margin), "margin_of_decisions": _finite(decisions.margin)}
-    counts = {"states": seen.states, "pairs": seen.pairs, "steps": seen.steps, "closed": seen.closed}
+    counts = {"states": seen.states, "pairs": seen.pairs, "steps": seen.steps, "heads": None, "closed": seen.closed}
     common = {**margins, **counts, "spread": seen.spread, "differing": seen.differing, "all_words_to": seen.longest}
     failure, margin = seen.failure, min(decisions.margin, seen.margin)
     if failure is not None and stepper.answer(failure.word) != failure.right:
@@ -164,12 +202,12 @@ def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def _automata(seen: Exploration, task: Automaton) -> dict[str, Any]:
-    """The smallest automaton of the model, where all of it was seen, and whether it is the task's."""
+def _automata(machine: Machine | None, task: Automaton) -> dict[str, Any]:
+    """The smallest automaton of the model, where all of it is known, and whether it is the task's."""
     true = true_machine(task)
     found: dict[str, Any] = {"states_of_task": true.states, "automaton": None, "same_automaton": None}
-    if seen.machine is not None:
-        own = seen.machine.smallest()
+    if machine is not None:
+        own = machine.smallest()
         found["automaton"] = {"following": own.following.tolist(), "answers": own.answers.tolist()}
         found["same_automaton"] = own.same_as(true)
         found["table"] = own.table() if max(own.following.shape) <= LARGEST_TABLE else None

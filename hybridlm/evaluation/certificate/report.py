@@ -15,10 +15,11 @@ _LETTERS = 6
 def render(facts: dict[str, Any]) -> str:
     """Verdict, what it rests on, the automaton where it is small, and the latches."""
     lines = [f"{facts['task']}, {facts['pattern']}: {_verdict(facts)}", ""]
+    least = "at least " if facts["heads"] else ""
     rows = {
-        "reached": f"{facts['states']:,} states of the model, {facts['pairs']:,} pairs with states of the task, "
-        f"{facts['steps']:,} steps, in float64; {_own(facts)}",
-        "margins": f"answers {_number(facts['margin_of_answers'])}, decisions {_number(facts['margin_of_decisions'])}",
+        "reached": f"{_reached(facts)}, {facts['steps']:,} steps, in float64; {_own(facts)}",
+        "margins": f"answers {least}{_number(facts['margin_of_answers'])}, "
+        f"decisions {_number(facts['margin_of_decisions'])}",
         "automaton": _automaton(facts),
     }
     lines += [f"{name:<12}{value}" for name, value in rows.items()]
@@ -44,6 +45,13 @@ def _verdict(facts: dict[str, Any]) -> str:
             f"  it says {facts['said']}, right is {facts['right']}"
         )
     return f"open. No wrong answer on any word up to length {facts['all_words_to']}; not certain: {facts['why']}"
+
+
+def _reached(facts: dict[str, Any]) -> str:
+    pairs = f"{facts['pairs']:,} pairs with states of the task"
+    if facts["heads"]:
+        return f"{facts['heads']} heads, each by itself, in {pairs}"
+    return f"{facts['states']:,} states of the model, {pairs}"
 
 
 def _own(facts: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from hybridlm.evaluation.memory.recipe import named_recipe
 from hybridlm.evaluation.memory.summary import Group, value_text
 
 
@@ -28,10 +29,12 @@ def commands(groups: Sequence[Group]) -> list[str]:
 
 
 def _line(mixers: Sequence[str], tasks: Sequence[str], seeds: Sequence[int], form: str, changed: dict[str, Any]) -> str:
+    recipe, changed = named_recipe(changed)
     words = [
         f'hybridlm memory-suite --mixers "{",".join(mixers)}" --tasks {",".join(tasks)}',
         f"--seeds {','.join(map(str, seeds))}",
         *(["--quick"] if form == "quick" else []),
+        *([f"--recipe {recipe}"] if recipe else []),
         *(f"--set {shlex.quote(f'{name}={value_text(value)}')}" for name, value in sorted(changed.items())),
     ]
     return " ".join(words)

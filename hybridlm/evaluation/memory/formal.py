@@ -65,8 +65,9 @@ class Automaton(Task):
     def batch(self, rows: int, generator: torch.Generator) -> Batch:
         return self.of_length(TRAINED, rows, generator)
 
-    def tests(self) -> list[Test]:
-        longest = LONGEST_QUICK if self.quick else LONGEST
+    def tests(self, longest: int | None = None) -> list[Test]:
+        """longest: length up to which the failing length is looked for; None: that of the form."""
+        longest = longest or (LONGEST_QUICK if self.quick else LONGEST)
         return [
             Test("1x", TRAINED, ROWS, partial(self.of_length, TRAINED)),
             Test("failing length", longest, ROWS, partial(self.of_length, longest), failing=True),

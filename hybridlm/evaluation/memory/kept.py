@@ -17,6 +17,7 @@ from typing import Any
 from hybridlm import HybridLMForTokenClassification
 from hybridlm.errors import UserError
 from hybridlm.evaluation.memory.model import MemoryModel
+from hybridlm.evaluation.memory.recipe import named_recipe
 from hybridlm.evaluation.memory.registry import TASKS
 from hybridlm.evaluation.memory.store import agree, key_of
 from hybridlm.files import write_folder
@@ -38,8 +39,10 @@ def check_keeping(tasks: Sequence[str]) -> None:
 
 def folder_of(out: Path, record: dict[str, Any]) -> Path:
     """Where the model of a record is kept."""
-    changes = [f"{name}={json.dumps(value)}" for name, value in sorted(record["changed"].items())]
-    parts = [record["task"], record["form"], record["mixer"], *changes, f"seed{record['seed']}"]
+    recipe, changed = named_recipe(record["changed"])
+    changes = [f"{name}={json.dumps(value)}" for name, value in sorted(changed.items())]
+    named = [recipe] if recipe else []
+    parts = [record["task"], record["form"], record["mixer"], *named, *changes, f"seed{record['seed']}"]
     name = re.sub(r"[^\w.=+-]+", "_", "-".join(parts))
     if len(name) > LONGEST_NAME:
         name = f"{name[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

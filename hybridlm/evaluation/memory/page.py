@@ -12,11 +12,13 @@ from hybridlm.errors import UserError
 from hybridlm.evaluation.memory.commands import commands
 from hybridlm.evaluation.memory.families import Family, by_family, mixer_order
 from hybridlm.evaluation.memory.pictures import Picture, draw
+from hybridlm.evaluation.memory.recipe import RECIPES
 from hybridlm.evaluation.memory.summary import Group, summarize
 from hybridlm.evaluation.memory.table import (
     BEST,
     DIVERGED,
     change_table,
+    failing_table,
     family_tables,
     overview_table,
 )
@@ -77,7 +79,7 @@ def render(groups: Sequence[Group], pictures: Sequence[Picture], folder: Path, f
     parts += [findings.strip("\n")] if findings.strip() else []
     for family, tasks in by_family(group.task for group in standard).items():
         parts += _section(family, [group for group in standard if group.task in tasks], pictures, folder)
-    parts += [*_changes(groups), "## Failures", *_failures(groups)]
+    parts += [*_named(groups), *_changes(groups), "## Failures", *_failures(groups)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -138,8 +140,23 @@ def _trained(groups: Sequence[Group]) -> str:
     return f"Trained for {'; '.join(f'{budget} ({_list(tasks)})' for budget, tasks in found.items())}."
 
 
+def _named(groups: Sequence[Group]) -> list[str]:
+    """Runs of recipes that have a name: their failing lengths, of which the one with the most changes is shown."""
+    parts = []
+    for name, recipe in RECIPES.items():
+        for form, inside in _forms([group for group in groups if group.recipe == name]):
+            table = failing_table(inside)
+            if table is not None:
+                parts += [f"## Recipe {name}, {form} form", recipe.about, _trained(inside), _code(commands(inside))]
+                parts.append(table.markdown(legend=False))
+                further = dict.fromkeys(f"{g.mixer}, {g.task}: {g.change}" for g in inside if g.change != name)
+                parts += ["\n".join(f"- {line}" for line in further)] if further else []
+    return parts
+
+
 def _changes(groups: Sequence[Group]) -> list[str]:
-    """Runs with a changed recipe beside the standard ones."""
+    """Runs with a changed recipe that has no name, beside the standard ones."""
+    groups = [group for group in groups if group.recipe is None]
     changed = [group for group in groups if not group.standard]
     if not changed:
         return []

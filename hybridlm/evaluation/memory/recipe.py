@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Any
@@ -24,6 +25,36 @@ _FROM_THE_SUITE = {
     "bos_token_id", "eos_token_id", "classifier_dropout",
 }  # fmt: skip
 """Fields of `HybridLMConfig` that the mixer, the task and the recipe decide, or that change nothing here."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedRecipe:
+    """fields: what differs from the standard recipe. about: what it is for, in Markdown."""
+
+    fields: dict[str, Any]
+    about: str
+
+
+RECIPES = {
+    "finite-state": NamedRecipe(
+        {
+            "layers": 1,
+            "conv_kernel": 0,
+            "intermediate_size": 0,
+            "output_gate": False,
+            "nfsm_heads": 16,
+            "exploration_start": 0.0,
+            "length_start": 2,
+            "to_first_error": True,
+            "lr": 4e-3,
+        },
+        "For `nfsm` and automata. One layer without convolution, MLP and gate answers from the states alone, so these "
+        "must follow the automaton; an MLP, which also sees the last letter, learns pairs of letters by heart instead. "
+        "Sequences begin short, and what is asked behind a sequence's first wrong answer is not counted: it depends on "
+        "a state that is lost, and its gradients unlearn what is right. There is no noise on the transitions.",
+    )
+}
+"""Recipes with a name."""
 
 
 _STRICT = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
@@ -62,6 +93,11 @@ class Recipe:
     of short ones there are more, so that a step has as many letters. null: the task's from the start."""
     length_full: Annotated[float, Field(gt=0, le=1)] = 0.6
     """Share of the run at which they have the task's length."""
+    to_first_error: bool = False
+    """Automata: the loss counts each sequence up to its first wrong answer; a state that is lost does not come back,
+    and what is asked behind it teaches nothing."""
+    longest: Annotated[int, Field(gt=TRAINED)] | None = None
+    """Automata: length up to which the failing length is looked for; null: as the task says."""
     write_penalty: Annotated[float, Field(ge=0)] = 0.0
     """Weight of (mean z)^2 in the loss."""
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -136,6 +172,8 @@ class Recipe:
         return json.loads(json.dumps(values))
 
 
+OF_AUTOMATA = ("length_start", "length_full", "to_first_error", "longest")
+"""Fields that other tasks do not have."""
 _OWN = tuple(field.name for field in dataclasses.fields(Recipe) if field.name != "model")
 _MODEL = tuple(
     sorted(set(HybridLMConfig.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__) - _FROM_THE_SUITE)
@@ -164,9 +202,32 @@ def recipe_from(settings: Mapping[str, Any]) -> Recipe:
     return recipe
 
 
+def named_settings(name: str | None) -> dict[str, Any]:
+    """The fields of a named recipe; none for None. Raises UserError for a name that there is not."""
+    if name is None:
+        return {}
+    if name not in RECIPES:
+        hint = did_you_mean(name, RECIPES)
+        raise UserError(f"recipe={name!r}: there is none{hint or '.'} Recipes: {', '.join(RECIPES)}.")
+    return RECIPES[name].fields
+
+
+def named_recipe(changed: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    """The named recipe that such changes contain, and the other changes."""
+    for name, recipe in RECIPES.items():
+        if changed.items() >= recipe.fields.items():
+            return name, {field: value for field, value in changed.items() if field not in recipe.fields}
+    return None, dict(changed)
+
+
 def recipe_help() -> str:
-    """The fields that can be set, with default and meaning."""
-    lines = ["fields of --set:"]
+    """The recipes with a name, and the fields that can be set, with default and meaning."""
+    lines = ["recipes of --recipe:"]
+    for name, recipe in RECIPES.items():
+        fields = " ".join(f"{field}={json.dumps(value)}" for field, value in recipe.fields.items())
+        about = textwrap.wrap(recipe.about.replace("`", ""), 110)
+        lines += [f"  {name}", *(f"      {text}" for text in [fields, *about])]
+    lines.append("fields of --set:")
     for name, field in Recipe.__pydantic_fields__.items():  # pyright: ignore[reportAttributeAccessIssue]
         if name != "model":
             lines += [f"  {name}={json.dumps(field.default)}", f"      {' '.join(field.description.split())}"]

@@ -33,6 +33,9 @@ SHARE_FAILING = 0.1
 """Share of sequences with an error above which a length counts as failed."""
 TOKENS_AT_ONCE = 65_536
 """Inputs of a test that are in one forward, over all rows."""
+TOKENS_MADE = 2**26
+"""Inputs of a test for a failing length that are made at once: all rows together where they are no more, so that the
+test can stop when it has seen enough of them."""
 
 
 def run(
@@ -50,7 +53,7 @@ def run(
     loss = train(model, task, seed, recipe)
     trained = time.perf_counter()
     results = []
-    for test in task.tests():
+    for test in _tests(task, recipe):
         # Tests of the same length are of different draws.
         place = sum(result["length"] == test.length for result in results)
         results.append(measure(model, test, 7_000_003 * (seed + 1) + 104_729 * place + test.length))
@@ -82,7 +85,9 @@ def train(model: MemoryModel, task: Task, seed: int, recipe: Recipe) -> float | 
         backbone.set_epsilon(annealed(step, steps, recipe.annealing))
         backbone.set_exploration(annealed(step, steps, recipe.exploring))
         batch = _batch(task, recipe, step, steps, data).to(model.device)
-        loss = loss_of(model(batch.inputs), batch.targets)
+        answers = model(batch.inputs)
+        targets = to_first_error(answers, batch.targets) if recipe.to_first_error else batch.targets
+        loss = loss_of(answers, targets)
         penalty = backbone.write_penalty() if recipe.write_penalty else None
         losses.append(loss.detach())
         (loss if penalty is None else loss + recipe.write_penalty * penalty).backward()
@@ -97,6 +102,10 @@ def train(model: MemoryModel, task: Task, seed: int, recipe: Recipe) -> float | 
     last = torch.stack(losses[-max(1, steps // 20) :]).mean().item()
     finite = math.isfinite(last) and all(bool(p.isfinite().all()) for p in model.parameters())
     return last if finite else None
+
+
+def _tests(task: Task, recipe: Recipe) -> list[Test]:
+    return task.tests(recipe.longest) if isinstance(task, Automaton) else task.tests()
 
 
 def _batch(task: Task, recipe: Recipe, step: int, steps: int, data: torch.Generator) -> Batch:
@@ -114,6 +123,12 @@ def loss_of(answers: Tensor, targets: Tensor) -> Tensor:
         return F.mse_loss(answers[asked], targets[asked])
     asked = targets != IGNORED
     return F.cross_entropy(answers[asked], targets[asked])
+
+
+def to_first_error(answers: Tensor, targets: Tensor) -> Tensor:
+    """Classes (B, T), of which those behind a row's first wrong answer are not asked any more."""
+    wrong = (targets != IGNORED) & (answers.argmax(-1) != targets)
+    return targets.masked_fill(wrong.cumsum(1) - wrong.long() > 0, IGNORED)
 
 
 def _optimizer(
@@ -152,7 +167,7 @@ def measure(model: MemoryModel, test: Test, seed: int) -> dict[str, Any]:
     tally = _Tally(test)
     at_once = max(1, min(test.rows, 16 * TOKENS_AT_ONCE // test.length))
     if test.failing:
-        at_once = test.rows  # first errors of all rows are known together, so that the test can stop early
+        at_once = max(1, min(test.rows, TOKENS_MADE // test.length))
     for first in range(0, test.rows, at_once):
         batch = test.make(min(at_once, test.rows - first), maker)
         _stream(model, Batch(batch.inputs[:, : test.length], batch.targets[:, : test.length]), tally)
@@ -205,7 +220,18 @@ class _Tally:
         if self.test.failing:
             firsts = wrong[fresh].int().argmax(1) + start + 1
             self.first_errors = sorted(self.first_errors + firsts.tolist())
-            self.enough = len(self.first_errors) > SHARE_FAILING * self.test.rows
+            # Rows that are made later may have errors earlier: they are followed to the failing length so far.
+            self.enough = self.failing is not None and self.failing <= start + targets.shape[1]
+
+    @property
+    def allowed(self) -> int:
+        """How many sequences may have an error."""
+        return int(SHARE_FAILING * self.test.rows)
+
+    @property
+    def failing(self) -> int | None:
+        """The length at which more had one; None: not by now."""
+        return self.first_errors[self.allowed] if len(self.first_errors) > self.allowed else None
 
     def result(self) -> dict[str, Any]:
         self.begin(0)
@@ -214,9 +240,8 @@ class _Tally:
             return {"asked": self.asked, "mse": error if math.isfinite(error) else None}
         found: dict[str, Any] = {"asked": self.asked, "wrong": self.wrong, "right": self.right}
         if self.test.failing:
-            allowed = int(SHARE_FAILING * self.test.rows)
-            found["failing"] = self.first_errors[allowed] if self.enough else None
-            found["first_errors"] = self.first_errors[: allowed + 1]
-            if self.enough:
+            found["failing"] = self.failing
+            found["first_errors"] = self.first_errors[: self.allowed + 1]
+            if self.failing is not None:
                 del found["right"]  # not all of the length was seen
         return found

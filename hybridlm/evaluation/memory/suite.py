@@ -29,11 +29,11 @@ from hybridlm.evaluation.memory.formal import Automaton
 from hybridlm.evaluation.memory.kept import check_keeping, is_kept, keep_model, models
 from hybridlm.evaluation.memory.model import MemoryModel
 from hybridlm.evaluation.memory.page import write_page
-from hybridlm.evaluation.memory.recipe import Recipe
+from hybridlm.evaluation.memory.recipe import OF_AUTOMATA, Recipe
 from hybridlm.evaluation.memory.registry import BY_NAME, TASKS
 from hybridlm.evaluation.memory.running import run
 from hybridlm.evaluation.memory.store import Key, Store, agree, key_of
-from hybridlm.evaluation.memory.summary import summarize
+from hybridlm.evaluation.memory.summary import summarize, value_text
 from hybridlm.evaluation.memory.table import all_tables
 from hybridlm.evaluation.plots import NoMatplotlibError
 from hybridlm.files import try_folder
@@ -106,11 +106,12 @@ def plan(
     for task in tasks:
         made = TASKS[task](quick)
         made.check()
-        if recipe.length_start is not None and not isinstance(made, Automaton):
-            raise UserError(
-                f"set length_start={recipe.length_start}: {task} has sequences of its own length only. Set it with the "
-                "tasks of automata alone."
-            )
+        for field in OF_AUTOMATA:
+            if field in recipe.changed() and not isinstance(made, Automaton):
+                raise UserError(
+                    f"set {field}={value_text(recipe.changed()[field])}: {task} is no automaton. Set it with the tasks "
+                    "of automata alone, the formal languages."
+                )
     try:
         torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError) as error:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from hybridlm.errors import UserError
 from hybridlm.evaluation.memory.families import mixer_order, task_order
+from hybridlm.evaluation.memory.recipe import named_recipe
 from hybridlm.evaluation.memory.store import agree
 
 Kind = Literal["error rate", "squared error", "failing length"]
@@ -89,9 +90,16 @@ class Group:
         return not self.changed
 
     @property
+    def recipe(self) -> str | None:
+        """The named recipe that was changed, if any, or else the standard one."""
+        return named_recipe(self.changed)[0]
+
+    @property
     def change(self) -> str:
-        """Such as "lr=0.001, threshold_init=0.25"."""
-        return ", ".join(f"{name}={value_text(value)}" for name, value in sorted(self.changed.items()))
+        """Such as "lr=0.001, threshold_init=0.25", with the name of a recipe first."""
+        recipe, changed = named_recipe(self.changed)
+        parts = [f"{name}={value_text(value)}" for name, value in sorted(changed.items())]
+        return ", ".join([recipe, *parts] if recipe else parts)
 
 
 def summarize(records: Iterable[dict[str, Any]]) -> list[Group]:

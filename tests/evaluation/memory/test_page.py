@@ -11,6 +11,7 @@ from hybridlm import cli
 from hybridlm.errors import UserError
 from hybridlm.evaluation.memory.commands import commands
 from hybridlm.evaluation.memory.page import findings_path, write_page
+from hybridlm.evaluation.memory.recipe import named_settings
 from hybridlm.evaluation.memory.registry import definition
 from hybridlm.evaluation.memory.summary import summarize
 
@@ -197,3 +198,24 @@ def test_a_place_that_cannot_be_written_is_said(records, tmp_path):
 def test_a_page_is_the_same_whatever_order_its_records_are_in(records, page, tmp_path):
     again = write_page(records[::-1], tmp_path / "cards" / "again.md", None).read_text(encoding="utf-8")
     assert again == page
+
+
+def test_a_named_recipe_has_a_section_of_its_own(tmp_path):
+    """With the command by its name; of two runs of a task the one with more changes counts, and changes are named."""
+    recipe = named_settings("finite-state")
+    made = [
+        record([failing(None)], "s3", "nfsm", changed=recipe),
+        record([failing(None)], "z16", "nfsm", changed={**recipe, "nfsm_states": 16}),
+        record([failing(90)], "z16", "nfsm", changed=recipe),
+        record([failing(7)], "s3", "nfsm", changed={"lr": 0.001}),
+    ]
+    page = write_page(made, tmp_path / "memory_suite.md", None).read_text(encoding="utf-8")
+    section = page.partition("## Recipe finite-state, quick form")[2].partition("## Ablations")[0]
+    assert blocks(section) == [
+        'hybridlm memory-suite --mixers "nfsm" --tasks z16,s3 --seeds 0 --quick --recipe finite-state',
+        'hybridlm memory-suite --mixers "nfsm" --tasks z16 --seeds 0 --quick --recipe finite-state '
+        "--set nfsm_states=16",
+    ]
+    assert "| nfsm | > 32,768 | > 32,768 |" in section
+    assert "- nfsm, z16: finite-state, nfsm_states=16" in section
+    assert "finite-state" not in page.partition("## Ablations")[2]

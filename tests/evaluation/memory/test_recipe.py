@@ -5,7 +5,14 @@ import re
 import pytest
 
 from hybridlm.errors import UserError
-from hybridlm.evaluation.memory.recipe import Recipe, read_settings, recipe_from
+from hybridlm.evaluation.memory.recipe import (
+    Recipe,
+    named_recipe,
+    named_settings,
+    read_settings,
+    recipe_from,
+    recipe_help,
+)
 
 
 def test_default_changes_nothing():
@@ -68,3 +75,19 @@ def test_config_names_the_mixer():
         recipe_from({"threshold_init": -1}).config("bmru")
     with pytest.raises(UserError, match=r"layers=3: not a multiple of the 2 layers of the mixer 'lru bmru'"):
         recipe_from({"layers": 3}).config("lru bmru")
+
+
+def test_named_recipe_is_known_by_what_it_changes():
+    """Also beside other changes, and not where one of its own fields is at the default again."""
+    fields = named_settings("finite-state")
+    assert named_settings(None) == {}
+    recipe = recipe_from({**fields, "nfsm_states": 16})
+    assert named_recipe(recipe.changed()) == ("finite-state", {"nfsm_states": 16})
+    other = recipe_from({**fields, "layers": 2}).changed()
+    assert named_recipe(other) == (None, other)
+    assert named_recipe({}) == (None, {})
+    config = recipe.config("nfsm")
+    assert (config.block_types, config.mlp_size, config.conv_kernel, config.output_gate) == (("nfsm",), 0, 0, False)
+    with pytest.raises(UserError, match=r"recipe='finite': there is none; did you mean 'finite-state'\?"):
+        named_settings("finite")
+    assert "finite-state\n      layers=1 " in recipe_help()

@@ -5,11 +5,12 @@ import json
 import pytest
 import torch
 
+from hybridlm.evaluation.memory import running
 from hybridlm.evaluation.memory.copying import CopyFirst, CopyFirstSymbol
 from hybridlm.evaluation.memory.formal import Parity
 from hybridlm.evaluation.memory.recipe import Recipe
-from hybridlm.evaluation.memory.running import CHUNK, TOKENS_AT_ONCE, measure, run
-from hybridlm.evaluation.memory.task import Batch, Test
+from hybridlm.evaluation.memory.running import CHUNK, TOKENS_AT_ONCE, measure, run, to_first_error
+from hybridlm.evaluation.memory.task import IGNORED, Batch, Test
 
 
 class Erring:
@@ -114,14 +115,51 @@ def test_rows_in_parts_are_all_counted():
     }  # fmt: skip
 
 
+def test_failing_length_of_rows_in_parts(monkeypatch):
+    """Rows that are made later count as the first ones do, also where their errors are earlier, and in other chunks."""
+    rows, length = 40, 4 * CHUNK
+    monkeypatch.setattr(running, "TOKENS_MADE", 16 * length)
+    early, late = CHUNK + 7, 3 * CHUNK + 9
+    errors = {0: [late], 1: [late], 2: [late + 1], 3: [late + 2], 4: [late + 3]}
+    assert measure(Erring(errors), numbered(length, rows), 0)["failing"] == late + 3
+    errors = {**errors, 20: [early], 21: [3], 38: [early + 1]}
+    assert measure(Erring(errors), numbered(length, rows), 0)["failing"] == late
+    errors = {**errors, 37: [early], 39: [early]}
+    assert measure(Erring(errors), numbered(length, rows), 0)["failing"] == early + 1
+
+
+def test_longest(monkeypatch):
+    """The failing length is looked for up to any length."""
+    monkeypatch.setattr(running, "measure", lambda model, test, seed: {"length": test.length})
+    monkeypatch.setattr(running, "train", lambda *_: 0.0)
+    found = run(Parity(quick=True), "lru", 0, Recipe(width=8, longest=10_000))
+    assert [test["length"] for test in found["tests"]] == [64, 10_000]
+
+
 def test_short_sequences_are_more(monkeypatch):
     """A step has as many letters at any length, up to rounding down to whole sequences."""
     task, shapes = Parity(quick=True), []
     of_length = task.of_length
     monkeypatch.setattr(task, "of_length", lambda *given: shapes.append(given[:2]) or of_length(*given))
-    task.tests = list
+    task.tests = lambda longest: []
     run(task, "lru", 0, Recipe(steps=8, width=8, length_start=4, length_full=0.5))
     assert shapes == [(4, 256), (8, 128), (16, 64), (32, 32), *[(64, 16)] * 4]
+
+
+def test_to_first_error():
+    """What stands behind a row's first wrong answer is not asked; the wrong answer is."""
+    said = torch.tensor([[0, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0], [0, 1, 0, 1]])
+    targets = torch.tensor([[0, 0, 1, 0], [1, 1, 1, 1], [1, 0, 0, 0], [IGNORED, IGNORED, 1, 1]])
+    kept = torch.tensor([[0, 0, IGNORED, IGNORED], [1, 1, 1, 1], [1, *[IGNORED] * 3], [IGNORED, IGNORED, 1, IGNORED]])
+    assert torch.equal(to_first_error(torch.nn.functional.one_hot(said).float(), targets), kept)
+
+
+def test_training_to_the_first_error_is_another_training():
+    task = Parity(quick=True)
+    task.tests = lambda longest: []
+    recipes = [Recipe(steps=3, width=8, to_first_error=to) for to in (False, True)]
+    first, other = [run(task, "lru", 0, recipe)["loss"] for recipe in recipes]
+    assert first != other
 
 
 @pytest.mark.parametrize(("task", "found"), [(CopyFirst, ("mse", None)), (CopyFirstSymbol, ("wrong", 256))])

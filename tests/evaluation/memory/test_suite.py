@@ -18,7 +18,7 @@ from hybridlm.cli import main
 from hybridlm.errors import UserError
 from hybridlm.evaluation.memory import suite
 from hybridlm.evaluation.memory.copying import CopyFirst, CopyFirstSymbol
-from hybridlm.evaluation.memory.recipe import Recipe, recipe_from
+from hybridlm.evaluation.memory.recipe import Recipe, read_settings, recipe_from
 from hybridlm.evaluation.memory.registry import TASKS
 from hybridlm.evaluation.memory.running import run
 from hybridlm.evaluation.memory.store import Store
@@ -59,9 +59,10 @@ def test_run_of_another_version_is_done_again(tmp_path, monkeypatch):
     assert record["settings"]["task_version"] == 2
 
 
-def test_growing_sequences_are_refused_where_there_are_none():
-    with pytest.raises(UserError, match="set length_start=2: corridor has sequences of its own length only"):
-        suite.plan(["z2", "corridor"], ["bmru"], [0], True, recipe_from({"length_start": 2}))
+@pytest.mark.parametrize("text", ["length_start=2", "length_full=0.5", "longest=8192", "to_first_error=true"])
+def test_fields_of_automata_are_refused_elsewhere(text):
+    with pytest.raises(UserError, match=f"set {text}: corridor is no automaton"):
+        suite.plan(["z2", "corridor"], ["bmru"], [0], True, recipe_from(read_settings([text])))
 
 
 def test_failed_run_does_not_end_the_others(tmp_path, monkeypatch):

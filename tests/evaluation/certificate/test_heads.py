@@ -1,0 +1,163 @@
+"""The proof head by head: on a model whose weights are set by hand, and against all that heads can do together."""
+
+import json
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+from hybridlm import HybridLMConfig, HybridLMForTokenClassification
+from hybridlm.evaluation.certificate.certify import certify_checkpoint
+from hybridlm.evaluation.certificate.heads import is_sum_of, prove, take_apart
+from hybridlm.evaluation.memory.registry import TASKS
+
+
+def model_of(task, **changed):
+    torch.manual_seed(3)
+    made = TASKS[task](True)
+    fields = {
+        "pattern": "nfsm", "vocab_size": made.inputs, "num_labels": made.outputs, "hidden_size": 12,
+        "num_attention_heads": 1, "nfsm_heads": 3, "nfsm_states": 3, "conv_kernel": 0, "intermediate_size": 0,
+        "output_gate": False, "initializer_range": 1.0,
+    }  # fmt: skip
+    model = HybridLMForTokenClassification(HybridLMConfig(**{**fields, **changed})).double().eval()
+    with torch.no_grad():
+        model.score.bias.normal_()
+        model.model.norm.weight.normal_()
+        model.model.layers[0].mixer.cells[0].transition_bias.normal_(std=0.1)
+    return model, made
+
+
+@pytest.fixture
+def parity():
+    """Z2 followed by the first of three heads: letter 1 swaps its states 0 and 1, letter 0 keeps them. The others move
+    at random, and add up to `noise` each to the answers, which the first moves by 1 either way."""
+
+    def make(noise):
+        model, _ = model_of("z2")
+        cell, mixer = model.model.layers[0].mixer.cells[0], model.model.layers[0].mixer
+        with torch.no_grad():
+            model.model.embed_tokens.weight.zero_()[0, 0] = 1
+            model.model.embed_tokens.weight[1, 1] = 1
+            model.model.norm.weight.fill_(1)
+            mixer.in_proj.weight.copy_(torch.eye(12))
+            theta = cell.transition.weight.unflatten(0, (3, 3, 3))
+            theta[0] = 0
+            cell.transition_bias[0] = 0
+            for source in range(2):
+                theta[0, source, source, 0] = theta[0, source, 1 - source, 1] = 1
+            cell.values.zero_()
+            cell.values[0, :2, 0] = torch.tensor([-1.0, 1])
+            cell.values[1:, :, 0] = torch.tensor([-noise, 0.0, noise])
+            mixer.out_proj.weight.zero_()[2, [0, 4, 8]] = 1  # all heads into one number of the stream
+            model.score.weight.zero_()[:, 2] = torch.tensor([-1.0, 1])
+            model.score.bias.zero_()
+        return model
+
+    return make
+
+
+@pytest.mark.parametrize("gate", [False, True])
+def test_a_model_is_the_sum_of_its_parts(gate):
+    model, _ = model_of("s3", output_gate=gate)
+    heads = take_apart(model)
+    assert is_sum_of(model, heads)
+    with torch.no_grad():
+        model.model.layers[0].mixer.out_proj.weight[0, 0] += 1
+    assert not is_sum_of(model, heads)
+
+
+@pytest.mark.parametrize("change", [{"conv_kernel": 2}, {"intermediate_size": 8}, {"pattern": "nfsm*2"}])
+def test_other_stacks_are_not_taken_apart(change):
+    model, _ = model_of("s3", **change)
+    assert take_apart(model) is None
+
+
+@pytest.mark.parametrize("task", ["z2", "s3", "dyck1_depth"])
+@pytest.mark.parametrize("gate", [False, True])
+def test_bound_holds_for_all_that_heads_can_be_in_together(task, gate):
+    """Every letter in every state of the task, with all combinations of states that single heads can be in there; heads
+    are followed over all words up to a length, by the sets of what they reach."""
+    model, made = model_of(task, output_gate=gate)
+    heads = take_apart(model)
+    proof, least, pairs, used = prove(heads, made), np.inf, 0, np.zeros_like(heads.moves, dtype=bool)
+    following, labels, choices = made.transitions.tolist(), made.labels.tolist(), made.choices.tolist()
+    behind = {}  # letter, state of the task behind it -> for each head its states there
+    for k in range(heads.count):
+        seen = {(0, 0)}
+        for _ in range(len(following) * 3):
+            seen |= {(following[q][a], int(heads.moves[a, k, s])) for q, s in seen for a in choices[q]}
+        pairs += len(seen)
+        for q, s in seen:
+            used[choices[q], k, s] = True
+            for letter in choices[q]:
+                states = behind.setdefault((letter, following[q][letter]), [set() for _ in range(heads.count)])
+                states[k].add(int(heads.moves[letter, k, s]))
+    for (letter, q), may_be in behind.items():
+        for states in product(*may_be):
+            z = heads.letter[letter] + heads.emitted[letter, range(heads.count), states].sum(0)
+            logits = heads.weight @ z / heads.rms(z) + heads.bias
+            least = min(least, logits[labels[q]] - np.delete(logits, labels[q]).max())
+    assert proof.pairs == pairs
+    assert np.array_equal(proof.used, used)
+    assert proof.decisions == heads.leads[used].min()
+    assert proof.answers <= least + 1e-12
+
+
+def test_bound_is_exact_for_one_head(parity):
+    """One head whose state is the task's: nothing is left to bound."""
+    model = parity(0.0)
+    lead = take_apart(model)
+    proof = prove(lead, TASKS["z2"](True))
+    rms = np.sqrt(2 / 12 + model.config.rms_norm_eps)
+    assert proof.answers == pytest.approx(2 / rms, rel=1e-9)
+
+
+@pytest.mark.parametrize(("noise", "sure"), [(0.3, True), (0.49, True), (0.51, False)])
+def test_heads_that_wander(parity, tmp_path, noise, sure):
+    """Two heads that may add as much as the first decides: below it the model is certified, whatever the limit."""
+    model = parity(noise)
+    assert (prove(take_apart(model), TASKS["z2"](True)).answers > 0) == sure
+    model.float().save_pretrained(tmp_path / "model")
+    facts = certify_checkpoint(tmp_path / "model", task="z2", limit=1)
+    assert facts["verdict"] == ("correct" if sure else "open")
+    assert facts["heads"] == (3 if sure else None)
+    if sure:
+        assert (facts["same_automaton"], facts["states_of_task"], facts["differing"]) == (True, 2, 0)
+    else:
+        assert certify_checkpoint(tmp_path / "model", task="z2")["verdict"] in {"correct", "wrong"}
+
+
+def test_what_is_printed(parity, tmp_path, capsys):
+    from hybridlm.cli import main
+
+    parity(0.3).float().save_pretrained(tmp_path / "model")
+    out = tmp_path / "z2.json"
+    assert main(["certify", str(tmp_path / "model"), "--task", "z2", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("z2, nfsm: correct at every length (in float64)\n")
+    assert "reached     3 heads, each by itself, in " in printed
+    assert "margins     answers at least " in printed
+    assert json.loads(out.read_text())["verdict"] == "correct"
+
+
+def test_wrong_model_is_followed(parity, tmp_path):
+    """A head that starts in the wrong state is wrong at once, and the word is shown."""
+    model = parity(0.0)
+    with torch.no_grad():
+        model.score.weight.neg_()
+    model.float().save_pretrained(tmp_path / "model")
+    facts = certify_checkpoint(tmp_path / "model", task="z2")
+    assert (facts["verdict"], facts["word"], facts["heads"]) == ("wrong", [0], None)
+
+
+def test_a_tie_is_not_proved(parity, tmp_path):
+    """Two destinations that are equally good."""
+    model = parity(0.0)
+    with torch.no_grad():
+        model.model.layers[0].mixer.cells[0].transition.weight.unflatten(0, (3, 3, 3))[1] = 0
+        model.model.layers[0].mixer.cells[0].transition_bias[1] = 0
+    assert prove(take_apart(model), TASKS["z2"](True)).decisions == 0
+    model.float().save_pretrained(tmp_path / "model")
+    assert certify_checkpoint(tmp_path / "model", task="z2")["verdict"] == "open"
