@@ -20,6 +20,8 @@ RESOLUTION = 2.0**-32
 """Numbers of a state that differ by less may count as the same."""
 LARGEST = 2.0**20
 """Numbers of a state may not be larger."""
+LIMIT_WHEN_WRONG = 10_000
+"""States or pairs up to which is looked once a wrong answer is known: only for the whole automaton of the model."""
 AT_ONCE = 4096
 """About how many steps of the model are taken in one call."""
 
@@ -55,7 +57,7 @@ class Exploration:
 
 def explore(stepper: Stepper, task: Automaton, limit: int, own: Stepper | None = None) -> Exploration:
     """Takes words in the order of their length, until no new pair of states comes, or states of the model or pairs are
-    more than `limit`. own: the same model in its own dtype, which takes every step too.
+    more than `limit`, or than `LIMIT_WHEN_WRONG` behind a wrong answer. own: the same model in its own dtype, which takes every step too.
 
     Raises FloatingPointError where an answer of the model is no number, or a state is not or is too large.
     """
@@ -65,7 +67,7 @@ def explore(stepper: Stepper, task: Automaton, limit: int, own: Stepper | None =
     while first < len(pairs.order):
         end = len(pairs.order)  # of the words of one length
         while first < end:
-            if max(len(model.rows), end) > limit:
+            if max(len(model.rows), end) > (limit if pairs.failure is None else min(limit, LIMIT_WHEN_WRONG)):
                 return _found(model, pairs, longest, closed=False)
             last = min(end, first + per_call)
             model.learn([(state, letter) for i in range(first, last) for state, letter in pairs.moves_from(i)])

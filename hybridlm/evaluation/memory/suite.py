@@ -29,7 +29,7 @@ from hybridlm.evaluation.memory.formal import Automaton
 from hybridlm.evaluation.memory.kept import check_keeping, is_kept, keep_model, models
 from hybridlm.evaluation.memory.model import MemoryModel
 from hybridlm.evaluation.memory.page import write_page
-from hybridlm.evaluation.memory.recipe import OF_AUTOMATA, Recipe
+from hybridlm.evaluation.memory.recipe import OF_AUTOMATA, Recipe, named_recipe
 from hybridlm.evaluation.memory.registry import BY_NAME, TASKS
 from hybridlm.evaluation.memory.running import run
 from hybridlm.evaluation.memory.store import Key, Store, agree, key_of
@@ -177,7 +177,9 @@ def write_results(store: Store) -> Path:
 
 def line(record: dict[str, Any]) -> str:
     """A record in one line."""
-    change = "".join(f" {name}={value}" for name, value in record["changed"].items())
+    recipe, changed = named_recipe(record["changed"])
+    parts = [f"{name}={value_text(value)}" for name, value in changed.items()]
+    change = "".join(f" {part}" for part in ([recipe, *parts] if recipe else parts))
     if "error" in record:
         return f"{record['task']} {record['mixer']!r}{change} seed {record['seed']}: FAILED, {record['error']}"
     loss = "diverged" if record["loss"] is None else f"loss {record['loss']:.3g}"

@@ -8,6 +8,7 @@ import torch
 from hybridlm import HybridLMConfig, HybridLMForCausalLM, HybridLMForTokenClassification
 from hybridlm.cli import main
 from hybridlm.errors import UserError
+from hybridlm.evaluation.certificate import exploring
 from hybridlm.evaluation.certificate.certify import certify_checkpoint
 from hybridlm.evaluation.certificate.decisions import HOLD, RESET, SET, watching
 from hybridlm.evaluation.certificate.exploring import explore
@@ -79,6 +80,15 @@ def test_wrong_from_the_first_letter(latch, tmp_path, capsys):
     assert (facts["verdict"], facts["word"], facts["said"], facts["right"]) == ("wrong", [0], 1, 0)
     assert facts["same_automaton"] is False
     assert not (folder / "evaluation").exists()
+
+
+def test_a_wrong_model_is_not_followed_for_long(latch, tmp_path, monkeypatch):
+    """Once it is known to be wrong, the rest is of less interest; a right one is followed to the limit."""
+    monkeypatch.setattr(exploring, "LIMIT_WHEN_WRONG", 1)
+    assert certify_checkpoint(saved(latch, tmp_path))["closed"]
+    latch.model.layers[0].mixer.cells[0].s0.fill_(1)
+    facts = certify_checkpoint(saved(latch, tmp_path))
+    assert (facts["verdict"], facts["word"], facts["closed"], facts["automaton"]) == ("wrong", [0], False, None)
 
 
 def test_open_where_there_are_too_many_states(latch, tmp_path, capsys):
