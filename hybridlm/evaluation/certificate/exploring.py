@@ -57,7 +57,8 @@ class Exploration:
 
 def explore(stepper: Stepper, task: Automaton, limit: int, own: Stepper | None = None) -> Exploration:
     """Takes words in the order of their length, until no new pair of states comes, or states of the model or pairs are
-    more than `limit`, or than `LIMIT_WHEN_WRONG` behind a wrong answer. own: the same model in its own dtype, which takes every step too.
+    more than `limit`, or than `LIMIT_WHEN_WRONG` once an answer was wrong. own: the same model in its own dtype, which
+    takes every step too.
 
     Raises FloatingPointError where an answer of the model is no number, or a state is not or is too large.
     """
