@@ -213,10 +213,14 @@ def named_settings(name: str | None) -> dict[str, Any]:
 
 
 def named_recipe(changed: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
-    """The named recipe that such changes contain, and the other changes."""
+    """The named recipe that such changes contain, all of it but two fields at most, and the changes beside it: those
+    two among them."""
     for name, recipe in RECIPES.items():
-        if changed.items() >= recipe.fields.items():
-            return name, {field: value for field, value in changed.items() if field not in recipe.fields}
+        apart = [field for field, value in recipe.fields.items() if field not in changed or changed[field] != value]
+        if len(apart) <= 2:
+            rest = {field: value for field, value in changed.items() if field not in recipe.fields or field in apart}
+            default = Recipe().settings("nfsm")
+            return name, {field: default[field] for field in apart} | rest
     return None, dict(changed)
 
 

@@ -78,13 +78,16 @@ def test_config_names_the_mixer():
 
 
 def test_named_recipe_is_known_by_what_it_changes():
-    """Also beside other changes, and not where one of its own fields is at the default again."""
+    """Also beside other changes, and where up to two of its own fields are at the default again, or elsewhere."""
     fields = named_settings("finite-state")
     assert named_settings(None) == {}
     recipe = recipe_from({**fields, "nfsm_states": 16})
     assert named_recipe(recipe.changed()) == ("finite-state", {"nfsm_states": 16})
-    other = recipe_from({**fields, "layers": 2}).changed()
-    assert named_recipe(other) == (None, other)
+    assert named_recipe(recipe_from({**fields, "layers": 2, "lr": 1e-2}).changed()) == (
+        "finite-state", {"layers": 2, "lr": 1e-2},
+    )  # fmt: skip
+    three = recipe_from({**fields, "layers": 2, "intermediate_size": 128, "conv_kernel": 4}).changed()
+    assert named_recipe(three) == (None, three)
     assert named_recipe({}) == (None, {})
     config = recipe.config("nfsm")
     assert (config.block_types, config.mlp_size, config.conv_kernel, config.output_gate) == (("nfsm",), 0, 0, False)
