@@ -103,7 +103,7 @@ class Group:
 
 
 def summarize(records: Iterable[dict[str, Any]]) -> list[Group]:
-    """Groups in the order of tables: task, form, mixer, the standard recipe before changed ones.
+    """Groups in the order of tables: task, form, mixer, the standard recipe before changed and named ones.
 
     Of records with the same task, form, mixer, change and seed the last counts; of a group whose runs had different
     settings, those that had the last ones. Raises UserError where a record lacks a field.
@@ -152,7 +152,8 @@ def is_failing(groups: Sequence[Group], test: str) -> bool:
 
 
 def _order(group: Group) -> tuple[Any, ...]:
-    return task_order(group.task), group.form, mixer_order(group.mixer), len(group.changed), group.change
+    recipe, changed = named_recipe(group.changed)
+    return task_order(group.task), group.form, mixer_order(group.mixer), recipe or "", len(changed), group.change
 
 
 def _group(records: list[dict[str, Any]]) -> Group:

@@ -217,16 +217,16 @@ def test_a_named_recipe_has_a_section_of_its_own(tmp_path):
         'hybridlm memory-suite --mixers "nfsm" --tasks z16,s3 --seeds 0 --quick --recipe finite-state',
         'hybridlm memory-suite --mixers "nfsm" --tasks z16 --seeds 0 --quick --recipe finite-state '
         "--set nfsm_states=16",
+        'hybridlm memory-suite --mixers "nfsm" --tasks s3 --seeds 0 --quick --recipe finite-state --set layers=2',
         'hybridlm memory-suite --mixers "nfsm" --tasks s3 --seeds 0 --quick --recipe finite-state '
         "--set to_first_error=false",
-        'hybridlm memory-suite --mixers "nfsm" --tasks s3 --seeds 0 --quick --recipe finite-state --set layers=2',
     ]
     assert "| nfsm | > 32,768 | > 32,768 |" in section
     assert "- nfsm, z16: finite-state, nfsm_states=16" in section
     rows = section.partition("**s3**, without some of it")[2].split("\n")
     assert [row for row in rows if row.startswith("| nfsm")] == [
         "| nfsm, finite-state | > 32,768 |",
-        "| nfsm, finite-state, to_first_error=false | 9 |",
         "| nfsm, finite-state, layers=2 | 8 |",
+        "| nfsm, finite-state, to_first_error=false | 9 |",
     ]
     assert "finite-state" not in page.partition("## Ablations")[2]
