@@ -14,7 +14,7 @@ LARGEST_SEED = 999_999
 def memory_suite(options: argparse.Namespace) -> None:
     """train small models on tasks of memory, and test them far beyond the training length
 
-    For each task, mixer and seed a model of two layers is trained and tested; a run is a line of output and a line of
+    For each task, mixer and seed a small model is trained and tested; a run is a line of output and a line of
     JSON in OUT. The same command goes on where it was stopped, and does no run twice. At the end come tables, and the
     page OUT/memory_suite.md of all its runs, with pictures (extra `plot`). A mixer is a pattern: "a+b" is side by side,
     "a b" stacked.

@@ -37,7 +37,7 @@ def default_output(facts: dict[str, Any]) -> Path:
 
 def _verdict(facts: dict[str, Any]) -> str:
     if facts["verdict"] == "correct":
-        return "correct at every length (in float64)"
+        return f"correct at every length (in {' and '.join(facts['holds_in'])})"
     if facts["verdict"] == "wrong":
         word = " ".join(map(str, facts["word"]))
         return (
@@ -55,7 +55,13 @@ def _reached(facts: dict[str, Any]) -> str:
 
 
 def _own(facts: dict[str, Any]) -> str:
-    differing = facts["differing"]
+    differing, dtype = facts["differing"], facts["dtype"]
+    if facts["heads"]:
+        return (
+            "however sums are rounded"
+            if dtype in facts["holds_in"]
+            else f"in {dtype} some moves or answers are too close to be sure of"
+        )
     return f"{differing:,} of them otherwise in {facts['dtype']}" if differing else f"all the same in {facts['dtype']}"
 
 

@@ -141,22 +141,13 @@ def _trained(groups: Sequence[Group]) -> str:
 
 
 def _named(groups: Sequence[Group]) -> list[str]:
-    """Runs of recipes that have a name: failing lengths of the whole recipe, with what was set besides; then the tasks
-    on which some field of it was left out."""
+    """Runs of recipes that have a name: failing lengths, a row for each change beside it."""
     parts = []
     for name, recipe in RECIPES.items():
-        for form, every in _forms([group for group in groups if group.recipe == name]):
-            whole = [group for group in every if group.changed.items() >= recipe.fields.items()]
-            table = failing_table(whole)
-            if table is None:
-                continue
-            parts += [f"## Recipe {name}, {form} form", recipe.about, _trained(every), _code(commands(every))]
-            parts.append(table.markdown(legend=False))
-            further = dict.fromkeys(f"{g.mixer}, {g.task}: {g.change}" for g in whole if g.change != name)
-            parts += ["\n".join(f"- {line}" for line in further)] if further else []
-            for task in dict.fromkeys(group.task for group in every if group not in whole):
-                inside = [group for group in every if group.task == task]
-                parts += [f"**{task}**, without some of it", change_table(inside).markdown(legend=False)]
+        for form, inside in _forms([group for group in groups if group.recipe == name]):
+            parts += [f"## Recipe {name}, {form} form", recipe.about, _trained(inside), _code(commands(inside))]
+            table = failing_table(inside, lambda group: ", ".join([group.mixer, *group.change.split(", ")[1:]]))
+            parts += [table.markdown(legend=False)] if table else []
     return parts
 
 

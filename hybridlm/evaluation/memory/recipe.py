@@ -96,7 +96,7 @@ class Recipe:
     to_first_error: bool = False
     """Automata: the loss counts each sequence up to its first wrong answer; a state that is lost does not come back,
     and what is asked behind it teaches nothing."""
-    longest: Annotated[int, Field(gt=TRAINED)] | None = None
+    longest: Annotated[int, Field(gt=TRAINED, le=2**26)] | None = None
     """Automata: length up to which the failing length is looked for; null: as the task says."""
     write_penalty: Annotated[float, Field(ge=0)] = 0.0
     """Weight of (mean z)^2 in the loss."""
@@ -209,7 +209,7 @@ def named_settings(name: str | None) -> dict[str, Any]:
     if name not in RECIPES:
         hint = did_you_mean(name, RECIPES)
         raise UserError(f"recipe={name!r}: there is none{hint or '.'} Recipes: {', '.join(RECIPES)}.")
-    return RECIPES[name].fields
+    return dict(RECIPES[name].fields)
 
 
 def named_recipe(changed: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
@@ -219,7 +219,8 @@ def named_recipe(changed: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]
         apart = [field for field, value in recipe.fields.items() if field not in changed or changed[field] != value]
         if len(apart) <= 2:
             rest = {field: value for field, value in changed.items() if field not in recipe.fields or field in apart}
-            default = Recipe().settings("nfsm")
+            width = {field: changed[field] for field in ("width",) if field in changed}  # which others follow
+            default = recipe_from(width).settings("nfsm")
             return name, {field: default[field] for field in apart} | rest
     return None, dict(changed)
 

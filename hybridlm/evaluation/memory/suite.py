@@ -109,8 +109,8 @@ def plan(
         for field in OF_AUTOMATA:
             if field in recipe.changed() and not isinstance(made, Automaton):
                 raise UserError(
-                    f"set {field}={value_text(recipe.changed()[field])}: {task} is no automaton. Set it with the tasks "
-                    "of automata alone, the formal languages."
+                    f"set {field}={value_text(recipe.changed()[field])}: {task} is no automaton. Leave it out, and a "
+                    "recipe that has it, or give --tasks with formal languages alone."
                 )
     try:
         torch.empty(1, device=device).item()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hybridlm.evaluation.memory.families import PUBLISHED, Family, by_family, mixer_order
@@ -105,9 +105,9 @@ def shared_table(groups: Sequence[Group]) -> Table | None:
     return build(f"mixer: {kinds.pop()}" if len(kinds) == 1 else "mixer", titles, _across_tasks(groups, columns))
 
 
-def failing_table(groups: Sequence[Group]) -> Table | None:
-    """Rows: mixers, and what was published. Columns: the tasks of one form that have failing lengths; None where there
-    are none."""
+def failing_table(groups: Sequence[Group], name: Callable[[Group], str] = lambda group: group.mixer) -> Table | None:
+    """Rows: mixers, or what `name` says, and what was published. Columns: the tasks of one form that have failing
+    lengths; None where there are none."""
     tests = {
         task: [n for n in columns_of(inside) if is_failing(inside, n)] for task, inside in _by_task(groups).items()
     }
@@ -116,7 +116,7 @@ def failing_table(groups: Sequence[Group]) -> Table | None:
         return None
     several = any(len(names) > 1 for names in tests.values())
     titles = [f"{task}, {name}" if several else task for task, name in columns]
-    table = build("mixer: failing length", titles, _across_tasks(groups, columns))
+    table = build("mixer: failing length", titles, _across_tasks(groups, columns, name))
     if any(task in PUBLISHED for task, _ in columns):
         table.rows.append([Cell(PUBLISHED_ROW), *(_published(task) for task, _ in columns)])
         table.notes.append(
@@ -256,11 +256,15 @@ def _by_task(groups: Sequence[Group]) -> dict[str, list[Group]]:
     return found
 
 
-def _across_tasks(groups: Sequence[Group], columns: Sequence[tuple[str, str]]) -> dict[str, list[Score | None]]:
-    """A row for each mixer, a column for each (task, test)."""
-    found = {(group.task, group.mixer): group.scores for group in groups}
-    mixers = sorted({group.mixer for group in groups}, key=mixer_order)
-    return {mixer: [found.get((task, mixer), {}).get(name) for task, name in columns] for mixer in mixers}
+def _across_tasks(
+    groups: Sequence[Group],
+    columns: Sequence[tuple[str, str]],
+    name: Callable[[Group], str] = lambda group: group.mixer,
+) -> dict[str, list[Score | None]]:
+    """A row for each mixer, or what `name` says, a column for each (task, test)."""
+    found = {(group.task, name(group)): group.scores for group in groups}
+    rows = dict.fromkeys(name(group) for group in sorted(groups, key=lambda group: mixer_order(group.mixer)))
+    return {row: [found.get((task, row), {}).get(test) for task, test in columns] for row in rows}
 
 
 def _has(group: Group, task: str, test: str) -> bool:

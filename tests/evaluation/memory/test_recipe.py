@@ -86,6 +86,8 @@ def test_named_recipe_is_known_by_what_it_changes():
     assert named_recipe(recipe_from({**fields, "layers": 2, "lr": 1e-2}).changed()) == (
         "finite-state", {"layers": 2, "lr": 1e-2},
     )  # fmt: skip
+    mlp = recipe_from({**fields, "width": 128, "intermediate_size": 256}).changed()
+    assert named_recipe(mlp) == ("finite-state", {"width": 128, "intermediate_size": 256})
     three = recipe_from({**fields, "layers": 2, "intermediate_size": 128, "conv_kernel": 4}).changed()
     assert named_recipe(three) == (None, three)
     assert named_recipe({}) == (None, {})
