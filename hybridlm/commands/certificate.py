@@ -10,14 +10,16 @@ from hybridlm.commands.shared import CHECKPOINT
 def certify(options: argparse.Namespace) -> None:
     """prove that a model follows an automaton at every length, or show the shortest word on which it fails
 
-    Takes a model that was trained on one of the memory suite's formal languages and kept. From the state in front of a
-    text it takes every letter, from each state that is reached every letter again, until no new state comes: then the
-    model is a finite automaton, which is compared with the task's. With bmru or fqbmru in it: which units latch, and
-    which letters set, reset and hold them. Numbers are printed, and written as JSON with the whole automaton.
+    Takes a model that was trained on one of the memory suite's formal languages and kept. A layer of nfsm alone,
+    without convolution and MLP, is looked at head by head; every other model is followed as a whole: from the state in
+    front of a text it takes every letter, from each state that is reached every letter again, until no new state comes.
+    Then it is a finite automaton, which is compared with the task's. With bmru or fqbmru in it: which units latch, and
+    which letters set, reset and hold them. Numbers are printed, and written as JSON with the whole automaton, over
+    those of an earlier call.
 
     examples:
-      hybridlm memory-suite --quick --tasks z2 --mixers nfsm --set conv_kernel=0 --seeds 0 --keep
-      hybridlm certify runs/memory-suite/models/z2-quick-nfsm-conv_kernel=0-seed0
+      hybridlm memory-suite --quick --tasks s3 --mixers nfsm --recipe finite-state --seeds 0 --keep
+      hybridlm certify runs/memory-suite/models/s3-quick-nfsm-finite-state-seed0
       hybridlm certify CHECKPOINT --task s5 --limit 1000000 --out s5.json
     """
     from hybridlm.evaluation.certificate.certify import certify_checkpoint
@@ -40,5 +42,10 @@ def certify_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT)
     add("--task", metavar="T", help="the task (default: the one that the checkpoint was trained on)")
-    add("--limit", type=int, metavar="N", help="look at up to N states (default: 100,000)")
+    add(
+        "--limit",
+        type=int,
+        metavar="N",
+        help="of a model followed as a whole: look at up to N states (default: 100000)",
+    )
     add("--out", metavar="JSON", help="where to write (default: below CHECKPOINT/evaluation)")

@@ -39,7 +39,11 @@ def memory_suite(options: argparse.Namespace) -> None:
     store = Store(options.out)
     keep = store.folder if options.keep else None
     jobs = suite.plan(tasks, mixers, _seeds(options.seeds), options.quick, recipe, options.device, keep)
-    suite.do(jobs, store, lambda line: print(line, flush=True), _workers(options))
+    try:
+        suite.do(jobs, store, lambda line: print(line, flush=True), _workers(options))
+    except KeyboardInterrupt:
+        print(f"Runs that were done are in {store.folder}; the same command goes on from there.", flush=True)
+        raise
     print(f"\n{suite.tables(jobs, store)}\n\nWritten to {suite.write_results(store)}")
 
 

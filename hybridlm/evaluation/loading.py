@@ -67,6 +67,11 @@ def load_weights(
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(_unreadable(checkpoint, source, error)) from error
     unfit = {name: sorted(map(str, notes[name])) for name in ("missing_keys", "unexpected_keys") if notes[name]}
+    kinds, kind = model.config.architectures or [], type(model).__name__
+    if unfit and kinds and kind not in kinds:
+        raise UserError(
+            f"checkpoint {checkpoint}: holds a {kinds[0]}, and a {kind} is needed. Give a checkpoint of one."
+        )
     if unfit:
         raise UserError(
             f"checkpoint {checkpoint}: its weights do not fit its config.json ("

@@ -8,6 +8,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from hybridlm import HybridLMForTokenClassification
 from hybridlm.errors import UserError
 from hybridlm.evaluation.loading import load_checkpoint
 
@@ -98,6 +99,13 @@ def test_weights_of_another_shape_are_refused(copy):
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"hidden_size": 64}))
     with pytest.raises(UserError, match="cannot be loaded"):
+        load_checkpoint(copy)
+
+
+def test_a_model_of_another_kind_is_named(copy, build):
+    """A classifier's folder is whole; it is no language model."""
+    HybridLMForTokenClassification(build().config).save_pretrained(copy)
+    with pytest.raises(UserError, match="holds a HybridLMForTokenClassification, and a HybridLMForCausalLM is needed"):
         load_checkpoint(copy)
 
 

@@ -159,7 +159,10 @@ def _load(checkpoint: str | Path, source: str, name: str, task: Automaton) -> Pr
         ("labels", config.num_labels, task.outputs),
     ):
         if has != asks:
-            raise UserError(f"checkpoint {checkpoint}: {has} {what}, and task {name} has {asks}. Give its own task.")
+            raise UserError(
+                f"task={name!r}: has {asks} {what}, and checkpoint {checkpoint} has {has}. Give the task that it was "
+                "trained on; without --task it is read from the folder."
+            )
     for layer, mixer in enumerate(config.block_types):
         if mixer in ATTENTION:
             raise UserError(

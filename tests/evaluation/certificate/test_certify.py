@@ -194,7 +194,7 @@ def test_what_cannot_be_compared(latch, tmp_path, capsys):
         ([str(folder)], "does not say what it was trained on (memory_suite.json). Give --task, one of parity, "),
         ([str(folder), "--task", "s9"], "task='s9': no automaton of the suite"),
         ([str(folder), "--task", "mqar"], "task='mqar': no automaton of the suite"),
-        ([str(folder), "--task", "s3"], "3 tokens, and task s3 has 6"),
+        ([str(folder), "--task", "s3"], "task='s3': has 6 tokens, and checkpoint"),
         ([str(folder), "--task", FLIP_FLOP, "--limit", "0"], "limit=0: must be at least 1"),
         ([str(tmp_path / "lm"), "--task", FLIP_FLOP], "a HybridLMForCausalLM. An automaton is read out of a"),
         (

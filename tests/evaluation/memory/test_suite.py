@@ -133,7 +133,7 @@ def test_ctrl_c_leaves_no_process(tmp_path):
     process = subprocess.Popen(
         command,
         start_new_session=True,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores it
     )
@@ -145,12 +145,14 @@ def test_ctrl_c_leaves_no_process(tmp_path):
         assert len(started) >= 4
         assert all(_deaf_to_ctrl_c(member) for member in started if member != process.pid)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        _, said = process.communicate(timeout=60)
+        out, said = process.communicate(timeout=60)
         assert process.returncode == 130
+        assert out.decode().endswith(f"Runs that were done are in {tmp_path}; the same command goes on from there.\n")
         assert b"stopped by Ctrl-C" in said
         assert b"Traceback" not in said
     finally:
         process.kill()  # where the test failed
+        process.stdout.close()
         process.stderr.close()  # which would be a warning in another test
     end = time.monotonic() + 20
     while _members(process.pid) and time.monotonic() < end:
