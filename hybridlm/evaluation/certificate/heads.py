@@ -25,6 +25,8 @@ from hybridlm.evaluation.memory.formal import Automaton
 
 ALIKE = 1e-9
 """The sum of what was taken apart may differ so much from the logits of the model, beside the largest of them."""
+SLOPE = 1.1
+"""Of silu, nowhere more."""
 WORD = 256
 """Random letters of the word on which that is tried, behind each letter once."""
 
@@ -100,15 +102,19 @@ def take_apart(model: Any) -> Heads | None:
     bias, weight = cell.transition_bias, cell.transition.weight
     size = F.linear(F.linear(u.abs(), mixer.in_proj.weight.abs()), weight.abs())
     values = cell.values.expand(len(x), -1, -1, -1)
+    values_size = values.abs()
     if mixer.gate_proj is not None:
-        values = values * F.silu(mixer.gate_proj(u)).unflatten(-1, (cell.heads, 1, -1))
+        gate = F.silu(mixer.gate_proj(u))
+        gate_size = gate.abs() + SLOPE * F.linear(u.abs(), mixer.gate_proj.weight.abs())
+        values = values * gate.unflatten(-1, (cell.heads, 1, -1))
+        values_size = values_size * gate_size.unflatten(-1, (cell.heads, 1, -1))
     into = mixer.out_proj.weight.unflatten(1, (cell.heads, -1))
     return Heads(
         theta=(cell.transition(mixer.in_proj(u)).unflatten(-1, bias.shape) + bias).numpy(),
         theta_size=(size.unflatten(-1, bias.shape) + bias.abs()).numpy(),
         letter=x.numpy(),
         emitted=torch.einsum("aknd,Dkd->aknD", values, into).numpy(),
-        emitted_size=torch.einsum("aknd,Dkd->aknD", values.abs(), into.abs()).numpy(),
+        emitted_size=torch.einsum("aknd,Dkd->aknD", values_size, into.abs()).numpy(),
         weight=(model.score.weight * model.model.norm.weight).numpy(),
         bias=model.score.bias.numpy(),
         eps=config.rms_norm_eps,
@@ -142,10 +148,10 @@ def prove(heads: Heads, task: Automaton, dtype: torch.dtype) -> Proof | None:
         here, leads_to = comes[:, letter], following[:, letter]
         after = [_after(move, states, leads_to, here) for move, states in zip(moves[letter], reached, strict=True)]
         if here.any():
-            least = _least_answer(heads, letter, np.unique(leads_to[here]), after, labels, dtype)
-            if not least > 0:
+            least, off = _least_leads(heads, letter, np.unique(leads_to[here]), after, labels, dtype)
+            if not (least > off).all():
                 return None
-            answers = min(answers, least)
+            answers = min(answers, float(least.min()))
     used = np.stack([comes.T.astype(np.int64) @ states for states in reached], axis=1) > 0  # (A, K, n)
     pairs = sum(int(states.sum()) for states in reached)
     steps = sum(int((states.sum(1) * comes.sum(1)).sum()) for states in reached)
@@ -173,11 +179,11 @@ def _after(move: np.ndarray, reached: np.ndarray, following: np.ndarray, comes: 
     return found
 
 
-def _least_answer(
+def _least_leads(
     heads: Heads, letter: int, tasks: np.ndarray, after: Sequence[np.ndarray], labels: np.ndarray, dtype: torch.dtype
-) -> float:
-    """By how much the right answer leads at least, in logits, behind a letter that led to one of the states `tasks`; 0
-    where logits in that dtype may be off by more."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """By how much the right answer leads each class at least, in logits, behind a letter that led to one of the states
+    `tasks`: (len(tasks), C), infinite for the right one; and by how much the dtype may change that."""
     right = labels[tasks]
     z = heads.letter[letter]
     scores = heads.weight @ z
@@ -192,11 +198,13 @@ def _least_answer(
         low = low + np.where(allowed, gives, np.inf).min(1)
         high = high + np.where(allowed, gives, -np.inf).max(1)
         size = size + np.where(allowed, heads.emitted_size[letter, k], 0).max(1)
-    largest = heads.rms(np.maximum(np.abs(low), np.abs(high)))[:, None]
-    smallest = heads.rms(np.maximum(0, np.maximum(low, -high)))[:, None]
-    margin = lead / np.where(lead > 0, largest, smallest) + (heads.bias[right][:, None] - heads.bias)
+    blur, eps = heads.blur(dtype), heads.eps**0.5
+    largest = heads.rms(np.maximum(np.abs(low), np.abs(high))) + blur * heads.rms(size)
+    smallest = np.maximum(heads.rms(np.maximum(0, np.maximum(low, -high))) - blur * heads.rms(size), eps)
+    largest, smallest = largest[:, None], smallest[:, None]
+    least = lead / np.where(lead > 0, largest, smallest) + (heads.bias[right][:, None] - heads.bias)
+    least[np.arange(len(tasks)), right] = np.inf
     logits = size @ np.abs(heads.weight).T / smallest + np.abs(heads.bias)
-    off = 2 * heads.blur(dtype) * (logits + logits.max(1, keepdims=True))
+    off = 2 * blur * (logits + logits.max(1, keepdims=True))
     fits = max(float(size.max()), float(logits.max()), float(heads.theta_size.max())) < torch.finfo(dtype).max ** 0.5
-    margin[np.arange(len(tasks)), right] = np.inf
-    return float(margin.min()) if fits and bool((margin > off).all()) else 0.0
+    return least, off if fits else np.full_like(least, np.inf)
