@@ -34,7 +34,8 @@ def main(out: str) -> None:
     seen = watch(dealt)
     optimizers = [build_optimizer(one, config.optimizer) for one in (plain, dealt)]
     runs = [(accelerator.prepare(plain), optimizers[0]), (dealt, optimizers[1])]
-    facts["losses"], facts["norms"] = [], []
+    pairs = [(plain, dealt), (averages[0].model, averages[1].model)]
+    facts["losses"], facts["norms"], facts["apart"] = [], [], [0.0, 0.0]
     for step in range(3):
         torch.manual_seed(10 * step + rank)
         ids = torch.randint(0, 64, (4, 16))
@@ -45,12 +46,11 @@ def main(out: str) -> None:
         facts["norms"].append([end.grad_norm for end in ends])
         for average, one in zip(averages, (plain, dealt), strict=True):
             average.update(one)
+        facts["apart"] = [max(before, apart(*pair)) for before, pair in zip(facts["apart"], pairs, strict=True)]
+        # The last bit of a weight can decide which way it is rounded to bf16, so the next step begins from the same.
+        for p, q in zip(plain.parameters(), dealt.parameters(), strict=True):
+            q.data.copy_(like(p.detach(), q))
     facts["dtypes"] = {name: str(dtype) for name, dtype in seen.items()}
-    pairs = [(plain, dealt), (averages[0].model, averages[1].model)]
-    facts["apart"] = [
-        max((full(q) - p).abs().max().item() for p, q in zip(one.parameters(), other.parameters(), strict=True))
-        for one, other in pairs
-    ]
     facts["stale"] = stale(dealt)
     before = torch.get_rng_state()
     whole = gathered(dealt, rank == 0)
@@ -68,6 +68,12 @@ def model() -> HybridLMForCausalLM:
     pattern = "rglru+bmru lru mamba2 gru attention"
     size = {"hidden_size": 16, "num_attention_heads": 2, "mamba_d_head": 8, "vocab_size": 64}
     return HybridLMForCausalLM(HybridLMConfig(pattern=pattern, **size)).train()
+
+
+def apart(one, other) -> float:
+    """The largest difference between two models' weights, of which the other may be dealt out."""
+    both = zip(one.parameters(), other.parameters(), strict=True)
+    return max((full(q.detach()) - p.detach()).abs().max().item() for p, q in both)
 
 
 def names_of(one) -> list:
