@@ -48,10 +48,9 @@ RECIPES = {
             "to_first_error": True,
             "lr": 4e-3,
         },
-        "For `nfsm` and automata. One layer without convolution, MLP and gate answers from the states alone, so these "
-        "must follow the automaton; an MLP, which also sees the last letter, learns pairs of letters by heart instead. "
-        "Sequences begin short, and what is asked behind a sequence's first wrong answer is not counted: it depends on "
-        "a state that is lost, and its gradients unlearn what is right. There is no noise on the transitions.",
+        "For `nfsm` and automata. One layer without convolution, MLP and gate, whose answers add up what its heads "
+        "emit and the last letter, and which `certify` can prove head by head. Sequences begin short, the loss counts "
+        "each up to its first wrong answer, and there is no noise on the transitions.",
     )
 }
 """Recipes with a name."""
@@ -94,8 +93,8 @@ class Recipe:
     length_full: Annotated[float, Field(gt=0, le=1)] = 0.6
     """Share of the run at which they have the task's length."""
     to_first_error: bool = False
-    """Automata: the loss counts each sequence up to its first wrong answer; a state that is lost does not come back,
-    and what is asked behind it teaches nothing."""
+    """Automata: the loss counts each sequence up to its first wrong answer; what is asked behind it depends on a state
+    that may be lost."""
     longest: Annotated[int, Field(gt=TRAINED, le=2**26)] | None = None
     """Automata: length up to which the failing length is looked for; null: as the task says."""
     write_penalty: Annotated[float, Field(ge=0)] = 0.0
