@@ -15,12 +15,14 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
+from hybridlm.model.cell_hybridlm import Cell
 from hybridlm.model.configuration_hybridlm import HybridLMConfig
 from hybridlm.model.heads_hybridlm import (
     HybridLMForQuestionAnswering,
     HybridLMForSequenceClassification,
     HybridLMForTokenClassification,
 )
+from hybridlm.model.mixers_hybridlm import register_cell
 from hybridlm.model.modeling_hybridlm import HybridLMForCausalLM, HybridLMModel, HybridLMPreTrainedModel
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Cell",
     "HybridLMConfig",
     "HybridLMForCausalLM",
     "HybridLMForQuestionAnswering",
@@ -37,6 +40,7 @@ __all__ = [
     "HybridLMPreTrainedModel",
     "__version__",
     "allocator",
+    "register_cell",
 ]
 
 AutoConfig.register("hybridlm", HybridLMConfig)

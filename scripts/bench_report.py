@@ -1,4 +1,7 @@
-"""What the three benchmarks measured, as a section of a page: python scripts/bench_report.py --write README.md"""
+"""What the three benchmarks measured, as a section of a page:
+
+python scripts/bench_report.py --write docs/performance.md
+"""
 
 import argparse
 import sys

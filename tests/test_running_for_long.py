@@ -1,4 +1,4 @@
-"""The commands of README's "Running for long", run in their order in an empty folder, on a small text and recipe."""
+"""The commands of docs/running.md, run in their order in an empty folder, on a small text and recipe."""
 
 import json
 import random
@@ -12,9 +12,8 @@ from hybridlm.cli import main
 from hybridlm.training import signals
 from hybridlm.training.checkpoints import checkpoints
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-SECTION = README.split("## Running for long\n")[1].split("\n## ")[0]
-BLOCKS = re.findall(r"^```\n(.*?)^```$", SECTION, re.MULTILINE | re.DOTALL)
+PAGE = (Path(__file__).parents[1] / "docs" / "running.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
 RECIPE = """
 data:
@@ -75,7 +74,7 @@ def test_they_do_what_the_page_says(work, capsys):
 
 
 def test_the_table_of_exit_codes_is_that_of_the_signals():
-    row = next(line for line in SECTION.splitlines() if line.startswith("| Ctrl-C"))
+    row = next(line for line in PAGE.splitlines() if line.startswith("| Ctrl-C"))
     _, names, _, codes, _ = (cell.strip() for cell in row.split("|"))
     stops = dict(zip(names.split("; "), codes.split("; "), strict=True))
     stops["SIGINT"] = stops.pop("Ctrl-C")

@@ -65,7 +65,8 @@ def _standing(entries: dict[Path, dict[str, Any]]) -> str:
     """Which figures there are, and which not yet."""
     there = {(entry["kind"], entry["machine"]["kind"]) for entry in entries.values()}
     places = {"cpu": "on a CPU", "cuda": "on a GPU"}
-    sentences = ["Every figure here is measured, and put here by `python scripts/bench_report.py --write README.md`."]
+    command = "python scripts/bench_report.py --write docs/performance.md"
+    sentences = [f"Every figure here is measured, and put here by `{command}`."]
     for kind_of_device, words in places.items():
         missing = [_WORDS[kind] for kind in KINDS if (kind, kind_of_device) not in there]
         if missing:

@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from .code_hybridlm import copy_code, names_our_classes, with_our_classes
 from .indexscan_hybridlm import MOST_STATES
-from .mixers_hybridlm import ATTENTION, MIXERS, RECURRENT_LAYER, STANDALONE
+from .mixers_hybridlm import ATTENTION, MIXERS, RECURRENT_LAYER, STANDALONE, check_carried
 from .pattern_hybridlm import parse
 
 logger = logging.get_logger(__name__)
@@ -176,6 +176,7 @@ class HybridLMConfig(PreTrainedConfig):
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
         """As in transformers; where `auto_map` names classes of ours, all of their code is written beside it."""
         if names_our_classes(getattr(self, "auto_map", None)):
+            check_carried(self.block_types)
             self.auto_map = with_our_classes(self.auto_map)
             copy_code(save_directory)
         super().save_pretrained(save_directory, push_to_hub, **kwargs)

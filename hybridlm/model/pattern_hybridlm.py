@@ -63,7 +63,7 @@ class _Parser:
             f"pattern {self.pattern!r}: {problem} at position {at}. Write mixers separated by spaces, '+' for cells "
             f"side by "
             f"side in one layer, '*n' and brackets to repeat, as in '(rglru bmru)*6'. Known mixers: "
-            f"{', '.join(self.mixers)}."
+            f"{', '.join(self.mixers)} (and cells of your own, after hybridlm.register_cell)."
         )
 
     def peek(self) -> str | None:
