@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from hybridlm.commands import bench, certificate, inspector, measure, move, suite, train, write
+from hybridlm.commands import bench, certificate, comparison, inspector, measure, move, suite, train, write
 from hybridlm.commands.shared import other_process
 from hybridlm.commands.streams import open_closed_streams, output_fault, say, settle
 from hybridlm.errors import UserError, did_you_mean
@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[Command, Callable[[argparse.ArgumentParser], None]]] =
     "inspect": (inspector.inspect, inspector.inspect_options),
     "bench-generation": (bench.bench_generation, bench.bench_generation_options),
     "memory-suite": (suite.memory_suite, suite.memory_suite_options),
+    "compare": (comparison.compare, comparison.compare_options),
     "certify": (certificate.certify, certificate.certify_options),
     "report": (measure.report, measure.report_options),
     "export": (move.export, move.export_options),

@@ -22,7 +22,7 @@ from hybridlm import HybridLMConfig
 from hybridlm.errors import UserError, did_you_mean
 from hybridlm.training.sections import FROM_TOKENIZER, PretrainConfig
 
-__all__ = ["PretrainConfig", "config_help", "config_yaml", "load_config", "settings", "yaml_value"]
+__all__ = ["PretrainConfig", "config_help", "config_yaml", "load_config", "read_yaml", "settings", "yaml_value"]
 
 _ADAPTER = TypeAdapter(PretrainConfig)
 
@@ -60,7 +60,7 @@ def load_config(path: str | Path | None, overrides: list[str] | None = None) -> 
 
     Without `run.name` the run is named after the file. Raises UserError that lists every problem.
     """
-    values = _read(Path(path)) if path is not None else {}
+    values = read_yaml(path) if path is not None else {}
     problems = [problem for override in overrides or [] for problem in _override(values, override)]
     if path is not None and isinstance(values.setdefault("run", {}), dict):
         values["run"].setdefault("name", Path(path).stem)
@@ -97,25 +97,25 @@ def config_help() -> str:
     return "\n".join(lines)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_yaml(path: str | Path, what: str = "recipe") -> dict[str, Any]:
+    """A YAML file that holds a mapping; empty where the file is. what: how messages call it. Raises UserError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(
-            f"No recipe at {path}. Give the path of a YAML file, e.g. --config configs/debug/austen_rglru_bmru.yaml."
-        ) from None
+        example = ", e.g. --config configs/debug/austen_rglru_bmru.yaml" if what == "recipe" else ""
+        raise UserError(f"No {what} at {path}. Give the path of a YAML file{example}.") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Cannot read the recipe {path}: {error}. It must be a YAML text file in UTF-8.") from None
+        raise UserError(f"Cannot read the {what} {path}: {error}. It must be a YAML text file in UTF-8.") from None
     try:
         values = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise UserError(f"The recipe {path} is not valid YAML: {error}") from None
+        raise UserError(f"The {what} {path} is not valid YAML: {error}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise UserError(
-            f"The recipe {path} holds {type(values).__name__}; it must be a mapping with sections such as 'model:' "
-            "and 'data:'."
+            f"The {what} {path} holds {type(values).__name__}; it must be a mapping with "
+            + ("sections such as 'model:' and 'data:'." if what == "recipe" else "names such as 'models:'.")
         )
     return values
 

@@ -1,0 +1,126 @@
+"""The runs of a study, and which come next: first the search for each model's learning rate, then the runs that count.
+
+A model's search has the rates of the study. Where the best one is at an end, the next one beyond it follows, up to
+BEYOND of them on each side: so a model is not held back by a grid that suits another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hybridlm.evaluation.comparison.study import Study, folder_name
+from hybridlm.training.config import PretrainConfig, settings
+
+BEYOND = 2
+Record = dict[str, Any]
+
+_NOT_OF_THE_NUMBERS = ("run", "checkpoint", "logging", "parallel")
+"""Sections of a recipe that change no result."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run. stage: "search" or "final"."""
+
+    study: Study
+    model: str
+    stage: str
+    rate: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of the run's folder."""
+        rate = f"{self.rate:g}".replace("+", "")
+        return f"{self.stage}-{folder_name(self.model)}-lr{rate}-seed{self.seed}"
+
+    @cached_property
+    def config(self) -> PretrainConfig:
+        return self.study.config(self.model, self.stage, self.rate, self.seed)
+
+    @cached_property
+    def decides(self) -> dict[str, Any]:
+        """All of the resolved recipe that decides the numbers."""
+        return {name: value for name, value in settings(self.config).items() if name not in _NOT_OF_THE_NUMBERS}
+
+    def words(self, runs: str | Path) -> list[str]:
+        """Behind `hybridlm`, with the run below the folder `runs`."""
+        overrides = self.study.overrides(self.model, self.stage, self.rate, self.seed)
+        place = [f"run.folder={runs}", f"run.name={self.name}"]
+        return ["pretrain", "--config", str(self.study.recipe), *overrides, *place]
+
+    def is_of(self, record: Record) -> bool:
+        """Whether the record is of this run, with every field of the recipe as it is now."""
+        theirs = tuple(record[name] for name in ("model", "stage", "rate", "seed"))
+        return theirs == (self.model, self.stage, self.rate, self.seed) and self.decides == record["recipe"]
+
+
+def record_of(job: Job, records: Iterable[Record]) -> Record | None:
+    return next((record for record in records if job.is_of(record)), None)
+
+
+def due(study: Study, records: Sequence[Record]) -> list[Job]:
+    """The jobs without a record whose turn it is: of a model that is still searched for, its rates; of others, the
+    final runs, the first seed of all models first."""
+    found: list[Job] = []
+    finals: list[Job] = []
+    for model in study.models:
+        search = searched(study, model, records)
+        missing = [job for job in search if record_of(job, records) is None]
+        found += missing
+        if not missing and (rate := best_rate(study, model, records)) is not None:
+            finals += [Job(study, model, "final", rate, seed) for seed in study.seeds]
+    finals.sort(key=lambda job: study.seeds.index(job.seed))
+    return found + [job for job in finals if record_of(job, records) is None]
+
+
+def searched(study: Study, model: str, records: Sequence[Record]) -> list[Job]:
+    """The jobs of a model's search, ascending: those of the study, and the ones beyond its ends by now."""
+    rates = list(study.rates)
+    if len(rates) == 1:  # nothing is searched for
+        return []
+    down, up = rates[0] / rates[1], rates[-1] / rates[-2]
+
+    def job(rate: float) -> Job:
+        return Job(study, model, "search", rate, study.seeds[0])
+
+    for _ in range(2 * BEYOND):
+        scores = [_score(record_of(job(rate), records)) for rate in rates]
+        if None in scores:
+            break
+        best = scores.index(min(score for score in scores if score is not None))
+        if best == 0 and rates[0] > study.rates[0] * down ** (BEYOND - 0.5):
+            rates.insert(0, _round(rates[0] * down))
+        elif best == len(rates) - 1 and rates[-1] < study.rates[-1] * up ** (BEYOND - 0.5):
+            rates.append(_round(rates[-1] * up))
+        else:
+            break
+    return [job(rate) for rate in rates]
+
+
+def best_rate(study: Study, model: str, records: Sequence[Record]) -> float | None:
+    """The learning rate whose search has the fewest bits per byte on the validation split; None: every one failed, or
+    the search goes on."""
+    if len(study.rates) == 1:
+        return study.rates[0]
+    scores = [(_score(record_of(job, records)), job.rate) for job in searched(study, model, records)]
+    found = [(score, rate) for score, rate in scores if score is not None]
+    if len(found) < len(scores) or min(found)[0] == float("inf"):
+        return None
+    return min(found)[1]
+
+
+def _score(record: Record | None) -> float | None:
+    """Bits per byte; infinite for a run that failed, None for one that was not done."""
+    if record is None:
+        return None
+    return float("inf") if record.get("failed") else record["bits_per_byte"]
+
+
+def _round(rate: float) -> float:
+    """Three digits: what is multiplied stays a number that can be read."""
+    return float(f"{rate:.3g}")

@@ -1,0 +1,174 @@
+"""The records of a study as Markdown, with a picture by context where matplotlib is installed."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hybridlm.evaluation.comparison.jobs import Job, Record, best_rate, record_of, searched
+from hybridlm.evaluation.comparison.running import tests_of
+from hybridlm.evaluation.comparison.study import Study
+from hybridlm.evaluation.lengths.labels import shown
+from hybridlm.evaluation.plots import _pyplot, _save
+from hybridlm.files import replace_file
+
+_MARKERS = "osD^vP*X"
+
+
+def write_page(study: Study, records: Sequence[Record], page: Path, picture: Path | None) -> Path:
+    """Writes the page, and the picture if a path for it is given; returns the page's path."""
+    found = finals(study, records)
+    if picture is not None and any(tests_of(record) for rows in found.values() for record in rows):
+        draw(study, found, picture)
+        head = f"\n![bits per byte by context]({picture.name})\n"
+    else:
+        head = ""
+    replace_file(page, "\n".join([f"# {study.path.stem}", "", *_about(study, records), head, *_tables(study, records)]))
+    return page
+
+
+def finals(study: Study, records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Model -> the records of its final runs by now, in the order of the seeds; failed ones are left out."""
+    found: dict[str, list[Record]] = {}
+    for model in study.models:
+        rate = best_rate(study, model, records)
+        jobs = [] if rate is None else [Job(study, model, "final", rate, seed) for seed in study.seeds]
+        rows = [record for job in jobs if (record := record_of(job, records)) is not None]
+        found[model] = [record for record in rows if not record.get("failed")]
+    return found
+
+
+def summary(study: Study, records: Sequence[Record]) -> str:
+    """The main table as plain lines."""
+    return "\n".join(_finals(study, finals(study, records)))
+
+
+def _about(study: Study, records: Sequence[Record]) -> Iterator[str]:
+    yield (
+        f"Written by `hybridlm compare {study.path.name}` from records of {len(records)} runs. All models are trained "
+        f"by `{study.recipe.name}`, with the fields of `{study.path.name}` for each; a learning rate is searched for "
+        "each alike, and the search goes on where the best one is at an end of it."
+    )
+    versions = sorted({", ".join(f"{k} {v}" for k, v in record["versions"].items()) for record in records})
+    if versions:
+        yield f"\nVersions: {'; '.join(versions)}."
+
+
+def _tables(study: Study, records: Sequence[Record]) -> Iterator[str]:
+    found = finals(study, records)
+    yield "## Final runs\n"
+    yield from _finals(study, found)
+    first = next((rows[0] for rows in found.values() if rows), None)
+    if first is not None:
+        tests = _about_tests(first["test"]) if "test" in first else ""
+        yield (
+            "\nBits per byte, mean over the seeds ± half of what lies between the highest and the lowest (one seed: "
+            f"no ±). Validation: {first['validation_bytes']:,} bytes of the sources, in sequences of the training "
+            f"length{tests}. Tokens a second are of training, as the median of the steps, beside other runs on the "
+            "same machine."
+        )
+    yield "\n## The search for the learning rate\n"
+    yield from _search(study, records)
+    yield "\nBits per byte of the validation, first seed; the best one in bold."
+    failed = [record for record in records if record.get("failed")]
+    if failed:
+        yield "\n## Failures\n"
+        yield from (f"- {r['stage']} {r['model']}, lr {r['rate']:g}, seed {r['seed']}: {r['failed']}." for r in failed)
+    yield "\n## Commands\n"
+    commands = [record["command"] for rows in found.values() for record in rows[:1]]
+    yield from (f"- `{command}`" for command in commands)
+    yield "\nOne for each model; other seeds by `training.seed`. Tests: `hybridlm evaluate --lengths` of the `final`.\n"
+
+
+def _about_tests(test: dict[str, Any]) -> str:
+    names = ", ".join(test["texts"])
+    return f". Test: {names}; in every context the same {test['n_bytes']:,} bytes are predicted"
+
+
+def _finals(study: Study, found: dict[str, list[Record]]) -> Iterator[str]:
+    lengths = list(study.lengths) if any("test" in r for rows in found.values() for r in rows) else []
+    head = ["model", "parameters", "lr", "seeds", "validation", *(f"test, {shown(at)}" for at in lengths)]
+    head += ["tokens/s", "state, bytes"]
+    rows = []
+    for model, records in found.items():
+        if not records:
+            rows.append([f"`{model}`", *[""] * (len(head) - 1)])
+            continue
+        one = records[0]
+        tests = [_spread(_values(records, at)) for at in lengths]
+        state = f"{one['cache_bytes']:,}" + (
+            f" + {one['cache_bytes_per_token']:,} a token" if one["cache_bytes_per_token"] else ""
+        )
+        pace = f"{statistics.median(record['tokens_per_second'] for record in records):,.0f}"
+        figures = [f"{one['parameters']:,}", f"{one['rate']:g}", str(len(records))]
+        rows.append([f"`{model}`", *figures, _spread([r["bits_per_byte"] for r in records]), *tests, pace, state])
+    yield from _grid(head, rows)
+
+
+def _values(records: Iterable[Record], length: int) -> list[float]:
+    return [row["bits_per_byte"] for record in records for row in tests_of(record) if row["length"] == length]
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    half = f" ± {(max(values) - min(values)) / 2:.4f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.4f}{half}"
+
+
+def _search(study: Study, records: Sequence[Record]) -> Iterator[str]:
+    by_model = {model: searched(study, model, records) for model in study.models}
+    rates = sorted({job.rate for jobs in by_model.values() for job in jobs})
+    rows = []
+    for model, jobs in by_model.items():
+        best = best_rate(study, model, records)
+        cells = {job.rate: _cell(record_of(job, records), job.rate == best) for job in jobs}
+        rows.append([f"`{model}`", *(cells.get(rate, "") for rate in rates)])
+    yield from _grid(["model", *(f"{rate:g}" for rate in rates)], rows)
+
+
+def _cell(record: Record | None, best: bool) -> str:
+    if record is None:
+        return ""
+    text = "failed" if record.get("failed") else f"{record['bits_per_byte']:.4f}"
+    return f"**{text}**" if best else text
+
+
+def _grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    yield "| " + " | ".join(head) + " |"
+    yield "|---" * len(head) + "|"
+    yield from ("| " + " | ".join(row) + " |" for row in rows)
+
+
+def draw(study: Study, found: dict[str, list[Record]], out: Path) -> None:
+    """By context, the mean over seeds of each model, with the range of the seeds. Raises NoMatplotlibError."""
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(8, 5.5), dpi=120, layout="constrained")
+    try:
+        for at, (model, records) in enumerate(found.items()):
+            points = {length: _values(records, length) for length in study.lengths}
+            points = {length: values for length, values in points.items() if values}
+            if points:
+                _line(axis, at, model, points)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(list(study.lengths), [shown(length) for length in study.lengths])
+        axis.set_xlabel("context, tokens")
+        axis.set_ylabel("bits per byte of the test texts")
+        axis.grid(alpha=0.25)
+        figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+        _save(figure, out)
+    finally:
+        plt.close(figure)
+
+
+def _line(axis: Any, at: int, model: str, points: dict[int, list[float]]) -> None:
+    means = [statistics.fmean(values) for values in points.values()]
+    below = [mean - min(values) for mean, values in zip(means, points.values(), strict=True)]
+    above = [max(values) - mean for mean, values in zip(means, points.values(), strict=True)]
+    style = "-" if at < 10 else "--"
+    axis.errorbar(
+        list(points), means, yerr=[below, above], label=model, color=f"C{at % 10}", marker=_MARKERS[at % len(_MARKERS)],
+        linestyle=style, markersize=5, linewidth=1.3, capsize=2,
+    )  # fmt: skip
