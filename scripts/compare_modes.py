@@ -4,8 +4,9 @@ import argparse
 import sys
 
 from hybridlm.errors import UserError
+from hybridlm.evaluation.between import write_between
 from hybridlm.evaluation.modes_models import OTHERS, OURS
-from hybridlm.evaluation.modes_table import render, run, write
+from hybridlm.evaluation.modes_table import BEGIN, END, render, run
 
 
 def main() -> int:
@@ -20,7 +21,7 @@ def main() -> int:
         if options.write is None:
             print(text)
         else:
-            write(options.write, text)
+            write_between(options.write, text, BEGIN, END)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

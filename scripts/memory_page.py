@@ -1,10 +1,11 @@
-"""The results page of the memory suite from its records: python scripts/memory_page.py"""
+"""The results page of the memory suite, and its excerpt in the README, from records: python scripts/memory_page.py"""
 
 import argparse
 import sys
 from pathlib import Path
 
 from hybridlm.errors import UserError
+from hybridlm.evaluation.memory.excerpt import check_excerpt, write_excerpt
 from hybridlm.evaluation.memory.page import write_page
 from hybridlm.evaluation.memory.store import Store
 
@@ -19,10 +20,15 @@ def main() -> int:
     folder = ROOT / "scripts" / "results" / "memory_suite"
     parser.add_argument("--records", metavar="FOLDER", default=folder, help="of hybridlm memory-suite --out")
     parser.add_argument("--page", metavar="FILE.md", default=ROOT / "model_cards" / "memory_suite.md")
+    parser.add_argument("--readme", metavar="FILE.md", help="put the excerpt between the two markers of this page too")
     options = parser.parse_args()
     try:
-        page = Path(options.page)
-        print(f"Written to {write_page(Store(options.records).records(), page, page.with_suffix(''))}")
+        page, records = Path(options.page), Store(options.records).records()
+        if options.readme is not None:
+            check_excerpt(options.readme)
+        print(f"Written to {write_page(records, page, page.with_suffix(''))}")
+        if options.readme is not None:
+            write_excerpt(records, options.readme)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

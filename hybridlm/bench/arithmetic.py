@@ -20,8 +20,7 @@ from pathlib import Path
 
 from hybridlm import HybridLMConfig
 from hybridlm.bench.traffic import Shape, Traffic, shape_of, traffic
-from hybridlm.evaluation.modes_table import check as check_between
-from hybridlm.evaluation.modes_table import write as write_between
+from hybridlm.evaluation.between import check_between, write_between
 from hybridlm.training.arrangement import sharded_over
 from hybridlm.training.config import load_config
 from hybridlm.training.memory_estimate import estimate_memory

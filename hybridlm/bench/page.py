@@ -14,8 +14,7 @@ from hybridlm.bench.peers import FAMILIES, OURS
 from hybridlm.bench.plots import draw
 from hybridlm.bench.results import KINDS, load
 from hybridlm.errors import UserError
-from hybridlm.evaluation.modes_table import check as check_between
-from hybridlm.evaluation.modes_table import write as write_between
+from hybridlm.evaluation.between import check_between, write_between
 
 BEGIN, END = "<!-- performance -->", "<!-- /performance -->"
 _WORDS = {"kernels": "the scans by themselves", "training": "training", "generation": "generation"}

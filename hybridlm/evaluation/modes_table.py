@@ -6,19 +6,16 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
 import hybridlm
-from hybridlm.errors import UserError
 from hybridlm.evaluation.loading import quiet_transformers
 from hybridlm.evaluation.modes import MODES
 from hybridlm.evaluation.modes_models import build
 from hybridlm.evaluation.modes_trial import Outcome, check_sensitive, try_mode
-from hybridlm.files import replace_file
 
 BEGIN, END = "<!-- modes -->", "<!-- /modes -->"
 
@@ -60,26 +57,6 @@ def render(table: Table) -> str:
     lines += ["", *(f"{number}. {_plain(note)}" for number, note in enumerate(notes, 1))]
     lines += [""] * bool(notes) + [f"Small models with random weights, on a CPU, with {versions}."]
     return "\n".join(lines)
-
-
-def write(page: str | Path, text: str, begin: str = BEGIN, end: str = END) -> None:
-    """Replaces what stands between the two markers of a page. Raises UserError where they are not there once each."""
-    path = Path(page)
-    old = check(page, begin, end)
-    before, after = old[: old.index(begin) + len(begin)], old[old.index(end) :]
-    replace_file(path, f"{before}\n{text}\n{after}")
-
-
-def check(page: str | Path, begin: str = BEGIN, end: str = END) -> str:
-    """What stands in a page. Raises UserError where the two markers are not there once each, in order."""
-    path = Path(page)
-    try:
-        old = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
-    if old.count(begin) != 1 or old.count(end) != 1 or old.index(begin) > old.index(end):
-        raise UserError(f"{path}: the text goes between a line {begin} and a line {end}; put in one of each, in order.")
-    return old
 
 
 def _plain(note: str) -> str:

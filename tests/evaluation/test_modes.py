@@ -5,7 +5,6 @@ import torch
 from transformers import DynamicCache
 
 from hybridlm import HybridLMForCausalLM
-from hybridlm.errors import UserError
 from hybridlm.evaluation import modes_table
 from hybridlm.evaluation.modes import MODES
 from hybridlm.evaluation.modes_models import OTHERS, OURS, build
@@ -180,18 +179,3 @@ def test_the_table(text):
     assert "| prompt lookup | works | refused <sup>2</sup> | refused <sup>2</sup> |" in lines
     assert lines[len(MODES) + 3 :][:2] == ["1. 2 of 3 tokens differ", r"2. E: no\|\_"]
     assert f"torch {torch.__version__}" in lines[-1]
-
-
-def test_the_table_replaces_what_is_between_the_markers(text, tmp_path):
-    page = tmp_path / "README.md"
-    page.write_text("# A\n\n<!-- modes -->\nold\n<!-- /modes -->\n\nend\n", encoding="utf-8")
-    for _ in range(2):
-        modes_table.write(page, text)
-        assert page.read_text(encoding="utf-8") == f"# A\n\n<!-- modes -->\n{text}\n<!-- /modes -->\n\nend\n"
-    for bad in ("no markers", "<!-- /modes --> <!-- modes -->", "<!-- modes --><!-- modes --><!-- /modes -->"):
-        page.write_text(bad, encoding="utf-8")
-        with pytest.raises(UserError, match="put in one of each"):
-            modes_table.write(page, text)
-        assert page.read_text(encoding="utf-8") == bad
-    with pytest.raises(UserError, match="cannot be read"):
-        modes_table.write(tmp_path / "nothing.md", text)
