@@ -47,6 +47,7 @@ def prepare(options: argparse.Namespace) -> None:
       hybridlm prepare notes.jsonl --field body --out prepared/notes --tokenizer prepared/books/tokenizer
       hybridlm prepare leads.txt --documents paragraph --out prepared/leads --validation-share 0.05
       hybridlm prepare crawl books --weights 1,3 --workers 8 --out prepared/mixed --vocab-size 32768
+      hybridlm prepare crawl books --licenses "ODC-By-1.0,public domain" --out prepared/mixed --vocab-size 32768
       hybridlm prepare --dataset roneneldan/TinyStories --out prepared/stories --vocab-size 4096
       hybridlm prepare --config configs/debug/austen_rglru_bmru.yaml
     """

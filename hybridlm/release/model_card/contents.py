@@ -23,6 +23,7 @@ from hybridlm.release.model_card.limits import limits
 from hybridlm.release.model_card.markdown import block, code, table
 from hybridlm.release.model_card.memory import memory_section, mixers_of, repeated
 from hybridlm.release.model_card.rights import bibtex, patent_notice
+from hybridlm.training.sections import RunConfig
 
 NO_RUN = "Not known: the checkpoint does not lie in the folder of a run."
 """What stands in a card in place of its training."""
@@ -76,7 +77,8 @@ class Contents:
         folder = self.folder.resolve().name
         if self.training is None or self.training.recipe is None:
             return folder
-        run = self.training.run.name
+        place = self.training.recipe.run
+        run = place.name if place.folder == RunConfig.folder else f"{Path(place.folder).name}/{place.name}"
         return run if folder == "final" else f"{run}, {folder}"
 
     def render(self, picture: str | None) -> str:

@@ -71,7 +71,7 @@ def validation(training: Training, start: str | None) -> list[Measurement]:
         return []
     mixed = training.setting("training.mixed_precision")
     length = training.setting("data.sequence_length")
-    counts = f"{row['n_tokens']:,} tokens, {row['n_bytes']:,} bytes"
+    counts = [f"{row[key]:,} {key[2:]}" for key in ("n_tokens", "n_bytes") if isinstance(row.get(key), int)]
     return [
         Measurement(
             on=_split(training, row),
@@ -80,7 +80,7 @@ def validation(training: Training, start: str | None) -> list[Measurement]:
             error=None,
             context=f"{length:,}, each window begins anew" if length else "",
             start=f"{f'documents behind {code(start)}; ' if start else ''}start and end symbols not counted",
-            counted=counts,
+            counted=", ".join(counts),
             dtype="float32" if mixed == "no" else f"{mixed} autocast" if mixed else "",
             setting={"context": length, "carry_state": False},
         )

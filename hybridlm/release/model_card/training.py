@@ -61,7 +61,13 @@ def read_training(checkpoint: Path) -> Training | None:
     if not (folder / STATE / "state.json").is_file():
         return None
     run = folder.parent.parent if folder.parent.name == "checkpoints" else folder.parent
-    found = Training(folder, run, read_state(folder))
+    try:
+        found = Training(folder, run, read_state(folder))
+    except UserError as error:
+        raise UserError(
+            f"checkpoint {checkpoint}: its {STATE}/state.json is damaged. Copy it again, or move {STATE} elsewhere for "
+            "a card that says nothing of the training."
+        ) from error
     found.record = _record(found)
     found.recipe = _recipe(found)
     found.sessions = sessions(run, found.state.step) if found.recipe is not None else []
@@ -129,7 +135,7 @@ def precision(found: Training) -> str:
 
 def commands(found: Training) -> str:
     """The lines that started the sessions, each once; "" where none is known."""
-    lines = list(dict.fromkeys(row["command"] for row in found.sessions if row.get("command")))
+    lines = list(dict.fromkeys(row["command"] for row in found.sessions if isinstance(row.get("command"), str)))
     return block(lines) if lines else ""
 
 
@@ -185,7 +191,7 @@ def _machines(found: Training) -> dict[str, str]:
     rows = found.sessions
     names = ("hybridlm", "torch", "transformers", "triton", "python")
     software = [", ".join(f"{name} {row[name]}" for name in names if row.get(name)) for row in rows]
-    commits = [f"{code(row['commit'])}{_changed(row['commit'])}" for row in rows if row.get("commit")]
+    commits = [f"{code(row['commit'])}{_changed(str(row['commit']))}" for row in rows if row.get("commit")]
     return {
         "hardware": _each(_hardware(row) for row in rows),
         "software": _each(software),
