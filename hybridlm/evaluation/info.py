@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -48,7 +48,7 @@ def describe(checkpoint: str | Path) -> dict[str, Any]:
         raise UserError(
             f"checkpoint {checkpoint}: its config.json cannot be used ({' '.join(str(error).split())[:400]})."
         ) from error
-    kinds = parameters_by_kind(model)
+    kinds, stack = parameters_by_kind(model), cast(PreTrainedModel, model.base_model)
     return {
         "checkpoint": source,
         "model_type": config.model_type,
@@ -64,14 +64,14 @@ def describe(checkpoint: str | Path) -> dict[str, Any]:
         "finite_state_heads": finite_state_heads(config),
         "parameters": sum(kinds.values()),
         "parameters_by_kind": kinds,
-        **cache_bytes(model.base_model, config),
+        **cache_bytes(stack, config),
         "special_tokens": {name: getattr(config, f"{name}_token_id") for name in ("bos", "eos", "pad")},
     }
 
 
 def _model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """That which config.json names, so that a head's parameters count; the language model where it names none."""
-    found = getattr(hybridlm, str(next(iter(config.architectures or []), "")), None)
+    found: Any = getattr(hybridlm, str(next(iter(config.architectures or []), "")), None)
     known = isinstance(found, type) and issubclass(found, PreTrainedModel)
     return found if known else hybridlm.HybridLMForCausalLM
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -139,8 +140,9 @@ def moved(text: str, top: str, title: str) -> str:
     before, _, rest = card.text.partition(OPENING)
     _, _, behind = rest.partition(CLOSING)
     card.text = f"{before}{OPENING}\n\n{top.strip()}\n\n{CLOSING}{behind}"
-    if card.data.eval_results:
-        card.data.model_name = title
+    data: Any = card.data
+    if data.eval_results:
+        data.model_name = title
     return sealed(str(card))
 
 

@@ -83,7 +83,7 @@ class Contents:
 
     def render(self, picture: str | None) -> str:
         """The text, sealed. picture: its name, beside the card."""
-        template = (resources.files(__package__) / "template.md").read_text(encoding="utf-8")
+        template = (resources.files("hybridlm.release.model_card") / "template.md").read_text(encoding="utf-8")
         made = str(ModelCard.from_template(self._metadata(), template_str=template, **self._words(picture)))
         return card.sealed(re.sub(r"\n{3,}", "\n\n", made).rstrip() + "\n")
 
