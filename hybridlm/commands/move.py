@@ -14,7 +14,8 @@ def card(options: argparse.Namespace) -> None:
     Writes README.md into the checkpoint's folder, with the metadata that the Hugging Face Hub reads: architecture,
     data and licences, training, commands, machine, curves, evaluations, limits, rights, citation. Every number comes
     from the files of the run; what they do not say is left out, or said to be missing. `hybridlm export` takes the card
-    along. A card that somebody wrote or changed is not replaced. The picture needs the extra `plot`.
+    along. A card that somebody wrote or changed is not replaced. The picture needs the extra `plot`. The card quotes
+    the recipe and the commands, with the paths in them: look it over before you publish it.
 
     examples:
       hybridlm card runs/demo/run/final

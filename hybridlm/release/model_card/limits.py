@@ -12,7 +12,7 @@ def limits(facts: dict[str, Any], training: Training | None, language: list[str]
     """Sentences. facts: of `describe`. language: of the texts, where it is known."""
     lines = _training(training) if training is not None else []
     if language:
-        lines.append(f"Its training data are in the language {', '.join(language)}; others it does not know.")
+        lines.append(f"Language of its training data: {', '.join(language)}.")
     if not measured:
         lines.append("Nothing was measured of it beyond what stands above.")
     lines.append("Bias, toxicity, truthfulness and safety were not measured.")
