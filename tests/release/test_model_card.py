@@ -163,6 +163,28 @@ def test_a_checkpoint_knows_nothing_of_later_steps(run, no_picture):
     assert "# small, step-00000002" in text
 
 
+def test_sessions_on_several_machines_are_told_apart(run, no_picture):
+    (first,) = sessions(run)
+    then = {
+        "step": 4,
+        "command": "python scripts/pretrain.py x",
+        "processes": 2,
+        "kind": "cuda",
+        "device": "NVIDIA H200",
+    }
+    after = first | {"step": 6, "command": "never"}  # began where the checkpoint ends
+    rows = [first | {"commit": "abc+", "command": "hybridlm pretrain x"}, first | then | {"commit": "def"}, after]
+    (run / "sessions.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    text, _ = made(run / "final")
+    assert row(text, "hardware").endswith(" 1 thread; then 2 × NVIDIA H200")
+    assert row(text, "commit of hybridlm") == "`abc+`, with changes that are not in it; then `def`"
+    assert "```\nhybridlm pretrain x\npython scripts/pretrain.py x\n```" in text
+    assert "behind a launcher such as `torchrun`" in text
+    text, _ = made(run / "checkpoints/step-00000004")
+    assert "H200" not in text
+    assert "launcher" not in text
+
+
 def test_averaged_weights_have_their_own_validation(run, no_picture):
     last = [each for each in read_rows(run / "metrics.jsonl") if "bits_per_byte" in each][-1]
     text, _ = made(run / "final-ema")
