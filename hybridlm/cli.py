@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[Command, Callable[[argparse.ArgumentParser], None]]] =
     "compare": (comparison.compare, comparison.compare_options),
     "certify": (certificate.certify, certificate.certify_options),
     "report": (measure.report, measure.report_options),
+    "card": (move.card, move.card_options),
     "export": (move.export, move.export_options),
     "convert": (move.convert, move.convert_options),
 }

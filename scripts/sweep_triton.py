@@ -18,10 +18,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from hybridlm.bench.results import check_out, machine
+from hybridlm.bench.results import check_out
 from hybridlm.bench.timing import check_device, interleaved
 from hybridlm.errors import UserError
 from hybridlm.files import replace_file
+from hybridlm.machine import machine
 from hybridlm.ops.triton import linear, lru, memory, plan
 
 SHAPES = ((8, 4096, 4096), (2, 16384, 8192), (1, 65536, 4096), (1, 1048576, 256), (1, 65536, 256), (8, 4096, 512))

@@ -16,7 +16,7 @@ from hybridlm.cli import main
 from hybridlm.data.tokenizer import train_tokenizer
 
 COMMANDS = ("demo", "prepare", "pretrain", "generate", "read", "evaluate", "info", "memory-suite", "report")
-COMMANDS += ("export", "convert", "inspect", "bench-generation")
+COMMANDS += ("card", "export", "convert", "inspect", "bench-generation")
 TEXT = "She was the youngest of the two daughters of a most affectionate, indulgent father. " * 40
 
 
@@ -269,6 +269,9 @@ def test_other_refusals(work, capsys):
     for dry in ([], ["--dry-run"]):
         run = ["pretrain", "--config", "recipe.yaml", *dry]
         assert "a folder with a name of its own" in refused(capsys, *run, "data.prepare.output=.")
+    assert "give one for each of the 1 sources" in refused(
+        capsys, "prepare", "book.txt", "--out", "x", "--licenses", "MIT,CC0-1.0"
+    )
     assert "weights of all sources are 0" in refused(capsys, "prepare", "book.txt", "--out", "x", "--weights", "0")
     assert "boook.txt" in refused(capsys, "prepare", "boook.txt", "--out", "x", "--vocab-size", "280")
     assert not (work / "x").exists()

@@ -14,12 +14,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from hybridlm.bench import positions
 from hybridlm.bench.positions import LEAST, Options, Subject, tokens_of
-from hybridlm.bench.results import machine
 from hybridlm.bench.timing import check_counts, free_memory, total_memory
 from hybridlm.bench.transformer_peer import transformer_like
 from hybridlm.errors import UserError
 from hybridlm.evaluation.loading import locate, quiet_transformers, torch_device, torch_dtype
 from hybridlm.evaluation.report import write_json
+from hybridlm.machine import machine
 
 POSITIONS = (1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000)
 STEPS = 64

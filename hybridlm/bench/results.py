@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shlex
-import subprocess
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import hybridlm
 from hybridlm.bench.plots import draw
 from hybridlm.errors import UserError
 from hybridlm.files import replace_file, try_folder
+from hybridlm.machine import machine
 from hybridlm.ops.dispatch import VARIABLE, check_environment, forced
 
 KINDS = ("kernels", "training", "generation")
@@ -111,54 +107,3 @@ def load(path: str | Path) -> dict[str, Any]:
     if not isinstance(entry, dict) or entry.get("kind") not in KINDS or not parts <= set(entry):
         raise UserError(f"results {path}: not written by a benchmark of this package. Take it out of the folder.")
     return entry
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """What the figures depend on besides the settings; what is not known is None."""
-    facts = {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
-        "kind": device.type,
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "hybridlm": hybridlm.__version__,
-        "commit": _commit(),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-    }
-    return facts | {name: _version(name) for name in ("torch", "transformers", "triton")}
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    """The processor's name, as Linux gives it, or the architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _commit() -> str | None:
-    """The commit of the package's source, with "+" where files differ from it; None where git does not know it."""
-    source = Path(hybridlm.__file__).parent
-    ours = _git(source, "ls-files", "__init__.py")
-    commit = _git(source, "rev-parse", "--short=12", "HEAD") if ours else None
-    return commit and commit + ("+" if _git(source, "status", "--porcelain", "--untracked-files=no", ".") else "")
-
-
-def _git(folder: Path, *words: str) -> str | None:
-    try:
-        command = ["git", "-C", str(folder), *words]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

@@ -1,4 +1,4 @@
-"""`export` and `convert`: a checkpoint leaves the package, another one comes in."""
+"""`card`, `export` and `convert`: a checkpoint is described and leaves the package, another one comes in."""
 
 from __future__ import annotations
 
@@ -6,6 +6,51 @@ import argparse
 
 from hybridlm.commands.shared import CHECKPOINT
 from hybridlm.errors import UserError
+
+
+def card(options: argparse.Namespace) -> None:
+    """write the model card of a checkpoint
+
+    Writes README.md into the checkpoint's folder, with the metadata that the Hugging Face Hub reads: architecture,
+    data and licences, training, commands, machine, curves, evaluations, limits, rights, citation. Every number comes
+    from the files of the run; what they do not say is left out, or said to be missing. `hybridlm export` takes the card
+    along. A card that somebody wrote or changed is not replaced. The picture needs the extra `plot`. The card quotes
+    the recipe and the commands, with the paths in them: look it over before you publish it.
+
+    examples:
+      hybridlm card runs/demo/run/final
+      hybridlm card runs/demo/run/final --name my-account/my-model --license apache-2.0 --overwrite
+      hybridlm card runs/demo/run/final --memory scripts/results/memory_suite --out card.md
+      hybridlm card runs/big/final --benchmark gpqa_diamond_zeroshot/acc=Idavidrein/gpqa:gpqa_diamond
+    """
+    from hybridlm.release.model_card.write import CardOptions, write_card
+
+    said = CardOptions(
+        name=options.name,
+        license=options.license,
+        language=[word.strip() for word in options.language.split(",")] if options.language else [],
+        memory=options.memory,
+        benchmarks=options.benchmark,
+    )
+    print(f"Written to {write_card(options.checkpoint, options.out, options=said, overwrite=options.overwrite)}")
+
+
+def card_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT)
+    add("--out", metavar="FILE", help="where to write (default: CHECKPOINT/README.md)")
+    add("--overwrite", action="store_true", help="replace a card that somebody wrote or changed, too")
+    add("--name", metavar="OWNER/MODEL", help="what the example loads; its last part is the title")
+    add("--license", metavar="NAME", help="licence of the weights, as the Hub names it, e.g. apache-2.0")
+    add("--language", metavar="CODE[,CODE]", help="languages of the texts, e.g. en")
+    add("--memory", metavar="FOLDER", help="records of memory-suite, for a table of the checkpoint's mixers")
+    add(
+        "--benchmark",
+        action="append",
+        default=[],
+        metavar="TASK/METRIC=DATASET:TASK_ID",
+        help="a result for the page of a benchmark on the Hub, in .eval_results; may be repeated",
+    )
 
 
 def export(options: argparse.Namespace) -> None:

@@ -47,6 +47,7 @@ def prepare(options: argparse.Namespace) -> None:
       hybridlm prepare notes.jsonl --field body --out prepared/notes --tokenizer prepared/books/tokenizer
       hybridlm prepare leads.txt --documents paragraph --out prepared/leads --validation-share 0.05
       hybridlm prepare crawl books --weights 1,3 --workers 8 --out prepared/mixed --vocab-size 32768
+      hybridlm prepare crawl books --licenses "ODC-By-1.0,public domain" --out prepared/mixed --vocab-size 32768
       hybridlm prepare --dataset roneneldan/TinyStories --out prepared/stories --vocab-size 4096
       hybridlm prepare --config configs/debug/austen_rglru_bmru.yaml
     """
@@ -66,6 +67,7 @@ def prepare_options(command: argparse.ArgumentParser) -> None:
     add("--field", help="JSON lines, Parquet, data sets: the field with the text (default: text)")
     add("--documents", choices=("file", "paragraph", "line"), help="text files: what a document is (default: file)")
     add("--weights", metavar="W,W", help="how often an epoch reads each source: PATHs, then --dataset, then --builtin")
+    add("--licenses", metavar="L,L", help="licence of each source's texts, in the same order, for the card of a model")
     add("--keep-duplicates", action="store_true", help="keep documents whose text came before")
     add("--workers", type=int, metavar="N", help="processes that tokenise (default: this one); the result is the same")
     add("--out", metavar="FOLDER", help="the data folder to write")
@@ -83,7 +85,7 @@ def _prepare_config(options: argparse.Namespace) -> Any:
     from hybridlm.training.config import load_config
 
     options_only = ("paths", "dataset", "builtin", "field", "documents", "out", "vocab_size", "tokenizer")
-    options_only += ("validation_by", "validation_share", "seed", "weights", "keep_duplicates")
+    options_only += ("validation_by", "validation_share", "seed", "weights", "licenses", "keep_duplicates")
     given = [name for name in options_only if getattr(options, name) not in (None, [], False)]
     if options.config is None:
         if options.out is None:
@@ -109,8 +111,11 @@ def _prepare_section(options: argparse.Namespace) -> dict[str, Any]:
     sources += [{"dataset": name, "field": options.field} for name in options.dataset]
     sources += [{"builtin": name, "documents": options.documents} for name in options.builtin]
     if options.weights is not None:
-        for source, weight in zip(sources, _weights(options.weights, len(sources)), strict=True):
+        for source, weight in zip(sources, _weights(options.weights, sources), strict=True):
             source["weight"] = weight
+    if options.licenses is not None:
+        for source, licence in zip(sources, _for_each(options.licenses, "licenses", sources), strict=True):
+            source["license"] = licence.strip() or None
     for option in ("field", "documents"):
         if getattr(options, option) is not None and not any(option in source for source in sources):
             raise UserError(f"--{option}: none of the sources has a use for it; leave it out.")
@@ -123,14 +128,19 @@ def _prepare_section(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in section.items() if value is not None}
 
 
-def _weights(text: str, sources: int) -> list[float]:
+def _weights(text: str, sources: list[Any]) -> list[float]:
     try:
         weights = [float(weight) for weight in text.split(",")]
     except ValueError:
         raise UserError(f"--weights {text}: give numbers with commas between them, e.g. --weights 1,0.5.") from None
-    if len(weights) != sources:
-        raise UserError(f"--weights {text}: give one for each of the {sources} sources; there are {len(weights)}.")
-    return weights
+    return [weight for weight, _ in zip(weights, _for_each(text, "weights", sources), strict=True)]
+
+
+def _for_each(text: str, option: str, sources: list[Any]) -> list[str]:
+    given = text.split(",")
+    if len(given) != len(sources):
+        raise UserError(f"--{option} {text}: give one for each of the {len(sources)} sources; there are {len(given)}.")
+    return given
 
 
 def _path_source(options: argparse.Namespace, path: str) -> dict[str, Any]:

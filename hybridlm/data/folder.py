@@ -258,7 +258,7 @@ def _finish(plan: Plan, corpus: Corpus, dtype: np.dtype, splits: dict[str, list[
         "vocab_size": len(load_tokenizer(plan.work / "tokenizer")),
         "dtype": str(dtype),
         "weights": plan.weights,
-        "sources": report.by_source([source.label for source in corpus.sources], plan.found, splits),
+        "sources": report.by_source(corpus.sources, plan.found, splits),
         "splits": splits,
     }
     replace_file(plan.work / MANIFEST, manifest_text(manifest))

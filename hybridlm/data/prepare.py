@@ -95,7 +95,7 @@ class PrepareConfig:
 
 def prepare(config: PrepareConfig, log: Callable[[str], None] = print, *, set_weights: bool = True) -> Path:
     """Makes the data folder and returns its path; one that was made from the same things is kept, and gets the weights
-    of `config` with `set_weights`. Raises UserError."""
+    and licences of `config` with `set_weights`. Raises UserError."""
     output = Path(config.output).expanduser()
     _put_right(output)
     check_paths(config.sources)
@@ -232,15 +232,25 @@ def _keep(
     if not _is_finished(output, wanted, made_of, config.overwrite):
         return False
     log(f"Data folder {output} is up to date (fingerprint {wanted[:12]}).")
-    manifest = read_manifest(output)
-    if set_weights and manifest["weights"] != source_weights(config):
-        log(f"  Its sources' weights were {manifest['weights']} and are now {source_weights(config)}.")
-        manifest["weights"] = source_weights(config)
+    if set_weights:
         try:
-            replace_file(output / MANIFEST, manifest_text(manifest))
+            _say_anew(config, output, log)
         except OSError as error:
             raise _unwritable(output, error) from error
     return True
+
+
+def _say_anew(config: PrepareConfig, output: Path, log: Callable[[str], None]) -> None:
+    """Puts into the manifest what is no part of the content: weights and licences of the sources. Raises OSError."""
+    manifest = read_manifest(output)
+    before = manifest_text(manifest)
+    if manifest["weights"] != source_weights(config):
+        log(f"  Its sources' weights were {manifest['weights']} and are now {source_weights(config)}.")
+        manifest["weights"] = source_weights(config)
+    for entry, source in zip(manifest["sources"], config.sources, strict=True):
+        entry |= source.origin()
+    if manifest_text(manifest) != before:
+        replace_file(output / MANIFEST, manifest_text(manifest))
 
 
 def _is_finished(output: Path, wanted: str, made_of: dict[str, Any], overwrite: bool) -> bool:

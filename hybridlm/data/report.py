@@ -10,14 +10,17 @@ from typing import Any
 
 from hybridlm.data.scan import Scan
 from hybridlm.data.shards import SPLITS
+from hybridlm.data.sources import Source
 
 
-def by_source(labels: list[str], found: Scan, splits: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The manifest's `sources`: for each its name, what was left out, and documents, tokens and bytes of each split."""
+def by_source(sources: list[Source], found: Scan, splits: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The manifest's `sources`: for each its name, kind and licence, what was left out, and documents, tokens and bytes
+    of each split."""
     report = []
-    for number, label in enumerate(labels):
+    for number, source in enumerate(sources):
         entry: dict[str, Any] = {
-            "source": label,
+            "source": source.label,
+            **source.origin(),
             "documents": found.documents[number],
             "duplicates": found.duplicates[number],
             "empty": found.empty[number],

@@ -14,7 +14,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from hybridlm.data.austen import austen_paths
+from hybridlm.data.austen import LICENSE, austen_paths
 from hybridlm.data.find import JSON_LINES, PARQUET, find_files, kind
 from hybridlm.data.tables import data_set, parquet
 from hybridlm.data.texts import json_lines, text_file
@@ -47,6 +47,8 @@ class Source:
     """Data sets: the configuration, where there are several."""
     split: str = "train"
     """Data sets: the split to read."""
+    license: str | None = None
+    """Licence of the texts, for the card of a model: an SPDX identifier, or words. It changes nothing else."""
     streaming: bool = True
     """Data sets: read the set where it lies (twice) where that is possible; false: download it to the cache first."""
 
@@ -67,6 +69,11 @@ class Source:
     def label(self) -> str:
         """What the source is called in reports and errors."""
         return self.path or self.dataset or self.builtin or ""
+
+    def origin(self) -> dict[str, str | None]:
+        """Its kind (path, dataset or builtin), and the licence of its texts; None where that is not known."""
+        kind = next(name for name in ("path", "dataset", "builtin") if getattr(self, name) is not None)
+        return {"kind": kind, "license": self.license or (LICENSE if self.builtin is not None else None)}
 
 
 def check_paths(sources: list[Source]) -> None:

@@ -54,7 +54,8 @@ def evaluate_checkpoint_tasks(
     if context is None:
         context = trained_length(source) or int(model.config.max_position_embeddings)
     options = {"batch_size": batch_size, "num_fewshot": num_fewshot, "limit": limit}
-    return {"checkpoint": source} | evaluate_tasks(model, tokenizer, found, context=context, **options)
+    told = {"checkpoint": source, "include_path": None if include_path is None else str(include_path)}
+    return told | evaluate_tasks(model, tokenizer, found, context=context, **options)
 
 
 def evaluate_tasks(
@@ -96,7 +97,7 @@ def evaluate_tasks(
         finally:
             model.train(training)
     return {
-        "tasks": {name: _numbers(results, name) for name in _order(results)},
+        "tasks": {name: _numbers(results, name) | _data_of(tasks["tasks"].get(name)) for name in _order(results)},
         "limit": limit,
         "context": context,
         "truncated": int(wrapped.truncated),
@@ -200,6 +201,15 @@ def _numbers(results: dict[str, Any], name: str) -> dict[str, Any]:
         "num_fewshot": results["n-shot"].get(name),
         "version": results["versions"].get(name),
     }
+
+
+def _data_of(task: Any) -> dict[str, Any]:
+    """The data set that a task asks about, as `load_dataset` names it; nothing for a group."""
+    if task is None:
+        return {}
+    names = {"path": "dataset_path", "name": "dataset_name"}
+    split = task.get_config("test_split") or task.get_config("validation_split")
+    return {"dataset": {key: task.get_config(name) for key, name in names.items()} | {"split": split}}
 
 
 def _finite(value: Any) -> float | None:

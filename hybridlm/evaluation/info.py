@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, DynamicCache, PreTrainedConfig, PreTrainedModel
 
-import hybridlm  # noqa: F401  registers the model with the Auto classes
+import hybridlm
 from hybridlm.errors import UserError
 from hybridlm.evaluation.loading import locate, quiet_transformers
 from hybridlm.model.attention_hybridlm import Attention, SlidingAttention
@@ -41,14 +41,14 @@ def describe(checkpoint: str | Path) -> dict[str, Any]:
                     "of hybridlm only."
                 )
             with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(config)
+                model = _model_class(config)(config)
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"checkpoint {checkpoint}: its config.json cannot be used ({' '.join(str(error).split())[:400]})."
         ) from error
-    kinds = parameters_by_kind(model)
+    kinds, stack = parameters_by_kind(model), cast(PreTrainedModel, model.base_model)
     return {
         "checkpoint": source,
         "model_type": config.model_type,
@@ -64,9 +64,16 @@ def describe(checkpoint: str | Path) -> dict[str, Any]:
         "finite_state_heads": finite_state_heads(config),
         "parameters": sum(kinds.values()),
         "parameters_by_kind": kinds,
-        **cache_bytes(model, config),
+        **cache_bytes(stack, config),
         "special_tokens": {name: getattr(config, f"{name}_token_id") for name in ("bos", "eos", "pad")},
     }
+
+
+def _model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """That which config.json names, so that a head's parameters count; the language model where it names none."""
+    found: Any = getattr(hybridlm, str(next(iter(config.architectures or []), "")), None)
+    known = isinstance(found, type) and issubclass(found, PreTrainedModel)
+    return found if known else hybridlm.HybridLMForCausalLM
 
 
 def render(facts: dict[str, Any]) -> str:

@@ -89,6 +89,25 @@ def draw(runs: list[RunRecord]) -> list[Chart]:
     return charts
 
 
+def loss_and_validation(run: RunRecord) -> bytes | None:
+    """The first two of these pictures of one run side by side, as PNG; one alone where the run has no other, None
+    where it has neither. Raises NoMatplotlibError without matplotlib."""
+    plt = _pyplot()
+    lines, over = _lines([run], plt)
+    with _Figure(plt) as figure:
+        figure.set_size_inches(2 * _SIZE[0], _SIZE[1])
+        left, right = figure.subplots(1, 2)
+        shown = False
+        for axis, plot, title in ((left, _loss, "training"), (right, _validation, "validation")):
+            if plot(axis, lines):
+                axis.set_title(title, fontsize=10)
+                _finish(axis, over, 1)
+                shown = True
+            else:
+                figure.delaxes(axis)
+        return _png(figure) if shown else None
+
+
 def colours(count: int, plt: Any) -> list[Any]:
     """A colour for each of `count` runs or layers, told apart on white."""
     if count <= len(_COLOURS):

@@ -5,7 +5,9 @@
     OUT/*.py, LICENSE-CODE, NOTICE-CODE        the code of the model, and its licence
     OUT/tokenizer.json, tokenizer_config.json  where the checkpoint has a tokenizer
     OUT/README.md                              the one in OUT if it is somebody's own, else the checkpoint's if it
-                                               has one of its own, else how to load it
+                                               has one: its own as it is, that of `hybridlm card` with the way to load
+                                               this folder; else how to load it
+    OUT/README_curves.png, .eval_results       with a card of `hybridlm card`
 
 Training state and evaluations stay behind. The checkpoint is loaded first, so that what is exported can be loaded. The
 folder is written aside and renamed, so that it is whole or not there.
@@ -16,7 +18,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,17 @@ from hybridlm.errors import UserError, did_you_mean
 from hybridlm.evaluation.loading import load_weights, locate, quiet_transformers
 from hybridlm.files import remove_dead_writes, write_folder
 from hybridlm.model.code_hybridlm import AUTO_MAP, names_our_classes
-from hybridlm.release.card import card, has_own_card, loading_snippet
+from hybridlm.release.card import (
+    BENCHMARKS,
+    PICTURE,
+    card,
+    card_top,
+    full_card,
+    has_own_card,
+    loading_snippet,
+    moved,
+    title_of,
+)
 
 AUTO_CLASSES = {reference.rpartition(".")[2]: auto for auto, reference in AUTO_MAP.items() if auto != "AutoConfig"}
 """Class of ours, as config.json names it in `architectures` -> the Auto class that loads it."""
@@ -45,7 +57,7 @@ _REST_OF_AN_EXPORT = re.compile(
     r"|chat_template\.(jinja|json)|additional_chat_templates"
 )
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md"]
+_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md", PICTURE, BENCHMARKS]
 
 
 @dataclass(frozen=True)
@@ -94,7 +106,7 @@ def export_checkpoint(
         found.append(write_export(source, folder, str(out), target.name))
         if has_own_card(target):
             log(f"README.md in {out} is your own, and stays")
-            shutil.copyfile(target / "README.md", folder / "README.md")
+            _copy(["README.md", PICTURE], target, folder)
 
     try:
         remove_dead_writes(target)
@@ -144,24 +156,47 @@ def write_export(source: Source, folder: Path, location: str, name: str) -> Expo
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
     export = Export(location, source.architecture, model.config.pattern, model.num_parameters(), tokenizer is not None)
+    _write_card(source, folder, export, name)
+    return export
+
+
+def _write_card(source: Source, folder: Path, export: Export, name: str) -> None:
+    """README.md, and what lies beside it."""
+    full = full_card(source.folder)
     if has_own_card(source.folder):
         shutil.copyfile(source.folder / "README.md", folder / "README.md")
     else:
-        text = card(
-            name,
-            auto_class=export.auto_class,
-            architecture=export.architecture,
-            pattern=export.pattern,
-            parameters=export.parameters,
-            tokenizer=export.tokenizer,
-        )
+        facts = {
+            "auto_class": export.auto_class,
+            "architecture": export.architecture,
+            "pattern": export.pattern,
+            "parameters": export.parameters,
+            "tokenizer": export.tokenizer,
+        }
+        text = card(name, **facts) if full is None else moved(full, card_top(name, **facts), title_of(name))
         (folder / "README.md").write_text(text, encoding="utf-8")
-    return export
+    beside = [BENCHMARKS]
+    if PICTURE in (folder / "README.md").read_text(encoding="utf-8", errors="replace"):
+        beside.append(PICTURE)
+    _copy(beside, source.folder, folder)
+
+
+def _copy(names: list[str], source: Path, folder: Path) -> None:
+    """Those files that are there."""
+    for name in names:
+        if (source / name).is_file():
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source / name, folder / name)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a checkpoint has a tokenizer."""
+    return any((folder / name).is_file() for name in _TOKENIZER_FILES)
 
 
 def _load_tokenizer(source: Source, model: PreTrainedModel) -> Any:
     """The checkpoint's tokenizer; None where it has none."""
-    if not any((source.folder / name).is_file() for name in _TOKENIZER_FILES):
+    if not has_tokenizer(source.folder):
         return None
     try:
         with quiet_transformers():
@@ -194,7 +229,7 @@ def _free_target(source: Source, out: str | Path, overwrite: bool) -> Path:
         return target
     if not _is_export(target):
         raise UserError(f"OUT {out}: the folder holds something that is no export. Give a new folder.")
-    foreign = sorted(path.name for path in target.iterdir() if not _of_an_export(path.name))
+    foreign = sorted(path.relative_to(target).as_posix() for path in _top(target) if not _of_an_export(path, target))
     if foreign:
         raise UserError(
             f"OUT {out}: the folder holds something that is no export ({', '.join(foreign[:5])}"
@@ -205,8 +240,15 @@ def _free_target(source: Source, out: str | Path, overwrite: bool) -> Path:
     return target
 
 
-def _of_an_export(name: str) -> bool:
-    return bool(WEIGHTS_AND_CODE.fullmatch(name) or _REST_OF_AN_EXPORT.fullmatch(name))
+def _top(folder: Path) -> Iterator[Path]:
+    """What lies in it, and in the folder of BENCHMARKS in place of that one."""
+    for path in folder.iterdir():
+        yield from path.iterdir() if path == (folder / BENCHMARKS).parent and path.is_dir() else [path]
+
+
+def _of_an_export(path: Path, folder: Path) -> bool:
+    name = path.relative_to(folder).as_posix()
+    return bool(WEIGHTS_AND_CODE.fullmatch(name) or _REST_OF_AN_EXPORT.fullmatch(name) or name in (PICTURE, BENCHMARKS))
 
 
 def _is_export(folder: Path) -> bool:

@@ -18,8 +18,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from hybridlm.errors import UserError
-from hybridlm.release.card import has_own_card
-from hybridlm.release.export import WEIGHTS_AND_CODE, Export, open_source, write_export
+from hybridlm.release.card import PICTURE, full_card, has_own_card, is_own_card
+from hybridlm.release.export import WEIGHTS_AND_CODE, Export, Source, open_source, write_export
 
 
 def push_checkpoint(
@@ -32,8 +32,9 @@ def push_checkpoint(
 ) -> Export:
     """Uploads what `export_checkpoint` would write to OWNER/NAME on the Hub, which is made where there is none.
 
-    Weights and code of an earlier push that the new one no longer has are removed in the same commit; a README that
-    stands in the repository stays, unless the checkpoint has one of its own. private: for a new repository (None: the
+    Weights and code of an earlier push that the new one no longer has are removed in the same commit. A README that
+    stands in the repository stays, unless the checkpoint has one of its own, or has a card of `hybridlm card` and the
+    one in the repository was not written by a person. private: for a new repository (None: the
     owner's default). token: None takes the one of `hf auth login`, or HF_TOKEN.
 
     Raises UserError: what `export_checkpoint` refuses, no token, no right to write, the Hub out of reach. Nothing is
@@ -56,11 +57,21 @@ def push_checkpoint(
                 repo_id=repo_id,
                 folder_path=folder,
                 commit_message=f"Upload {export.architecture} with its code",
-                ignore_patterns=["README.md"] if "README.md" in there and not has_own_card(source.folder) else None,
+                ignore_patterns=["README.md", PICTURE] if _readme_stays(api, repo_id, there, source) else None,
                 delete_patterns=[name for name in there if WEIGHTS_AND_CODE.fullmatch(name)] or None,
             )
     log(f"Committed: {commit.commit_url}")
     return export
+
+
+def _readme_stays(api: HfApi, repo_id: str, there: list[str], source: Source) -> bool:
+    """Whether the one in the repository does."""
+    if "README.md" not in there or has_own_card(source.folder):
+        return False
+    if full_card(source.folder) is None:
+        return True
+    text = Path(api.hf_hub_download(repo_id, "README.md")).read_text(encoding="utf-8", errors="replace")
+    return is_own_card(text)
 
 
 def _check_name(repo_id: str) -> None:

@@ -38,7 +38,7 @@ STATE = "training_state"
 CHECKSUMS = "checksums.json"
 _WRITTEN = (
     *("best", "final", "final-ema"),
-    *("config.yaml", "metrics.jsonl", "samples.jsonl", "tracker.json", "diverged.json"),
+    *("config.yaml", "metrics.jsonl", "samples.jsonl", "sessions.jsonl", "tracker.json", "diverged.json"),
 )
 """What a run writes aside; others, such as a report, may be writing there too."""
 _NAME = re.compile(r"step-\d{8,}")

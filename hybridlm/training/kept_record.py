@@ -1,8 +1,9 @@
 """What a run had written before it lost its checkpoints, or died before the first one: kept as it starts anew.
 
-Its records go to `metrics.jsonl.old` and `samples.jsonl.old`, then `.old2`, `.old3`: no start removes what another one
-kept. The model in `best`, which may be all that is left of a long run, goes to `best.old`. There is one such folder, so
-that a run that dies again and again before its first checkpoint does not fill the disk: that of the later step.
+Its records go to `metrics.jsonl.old`, `samples.jsonl.old` and `sessions.jsonl.old`, then `.old2`, `.old3`: no start
+removes what another one kept. The model in `best`, which may be all that is left of a long run, goes to `best.old`.
+There is one such folder, so that a run that dies again and again before its first checkpoint does not fill the disk:
+that of the later step.
 """
 
 import json
@@ -34,7 +35,7 @@ def keep_record(run: Path, log: Callable[[str], None]) -> None:
     )
 
 
-_RECORDS = ("metrics.jsonl", "samples.jsonl")
+_RECORDS = ("metrics.jsonl", "samples.jsonl", "sessions.jsonl")
 
 
 def _old(path: Path, number: int) -> Path:

@@ -89,4 +89,9 @@ def _section_before(run: Path) -> dict[str, Any]:
 
 
 def _what(section: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in section.items() if name not in _HOW}
+    """What is read, without how, and without what is said of it."""
+    what = {name: value for name, value in section.items() if name not in _HOW}
+    sources = what.get("sources")
+    if isinstance(sources, list) and all(isinstance(source, dict) for source in sources):
+        what["sources"] = [{name: source[name] for name in source if name != "license"} for source in sources]
+    return what

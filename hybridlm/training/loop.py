@@ -7,6 +7,7 @@ run on a CPU gives the bits of one that was never stopped.
     RUN/config.yaml       the resolved recipe
     RUN/metrics.jsonl     every step and every validation, once
     RUN/samples.jsonl     texts, if asked for
+    RUN/sessions.jsonl    when, where and by which command it was started, and gone on with
     RUN/checkpoints/      to resume from
     RUN/final/            the result, for `from_pretrained`
     RUN/final-ema/        the averaged weights, with training.ema_decay
@@ -50,6 +51,7 @@ from hybridlm.training.samples import write_samples
 from hybridlm.training.schedules import learning_rate
 from hybridlm.training.sections import PretrainConfig
 from hybridlm.training.session import accelerator_session, on_main
+from hybridlm.training.sessions import note_session
 from hybridlm.training.setup import (
     RunData,
     build_model,
@@ -153,6 +155,7 @@ class _Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             forget_halt(self.folder)
             replace_file(self.folder / "config.yaml", config_yaml(self.config))
+            note_session(self.folder, self.done, self.accelerator.device, self.accelerator.num_processes)
         except OSError as error:
             raise unwritable(self.folder, error) from error
 

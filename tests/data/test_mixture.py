@@ -13,6 +13,7 @@ from memory_shards import Tokens
 
 from hybridlm.data import PrepareConfig, TokenShards, Windows, prepare
 from hybridlm.data.mixture import epoch_items, epoch_tokens
+from hybridlm.data.sources import Source
 from hybridlm.errors import UserError
 
 WEIGHTS = [0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0]
@@ -146,3 +147,34 @@ def test_other_weights_need_no_new_tokens_and_are_other_data_to_a_run(tmp_path):
         assert all(text.startswith("b") for text in texts[edges[1] :])
     prepared(tmp_path, [1, 1], validation={"share": 0.2}, shard_tokens=200)
     assert TokenShards(folder, "train").fingerprint == plain.fingerprint
+
+
+def test_licences_are_said_anew_and_tokenise_nothing(tmp_path):
+    """Also of a folder that was made before they were asked for."""
+
+    def kept(licences, **how):
+        sources = [
+            {"path": str(tmp_path / f"{name}.txt"), "documents": "line", "license": licence}
+            for name, licence in zip("ab", licences, strict=True)
+        ]
+        prepare(PrepareConfig(sources=sources, output=str(tmp_path / "out"), vocab_size=280), lambda _: None, **how)
+        return json.loads((tmp_path / "out" / "manifest.json").read_text())
+
+    folder = prepared(tmp_path, [1, 1])
+    stamp = (folder / "train-00000.bin").stat().st_mtime_ns
+    before = json.loads((folder / "manifest.json").read_text())
+    assert [(entry["kind"], entry["license"]) for entry in before["sources"]] == [("path", None)] * 2
+    old = before | {
+        "sources": [{k: v for k, v in e.items() if k not in ("kind", "license")} for e in before["sources"]]
+    }
+    (folder / "manifest.json").write_text(json.dumps(old))
+    assert kept(["CC0-1.0", None], set_weights=False) == old
+    after = kept(["CC0-1.0", None])
+    assert [entry["license"] for entry in after["sources"]] == ["CC0-1.0", None]
+    assert after["fingerprint"] == before["fingerprint"]
+    assert (folder / "train-00000.bin").stat().st_mtime_ns == stamp
+
+
+def test_the_novels_are_in_the_public_domain():
+    assert Source(builtin="austen").origin() == {"kind": "builtin", "license": "public domain"}
+    assert Source(builtin="austen", license="mine").origin()["license"] == "mine"

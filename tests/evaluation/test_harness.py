@@ -96,6 +96,7 @@ def test_numbers_are_those_computed_by_hand(build, tokenizer, folder, pattern):
     assert found["bits_per_byte"]["value"] == pytest.approx(total / math.log(2) / n_bytes, abs=1e-5)
     assert found["byte_perplexity"]["value"] == pytest.approx(math.exp(total / n_bytes), rel=1e-5)
     assert (facts["truncated"], facts["notes"]) == (0, [])
+    assert facts["tasks"]["choose"]["dataset"] == {"path": "json", "name": None, "split": "test"}
 
 
 def request(*arguments):

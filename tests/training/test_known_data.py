@@ -48,6 +48,7 @@ def test_a_resumed_and_a_finished_run_read_no_source(describe, interrupted, tmp_
     assert [row["step"] for row in read_rows(result.metrics)] == [1, 2, 3, 4]
     (tmp_path / "text.txt").unlink()
     pretrain(describe())
+    pretrain(describe("data.prepare.sources=[{path: %s, license: CC0-1.0}]" % (tmp_path / "text.txt")))
     assert len(calls) == 1
 
 

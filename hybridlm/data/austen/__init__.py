@@ -5,7 +5,10 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-__all__ = ["austen_paths"]
+__all__ = ["LANGUAGE", "LICENSE", "austen_paths"]
+
+LANGUAGE = "en"
+LICENSE = "public domain"
 
 
 def austen_paths() -> list[Path]:

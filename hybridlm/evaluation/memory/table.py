@@ -135,8 +135,9 @@ def counts_table(groups: Sequence[Group]) -> Table | None:
     return Table(["errors / asked", *tests], rows, notes=[INTERVAL])
 
 
-def overview_table(groups: Sequence[Group]) -> Table:
-    """Rows: tasks, each with its last test, the hardest. Columns: the mixers of one form. Middles only."""
+def overview_table(groups: Sequence[Group], best: bool = True) -> Table:
+    """Rows: tasks, each with its last test, the hardest. Columns: the mixers of one form. Middles only. best: mark the
+    best of each row."""
     mixers = sorted({group.mixer for group in groups}, key=mixer_order)
     rows = {}
     for task in dict.fromkeys(group.task for group in groups):
@@ -144,7 +145,7 @@ def overview_table(groups: Sequence[Group]) -> Table:
         hardest = columns_of(list(here.values()))[-1]
         scores = [here[mixer].scores.get(hardest) if mixer in here else None for mixer in mixers]
         rows[f"{task}, {hardest}"] = scores
-    return build("task, test", mixers, rows, across=True, ranges=False)
+    return build("task, test", mixers, rows, across=True, ranges=False, best=best)
 
 
 def change_table(groups: Sequence[Group]) -> Table:
