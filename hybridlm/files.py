@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -9,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems, some networks' among them
+_ASIDE = re.compile(r"\.(?P<name>.+)\.(?:partial|old)-\d+")
 
 
 def replace_file(path: Path, text: str) -> None:
@@ -60,6 +62,7 @@ def put_in_place(aside: Path, target: Path) -> None:
     """Gives the whole folder `aside` its final name `target`, beside it; an older `target` is replaced. If that fails,
     both are as they were."""
     old = target.with_name(f".{target.name}.old-{os.getpid()}")
+    _open_to_readers(aside)
     _fsync_tree(aside)
     try:
         if target.exists():
@@ -105,6 +108,12 @@ def remove_dead_writes(target: Path) -> None:
         else:
             left.unlink(missing_ok=True)
     _remove_dead_lock(_lock_path(target))
+
+
+def remove_dead_writes_in(folder: Path) -> None:
+    """The same of every target inside a folder."""
+    for name in {found["name"] for path in folder.glob(".*") if (found := _ASIDE.fullmatch(path.name))}:
+        remove_dead_writes(folder / name)
 
 
 @contextmanager
@@ -171,6 +180,18 @@ def _alive(pid: str) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def _open_to_readers(folder: Path) -> None:
+    """Whoever may look into the folder may read its files, as the umask has it. safetensors gives what it writes to the
+    owner alone."""
+    allowed = folder.stat().st_mode & 0o666
+    for root, _, names in os.walk(folder):
+        for path in (Path(root, name) for name in names):
+            mode = path.stat().st_mode
+            if allowed & ~mode:
+                with suppress(OSError):  # a file system whose files have no modes of their own
+                    path.chmod(mode | allowed)
 
 
 def _fsync_tree(folder: Path) -> None:

@@ -41,7 +41,7 @@ def memory_suite(options: argparse.Namespace) -> None:
     jobs = suite.plan(tasks, mixers, _seeds(options.seeds), options.quick, recipe, options.device, keep)
     try:
         suite.do(jobs, store, lambda line: print(line, flush=True), _workers(options))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Ctrl-C; SIGTERM
         print(f"Runs that were done are in {store.folder}; the same command goes on from there.", flush=True)
         raise
     print(f"\n{suite.tables(jobs, store)}\n\nWritten to {suite.write_results(store)}")
