@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -93,6 +94,11 @@ class _Parser(argparse.ArgumentParser):
 
     more_help: Callable[[], str] | None = None
     commands: Mapping[str, _Parser] | None = None
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        # argparse takes -5,10 and -1k for options. They are values, which their own option refuses by name.
+        self._negative_number_matcher = re.compile(r"-\.?\d")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
         """As in argparse, but an option that nobody knows is an error of the command that it was given to. (argparse

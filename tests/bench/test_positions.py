@@ -272,18 +272,21 @@ def test_what_is_refused(checkpoint, here, saved, tmp_path, capsys):
     out = ("--out", tmp_path / "x.json")
     assert "there is no such folder" in refused(capsys, tmp_path / "none")
     assert "Give --out FILE.json" in refused(capsys, "owner/model")
-    assert "positions='64,x': must be whole numbers" in refused(capsys, checkpoint, *out, "--positions", "64,x")
-    assert "positions=-5: must be at least 1" in refused(capsys, checkpoint, *out, "--positions=-5,64")
+    assert "positions='64,x': 'x' is no number of tokens" in refused(capsys, checkpoint, *out, "--positions", "64,x")
+    assert "positions=-5: must be at least 1" in refused(capsys, checkpoint, *out, "--positions", "-5,64")
     assert "must end in .json" in refused(capsys, checkpoint, "--out", tmp_path / "x.png")
     assert "memory_limit=0: must be above 0 GiB" in refused(capsys, checkpoint, *out, "--memory-limit", 0)
     assert "memory_limit=inf: must be above 0 GiB" in refused(capsys, checkpoint, *out, "--memory-limit", "inf")
     assert "time_limit=-1: must be above 0 seconds" in refused(capsys, checkpoint, *out, "--time-limit=-1")
     assert "did you mean 'float16'" in refused(capsys, checkpoint, *out, "--dtype", "flot16")
-    assert "there is no such folder" in refused(capsys, checkpoint, *out, "--peer", tmp_path / "none")
+    assert f"--peer {tmp_path}/none: there is no such" in refused(capsys, checkpoint, *out, "--peer", tmp_path / "none")
     (tmp_path / "empty").mkdir()
     assert "no config.json" in refused(capsys, tmp_path / "empty", *out)
+    assert f"--peer {tmp_path}/empty: the folder has no config.json" in refused(
+        capsys, checkpoint, *out, "--peer", tmp_path / "empty"
+    )
     old = saved("gpt", OpenAIGPTLMHeadModel(OpenAIGPTConfig(n_embd=16, n_layer=1, n_head=2, vocab_size=50)))
-    assert "OpenAIGPTLMHeadModel takes no cache" in refused(capsys, checkpoint, *out, "--peer", old)
+    assert f"--peer {old}: OpenAIGPTLMHeadModel takes no cache" in refused(capsys, checkpoint, *out, "--peer", old)
     assert "a Transformer of equal size is made for checkpoints of hybridlm" in refused(
         capsys, saved("gpt2", GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=50))), *out
     )
@@ -296,6 +299,7 @@ def test_weights_that_are_damaged_are_refused_before_anything_is_written(checkpo
     for file in checkpoint.glob("*.json"):
         (model / file.name).write_bytes(file.read_bytes())
     (model / "model.safetensors").write_bytes(b"nothing")
+    assert f"--peer {model}: cannot be loaded" in refused(capsys, checkpoint, "--peer", model)
     assert "cannot be loaded" in refused(capsys, model, "--no-peer")
     assert not (model / "evaluation").exists()
 
@@ -303,7 +307,7 @@ def test_weights_that_are_damaged_are_refused_before_anything_is_written(checkpo
 def test_a_model_that_keeps_nothing_is_refused(checkpoint, here, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(positions, "cache_bytes", lambda *_: 0)
     words = (checkpoint, "--no-peer", "--out", tmp_path / "x.json")
-    assert "checkpoint: HybridLMForCausalLM keeps nothing in its cache" in refused(capsys, *words)
+    assert f"checkpoint {checkpoint}: HybridLMForCausalLM keeps nothing in its cache" in refused(capsys, *words)
 
 
 def test_the_command_in_processes_of_its_own(checkpoint, tmp_path, capsys):
