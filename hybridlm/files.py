@@ -35,6 +35,7 @@ def replace_pieces(path: Path, pieces: Iterable[bytes]) -> None:
 
 def folder_aside(target: Path) -> Path:
     """Makes an empty folder beside `target`, where what belongs into it is written first."""
+    check_above(target.parent)
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.partial-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
@@ -76,6 +77,18 @@ def put_in_place(aside: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def file_in_the_way(folder: Path) -> Path | None:
+    """The file that stands in the place of a folder, or of one above it; None: there is none."""
+    return next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
+
+
+def check_above(folder: Path) -> None:
+    """Raises NotADirectoryError, which names it, where a file is in the way. (The system's own names none.)"""
+    path = file_in_the_way(folder)
+    if path is not None:
+        raise NotADirectoryError(errno.ENOTDIR, f"{path} is a file", str(folder))
+
+
 def try_file(path: Path) -> None:
     """Raises OSError where no file can be put into the folder of `path`; whatever stands there is untouched."""
     tempfile.TemporaryFile(dir=path.parent).close()
@@ -84,6 +97,7 @@ def try_file(path: Path) -> None:
 def try_folder(path: Path) -> None:
     """Raises OSError where the folder `path`, and those above it, cannot be made or written into. What it makes to find
     out is removed again."""
+    check_above(path)
     new = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -212,6 +212,13 @@ def test_refused_before_anything_is_done(arguments, message, tmp_path, capsys):
     assert not out.exists()
 
 
+def test_records_below_a_file_are_refused(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    command = ["memory-suite", "--quick", "--tasks", "copy_first_50", "--mixers", "lru", "--workers", "1"]
+    assert main([*command, "--out", str(tmp_path / "file" / "new" / "out")]) == 2
+    assert f"cannot be written to ({tmp_path}/file is a file)" in capsys.readouterr().err
+
+
 def test_command_ends_with_tables_and_a_page(tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     command = ["memory-suite", "--quick", "--tasks", "copy_first_50", "--mixers", "bmru, lru", "--out", str(out)]
