@@ -113,6 +113,8 @@ def plan(
                     f"set {field}={value_text(recipe.changed()[field])}: {task} is no automaton. Leave it out, and a "
                     "recipe that has it, or give --tasks with formal languages alone."
                 )
+        if recipe.longest is not None and isinstance(made, Automaton) and recipe.longest == made.tests()[-1].length:
+            raise UserError(f"set longest={recipe.longest}: {task} is followed so far anyway. Leave it out.")
     try:
         torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
@@ -282,6 +284,8 @@ def _do(job: Job) -> dict[str, Any]:
     known = job.record()
     versions = {module.__name__: module.__version__ for module in (hybridlm, torch, transformers)}
     made = {"versions": versions, "threads": torch.get_num_threads(), "device": job.device}
+    if job.keep is not None:
+        made["kept"] = True
 
     def keep(model: MemoryModel, result: dict[str, Any]) -> None:
         if job.keep is not None:

@@ -38,6 +38,8 @@ def test_kept_beside_the_records(tmp_path):
     assert folder.name == "z2-quick-nfsm-steps=1-width=8-seed0"
     assert [entry.name for entry in folder.parent.iterdir()] == [folder.name]
     assert json.loads((folder / "memory_suite.json").read_text()) == record
+    assert record["kept"]
+    assert "--keep" in (tmp_path / "memory_suite.md").read_text()
     model = AutoModelForTokenClassification.from_pretrained(folder)
     assert (model.config.vocab_size, model.config.num_labels) == (2, 2)
 
@@ -45,6 +47,7 @@ def test_kept_beside_the_records(tmp_path):
 def test_run_without_its_model_is_done_again(tmp_path, capsys):
     assert main([*RUN, *SMALL, "--out", str(tmp_path)]) == 0
     assert not (tmp_path / "models").exists()
+    assert "--keep" not in (tmp_path / "memory_suite.md").read_text()
     assert main([*RUN, *SMALL, "--out", str(tmp_path), "--keep"]) == 0
     (record,) = Store(tmp_path).records()
     capsys.readouterr()

@@ -59,10 +59,18 @@ def test_run_of_another_version_is_done_again(tmp_path, monkeypatch):
     assert record["settings"]["task_version"] == 2
 
 
-@pytest.mark.parametrize("text", ["length_start=2", "length_full=0.5", "longest=8192", "to_first_error=true"])
+@pytest.mark.parametrize("text", ["length_start=2", "longest=8192", "to_first_error=true"])
 def test_fields_of_automata_are_refused_elsewhere(text):
     with pytest.raises(UserError, match=f"set {text}: corridor is no automaton"):
         suite.plan(["z2", "corridor"], ["bmru"], [0], True, recipe_from(read_settings([text])))
+
+
+def test_a_longest_length_that_changes_nothing_is_refused():
+    """It would be a change of the recipe, and so a run of its own with the results of another."""
+    own = TASKS["z2"](True).tests()[-1].length
+    with pytest.raises(UserError, match=rf"set longest={own}: z2 is followed so far anyway\. Leave it out"):
+        suite.plan(["z2"], ["bmru"], [0], True, recipe_from({"longest": own}))
+    assert suite.plan(["z2"], ["bmru"], [0], False, recipe_from({"longest": own}))
 
 
 def test_failed_run_does_not_end_the_others(tmp_path, monkeypatch):
