@@ -18,7 +18,7 @@ from transformers import (
 from hybridlm import HybridLMConfig, HybridLMForCausalLM
 from hybridlm.bench import position_report, positions
 from hybridlm.bench.cells import Here, Problem
-from hybridlm.bench.position_picture import draw
+from hybridlm.bench.position_picture import draw, round_between, spread_out
 from hybridlm.bench.position_report import check_positions, report
 from hybridlm.bench.position_table import table
 from hybridlm.bench.text import GrowingText, cache_bytes
@@ -373,3 +373,14 @@ def test_the_picture_of_rows_with_problems(tmp_path):
     assert next(line for line in lines if line.lstrip().startswith("64  checkpoint")).split() == [
         "64", "checkpoint", "1,040", "1.00", "2.00", "unknown", "unknown", "3.00", "4.00", "unknown",
     ]  # fmt: skip
+
+
+def test_labels_of_the_axes():
+    """Positions that were measured, powers of ten first where not all have room; round numbers, few but not too few."""
+    assert spread_out(position_report.POSITIONS) == [1_000, 10_000, 100_000, 1_000_000]
+    assert spread_out([64, 128, 256]) == [64, 128, 256]
+    assert spread_out([5000]) == [5000]
+    assert spread_out([1000, 1010, 4096]) == [1000, 4096]
+    assert round_between(0.009, 20_000) == pytest.approx([0.01, 0.1, 1, 10, 100, 1000, 10_000])
+    assert round_between(1.1, 40) == [2, 5, 10, 20]
+    assert round_between(210, 880) == [300, 400, 500, 600, 800]
