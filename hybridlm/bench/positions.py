@@ -4,7 +4,7 @@ A position is a number of tokens in the cache. At each one that is asked for:
 
     state       bytes of the cache's tensors
     step        one call of the model with its cache and the likeliest token, as a loop of one's own makes it
-    generate    the same token by token inside `generate`, which besides keeps a mask and the places of all tokens
+    generate    the same token by token inside `generate`, with what transformers does around a step
     resident    what the process holds behind these steps, and the most that it held in them, and in `generate`
 
 The steps are single ones. What lies before them is read many tokens at a time, which leaves the same state and is
