@@ -2,8 +2,8 @@
 
 The docstring of a command's function is its --help. Exit codes: 0 done; 2 something the user can put right, said in one
 message, such as a full disk where the output goes (a run needs no output: it ends with 0 all the same); 130 after
-Ctrl-C (143 after SIGTERM, 138 after SIGUSR1; a run has saved a checkpoint then); 141 where the reader of a pipe has
-gone.
+Ctrl-C (143 after SIGTERM, 138 after SIGUSR1; a run has saved a checkpoint then, and a memory suite has cleared up); 141
+where the reader of a pipe has gone.
 """
 
 from __future__ import annotations
