@@ -2,14 +2,15 @@
 
 The docstring of a command's function is its --help. Exit codes: 0 done; 2 something the user can put right, said in one
 message, such as a full disk where the output goes (a run needs no output: it ends with 0 all the same); 130 after
-Ctrl-C (143 after SIGTERM, 138 after SIGUSR1; a run has saved a checkpoint then); 141 where the reader of a pipe has
-gone.
+Ctrl-C (143 after SIGTERM, 138 after SIGUSR1; a run has saved a checkpoint then, and a memory suite has cleared up); 141
+where the reader of a pipe has gone.
 """
 
 from __future__ import annotations
 
 import argparse
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -95,6 +96,11 @@ class _Parser(argparse.ArgumentParser):
 
     more_help: Callable[[], str] | None = None
     commands: Mapping[str, _Parser] | None = None
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        # argparse takes -5,10 and -1k for options. They are values, which their own option refuses by name.
+        self._negative_number_matcher = re.compile(r"-\.?\d")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
         """As in argparse, but an option that nobody knows is an error of the command that it was given to. (argparse

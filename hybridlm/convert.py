@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Mamba2ForC
 from hybridlm import HybridLMConfig, HybridLMForCausalLM
 from hybridlm.errors import UserError
 from hybridlm.evaluation.loading import locate, quiet_transformers
-from hybridlm.files import write_folder
+from hybridlm.files import try_folder, write_folder
 
 _RENAMED = {
     "backbone.embeddings.weight": "model.embed_tokens.weight",
@@ -71,6 +71,10 @@ def convert_mamba2(source: str | Path, out: str | Path) -> Path:
     out = Path(out).expanduser()
     if out.exists():
         raise UserError(f"out {out}: it exists already. Give a folder that does not, or remove it.")
+    try:
+        try_folder(out)
+    except OSError as error:
+        raise _unwritable(out, error) from None
     model = from_mamba2(source)
     tokenizer = _tokenizer(source)
 
@@ -83,8 +87,12 @@ def convert_mamba2(source: str | Path, out: str | Path) -> Path:
     try:
         write_folder(out, fill)
     except OSError as error:
-        raise UserError(f"out {out}: cannot be written ({error.strerror}). Give a folder that can be.") from None
+        raise _unwritable(out, error) from None
     return out
+
+
+def _unwritable(out: Path, error: OSError) -> UserError:
+    return UserError(f"out {out}: cannot be written ({error.strerror}). Give a folder that can be.")
 
 
 def _load(source: str | Path) -> Mamba2ForCausalLM:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -9,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems, some networks' among them
+_ASIDE = re.compile(r"\.(?P<name>.+)\.(?:partial|old)-\d+")
 
 
 def replace_file(path: Path, text: str) -> None:
@@ -33,6 +35,7 @@ def replace_pieces(path: Path, pieces: Iterable[bytes]) -> None:
 
 def folder_aside(target: Path) -> Path:
     """Makes an empty folder beside `target`, where what belongs into it is written first."""
+    check_above(target.parent)
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.partial-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
@@ -60,6 +63,7 @@ def put_in_place(aside: Path, target: Path) -> None:
     """Gives the whole folder `aside` its final name `target`, beside it; an older `target` is replaced. If that fails,
     both are as they were."""
     old = target.with_name(f".{target.name}.old-{os.getpid()}")
+    _open_to_readers(aside)
     _fsync_tree(aside)
     try:
         if target.exists():
@@ -73,6 +77,18 @@ def put_in_place(aside: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def file_in_the_way(folder: Path) -> Path | None:
+    """The file that stands in the place of a folder, or of one above it; None: there is none."""
+    return next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
+
+
+def check_above(folder: Path) -> None:
+    """Raises NotADirectoryError, which names it, where a file is in the way. (The system's own names none.)"""
+    path = file_in_the_way(folder)
+    if path is not None:
+        raise NotADirectoryError(errno.ENOTDIR, f"{path} is a file", str(folder))
+
+
 def try_file(path: Path) -> None:
     """Raises OSError where no file can be put into the folder of `path`; whatever stands there is untouched."""
     tempfile.TemporaryFile(dir=path.parent).close()
@@ -81,6 +97,7 @@ def try_file(path: Path) -> None:
 def try_folder(path: Path) -> None:
     """Raises OSError where the folder `path`, and those above it, cannot be made or written into. What it makes to find
     out is removed again."""
+    check_above(path)
     new = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -105,6 +122,12 @@ def remove_dead_writes(target: Path) -> None:
         else:
             left.unlink(missing_ok=True)
     _remove_dead_lock(_lock_path(target))
+
+
+def remove_dead_writes_in(folder: Path) -> None:
+    """The same of every target inside a folder."""
+    for name in {found["name"] for path in folder.glob(".*") if (found := _ASIDE.fullmatch(path.name))}:
+        remove_dead_writes(folder / name)
 
 
 @contextmanager
@@ -171,6 +194,18 @@ def _alive(pid: str) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def _open_to_readers(folder: Path) -> None:
+    """Whoever may look into the folder may read its files, as the umask has it. safetensors gives what it writes to the
+    owner alone."""
+    allowed = folder.stat().st_mode & 0o666
+    for root, _, names in os.walk(folder):
+        for path in (Path(root, name) for name in names):
+            mode = path.stat().st_mode
+            if allowed & ~mode:
+                with suppress(OSError):  # a file system whose files have no modes of their own
+                    path.chmod(mode | allowed)
 
 
 def _fsync_tree(folder: Path) -> None:

@@ -27,15 +27,14 @@ def main() -> int:
     )
     parser.add_argument("--out", default="inspector.png", metavar="PNG", help="default: %(default)s")
     options = parser.parse_args()
-    chosen = {"unit": options.unit, "token": options.token}
-    fragment = "#" + "&".join(f"{name}={value}" for name, value in chosen.items() if value is not None)
     try:
         needed_browser()
         out = check_out(options.out)
         with tempfile.TemporaryDirectory() as folder:
             page = Path(folder) / "page.html"
-            inspect_checkpoint(options.checkpoint, options.text, tokens=options.tokens, out=page)
-            print(f"Picture: {screenshot(page, out, fragment=fragment, height=options.height)}")
+            choice = {name: getattr(options, name) for name in ("tokens", "unit", "token")}
+            fragment = inspect_checkpoint(options.checkpoint, options.text, out=page, **choice)["fragment"]
+            print(f"Picture: {screenshot(page, out, fragment=f'#{fragment}', height=options.height)}")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

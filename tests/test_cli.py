@@ -166,6 +166,8 @@ def test_a_place_for_the_numbers_is_looked_at_first(work, capsys, monkeypatch):
     evaluate = ("evaluate", "model", "--text", "book.txt")
     assert "the folder new does not exist" in refused(capsys, *evaluate, "--out", "new/x.json")
     assert "that is a folder" in refused(capsys, *evaluate, "--out", "model")
+    for place in ("book.txt/x.json", "book.txt/new/x.json"):
+        assert f"--out {place}: cannot be written (book.txt is a file)" in refused(capsys, *evaluate, "--out", place)
     assert "cannot be written" in refused(capsys, *evaluate, "--out", "/proc/x.json")
     assert "Give --out FILE.json" in refused(capsys, "evaluate", "owner/model", "--text", "book.txt")
     (work / "model" / "evaluation").symlink_to("/proc/nowhere")

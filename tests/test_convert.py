@@ -64,6 +64,12 @@ def test_a_source_without_a_tokenizer_gives_a_checkpoint_without_one(theirs):
     assert sorted(path.name for path in (theirs.parent / "ours").iterdir()) == files
 
 
+def test_a_place_below_a_file_is_refused_before_the_model_is_read(theirs, capsys, monkeypatch):
+    monkeypatch.setattr("hybridlm.convert.from_mamba2", lambda _: pytest.fail("read"))
+    assert main(["convert", "theirs", "theirs/config.json/new/ours"]) == 2
+    assert "cannot be written (theirs/config.json is a file)" in capsys.readouterr().err
+
+
 def test_what_is_no_mamba2_is_refused_and_leaves_nothing(theirs, capsys):
     assert main(["convert", "theirs", "ours"]) == 0
     capsys.readouterr()

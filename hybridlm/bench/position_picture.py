@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from hybridlm.bench.position_table import memory_fields
 from hybridlm.evaluation.plots import _pyplot, _save
 
 _COLOURS = ("tab:green", "black")
+_DIGITS = ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8))
+MOST_LABELS, LEAST_LABELS = 6, 4
+"""Of positions below an axis; of numbers beside one, if they are round ones."""
 Value = Callable[[dict[str, Any]], float | None]
 
 
@@ -75,17 +79,18 @@ def _title_axes(axes: Any, entry: dict[str, Any]) -> None:
     own = any("device_bytes" in row for row in entry["rows"])
     memory = "memory of the GPU" if own else "resident memory of the process"
     axes[2].set_title("dotted: peak in the steps; dashed: peak in generate", fontsize=9)
+    marks = spread_out({row["position"] for row in entry["rows"]})
     names = ("milliseconds a token", "state: tensors of the cache, MiB", f"{memory}, MiB")
     for axis, words in zip(axes, names, strict=True):
         axis.set(xlabel="position, tokens in the cache", ylabel=words, xscale="log", yscale="log")
-        axis.xaxis.set_major_formatter(lambda value, _: _short(value))
-        for which in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
-            which(lambda value, _: f"{value:,.10g}" if f"{value:e}"[0] in "125" else "")
-        axis.tick_params(which="both", labelsize=8)
-        axis.grid(alpha=0.3)
         low, high = axis.get_ylim()
         if high < 4 * low:  # hardly anything changes: it should look so
             axis.set_ylim(low / 2, high * 2)
+        axis.minorticks_off()
+        for name, ticks in (("x", marks), ("y", round_between(*axis.get_ylim()))):
+            axis.set(**{f"{name}ticks": ticks, f"{name}ticklabels": [f"{tick:,.10g}" for tick in ticks]})
+        axis.tick_params(labelsize=8)
+        axis.grid(alpha=0.3)
 
 
 def _labels(axes: Any) -> tuple[list[Any], list[str]]:
@@ -107,8 +112,25 @@ def _title(entry: dict[str, Any]) -> str:
     return f"Generation against position, one text. {names}. {where}"
 
 
-def _short(value: float) -> str:
-    return next((f"{value / size:g}{unit}" for size, unit in ((1e6, "M"), (1e3, "k")) if value >= size), f"{value:g}")
+def spread_out(positions: Collection[int]) -> list[int]:
+    """Those whose labels do not run into each other; powers of ten before others."""
+    found: list[int] = []
+    room = math.log(max(positions) / min(positions)) / MOST_LABELS
+    for position in sorted(positions, key=lambda each: (not math.log10(each).is_integer(), each)):
+        if all(abs(math.log(position / other)) >= room for other in found):
+            found.append(position)
+    return sorted(found)
+
+
+def round_between(low: float, high: float) -> list[float]:
+    """Round numbers, as few as there are in a scale of tens, or in the finest one."""
+    found: list[float] = []
+    powers = range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)
+    for digits in _DIGITS:
+        found = [digit * 10.0**power for power in powers for digit in digits if low <= digit * 10.0**power <= high]
+        if len(found) >= LEAST_LABELS:
+            break
+    return found
 
 
 def _mib(size: int | None) -> float | None:

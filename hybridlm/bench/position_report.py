@@ -127,16 +127,16 @@ def _models(
 ) -> tuple[dict[str, dict[str, Any]], list[Subject]]:
     """Name -> facts of the models, and the models as they are measured."""
     source = locate(checkpoint)
-    config = _config(checkpoint, source)
-    models = {CHECKPOINT: _facts(CHECKPOINT, config) | {"source": source, "weights": "saved"}}
+    config = _config(f"checkpoint {checkpoint}", source)
+    models = {CHECKPOINT: _facts(f"checkpoint {checkpoint}", config) | {"source": source, "weights": "saved"}}
     subjects = [Subject(CHECKPOINT, source, _most(config))]
     if alone:
         return models, subjects
     if peer is not None:
-        other = locate(peer)
-        config = _config(peer, other)
-        subjects.append(Subject(PEER, other, _most(config)))
-        models[PEER] = _facts(PEER, config) | {"source": other, "weights": "saved"}
+        other = locate(peer, "--peer")
+        config = _config(f"--peer {peer}", other)
+        subjects.append(Subject(PEER, other, _most(config), "--peer"))
+        models[PEER] = _facts(f"--peer {peer}", config) | {"source": other, "weights": "saved"}
         return models, subjects
     if config.model_type != "hybridlm":
         raise UserError(
@@ -150,29 +150,27 @@ def _models(
     return models, subjects
 
 
-def _config(checkpoint: str | Path, source: str) -> PreTrainedConfig:
+def _config(given: str, source: str) -> PreTrainedConfig:
     try:
         with quiet_transformers():
             return AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"checkpoint {checkpoint}: its config.json cannot be used ({' '.join(str(error).split())[:400]})."
-        ) from error
+        raise UserError(f"{given}: its config.json cannot be used ({' '.join(str(error).split())[:400]}).") from error
 
 
-def _facts(name: str, config: PreTrainedConfig) -> dict[str, Any]:
-    """What a configuration says; no weight is made. Raises UserError for what is no causal language model with a
-    cache."""
+def _facts(given: str, config: PreTrainedConfig) -> dict[str, Any]:
+    """What a configuration says; no weight is made. Raises UserError, which begins with `given`, for what is no causal
+    language model with a cache."""
     try:
         with quiet_transformers(), torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(config)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise UserError(
-            f"{name}: {config.model_type!r} is no causal language model that can be made here "
+            f"{given}: {config.model_type!r} is no causal language model that can be made here "
             f"({' '.join(str(error).split())[:200]})."
         ) from error
     if not {"past_key_values", "cache_params"} & set(inspect.signature(model.forward).parameters):
-        raise UserError(f"{name}: {type(model).__name__} takes no cache. {positions.NO_CACHE}")
+        raise UserError(f"{given}: {type(model).__name__} takes no cache. {positions.NO_CACHE}")
     text: Any = config.get_text_config(decoder=True)
     return {
         "class": type(model).__name__,

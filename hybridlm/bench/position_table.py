@@ -59,8 +59,8 @@ def _notes(entry: dict[str, Any]) -> list[str]:
     lines = [
         f"position: tokens in the cache. Up to {settings['steps']} single steps are timed there in each of two ways: "
         "median and 90th percentile.",
-        "step: a call of the model with its cache. generate: a token in `generate`, which besides copies a mask and "
-        "the places of all tokens.",
+        "step: a call of the model with its cache. generate: a token in `generate`, with what transformers does around "
+        "a step; models of other packages copy the places of all tokens there.",
         "state: the cache's tensors, with a layer's count of tokens. Memory: behind the steps, and the peak in them; "
         "last, the peak in `generate`.",
         f"What lies before a position was read {settings['chunk']:,} tokens at a time, which leaves the same state.",

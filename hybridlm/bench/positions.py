@@ -4,7 +4,7 @@ A position is a number of tokens in the cache. At each one that is asked for:
 
     state       bytes of the cache's tensors
     step        one call of the model with its cache and the likeliest token, as a loop of one's own makes it
-    generate    the same token by token inside `generate`, which besides keeps a mask and the places of all tokens
+    generate    the same token by token inside `generate`, with what transformers does around a step
     resident    what the process holds behind these steps, and the most that it held in them, and in `generate`
 
 The steps are single ones. What lies before them is read many tokens at a time, which leaves the same state and is
@@ -62,11 +62,15 @@ class Options:
 @dataclass(frozen=True)
 class Subject:
     """A model that is measured. source: a checkpoint, or the configuration of a model with random weights. most: what a
-    position may not pass, where the model has a table of them."""
+    position may not pass, where the model has a table of them. field: what an error calls the checkpoint."""
 
     name: str
     source: str | PreTrainedConfig
     most: int | None = None
+    field: str = "checkpoint"
+
+    def __str__(self) -> str:
+        return f"{self.field} {self.source}" if isinstance(self.source, str) else self.name
 
 
 def tokens_of(steps: int) -> int:
@@ -107,7 +111,7 @@ class PositionCell:
         self.filled = 0
         try:
             with quiet_transformers():
-                self.model = _load(self.subject.source, self.options.dtype).to(self.device).eval()
+                self.model = _load(self.subject, self.options.dtype).to(self.device).eval()
                 # Greedy, and no end symbol: so many tokens as are asked for.
                 self.model.generation_config = GenerationConfig()
                 self._try()
@@ -129,7 +133,7 @@ class PositionCell:
             text.read(8, 8)
             sizes.append(_Size.of(text))
         if sizes[-1].state == 0:
-            raise UserError(f"{self.subject.name}: {type(self.model).__name__} keeps nothing in its cache. {NO_CACHE}")
+            raise UserError(f"{self.subject}: {type(self.model).__name__} keeps nothing in its cache. {NO_CACHE}")
         text.step()
         text.generate_times(1)
         self.seen = sizes
@@ -226,10 +230,10 @@ class PositionCell:
 NO_CACHE = "Give a causal language model that generates with a cache."
 
 
-def _load(source: str | PreTrainedConfig, dtype: str) -> Any:
-    kind = torch_dtype(dtype)
+def _load(subject: Subject, dtype: str) -> Any:
+    kind, source = torch_dtype(dtype), subject.source
     if isinstance(source, str):
-        return load_weights(source, source, AutoModelForCausalLM, dtype=kind)
+        return load_weights(source, source, AutoModelForCausalLM, dtype=kind, field=subject.field)
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(source, dtype=source.dtype if kind == "auto" else kind)
 

@@ -31,13 +31,14 @@ def bench_generation(options: argparse.Namespace) -> None:
     """
     from hybridlm.bench.position_report import report
     from hybridlm.bench.position_table import table
+    from hybridlm.evaluation.lengths.labels import read_tokens
 
     out = _place(options)
     names = ("peer", "steps", "memory_limit", "dtype", "device")
     choice = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     choice |= {"alone": options.no_peer, "seconds": options.time_limit, "progress": say}
     if options.positions is not None:
-        choice["marks"] = _positions(options.positions)
+        choice["marks"] = read_tokens("positions", options.positions)
     entry = report(options.checkpoint, out, **choice)
     print(table(entry))
     print(f"Written to {out}")
@@ -60,13 +61,6 @@ def _place(options: argparse.Namespace) -> Path:
     return out
 
 
-def _positions(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(f"positions={text!r}: must be whole numbers with commas between them, as 1000,10000.") from None
-
-
 def _picture(entry: dict[str, Any], out: Path) -> str:
     from hybridlm.bench.position_picture import draw
     from hybridlm.evaluation.plots import NoMatplotlibError
@@ -83,7 +77,8 @@ def bench_generation_options(command: argparse.ArgumentParser) -> None:
     either.add_argument("--peer", metavar="PATH", help="a causal language model to compare with (default: one is made)")
     either.add_argument("--no-peer", action="store_true", help="measure the checkpoint alone")
     add: Any = command.add_argument
-    add("--positions", metavar="N[,N]", help="tokens in the cache (default: 1, 2 and 5 x 1,000 and so on to 1,000,000)")
+    add("--positions", metavar="N[,N]", help="tokens in the cache, as 1000,2k,1m; k is 1,024 "
+        "(default: 1, 2 and 5 x 1,000 and so on to 1,000,000)")  # fmt: skip
     add("--steps", type=int, metavar="N", help="tokens timed at each position, in each of two ways (default: 64)")
     add("--memory-limit", type=float, metavar="GIB", help="that a cache may take (default: half of what is free)")
     add("--time-limit", type=float, default=300.0, metavar="SECONDS", help="of reading up to a position "

@@ -21,15 +21,19 @@ def certify(options: argparse.Namespace) -> None:
       hybridlm memory-suite --quick --tasks s3 --mixers nfsm --recipe finite-state --seeds 0 --keep
       hybridlm certify runs/memory-suite/models/s3-quick-nfsm-finite-state-seed0
       hybridlm certify CHECKPOINT --task s5 --limit 1000000 --out s5.json
+      hybridlm certify OWNER/MODEL --task s3 --out s3.json
     """
-    from hybridlm.evaluation.certificate.certify import certify_checkpoint
+    from hybridlm.evaluation.certificate.certify import certify_checkpoint, task_of
     from hybridlm.evaluation.certificate.report import default_output, render
     from hybridlm.evaluation.loading import locate
     from hybridlm.evaluation.places import check_beside, check_out
     from hybridlm.evaluation.report import write_json
 
+    source = locate(options.checkpoint)
+    if options.task is None:
+        task_of(source)
     if options.out is None:
-        check_beside(locate(options.checkpoint))
+        check_beside(source)
     else:
         check_out(options.out)
     limit = {} if options.limit is None else {"limit": options.limit}
@@ -41,11 +45,13 @@ def certify(options: argparse.Namespace) -> None:
 def certify_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT)
-    add("--task", metavar="T", help="the task (default: the one that the checkpoint was trained on)")
+    add("--task", metavar="T", help="the task (default: what a local checkpoint says; needed for one on the Hub)")
     add(
         "--limit",
         type=int,
         metavar="N",
         help="of a model followed as a whole: look at up to N states (default: 100000)",
     )
-    add("--out", metavar="JSON", help="where to write (default: below CHECKPOINT/evaluation)")
+    add(
+        "--out", metavar="JSON", help="where to write (default: below CHECKPOINT/evaluation; needed for one on the Hub)"
+    )

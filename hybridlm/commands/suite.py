@@ -30,7 +30,7 @@ def memory_suite(options: argparse.Namespace) -> None:
         print(_listing())
         return
     from hybridlm.evaluation.memory import suite
-    from hybridlm.evaluation.memory.recipe import named_settings, read_settings, recipe_from
+    from hybridlm.evaluation.memory.recipe import named_settings, others_than_made_for, read_settings, recipe_from
     from hybridlm.evaluation.memory.store import Store
 
     tasks = suite.tasks_named(_names("tasks", options.tasks)) if options.tasks is not None else suite.default_tasks()
@@ -39,9 +39,12 @@ def memory_suite(options: argparse.Namespace) -> None:
     store = Store(options.out)
     keep = store.folder if options.keep else None
     jobs = suite.plan(tasks, mixers, _seeds(options.seeds), options.quick, recipe, options.device, keep)
+    note = others_than_made_for(options.recipe, mixers)
+    if note is not None:
+        print(note, flush=True)
     try:
         suite.do(jobs, store, lambda line: print(line, flush=True), _workers(options))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Ctrl-C; SIGTERM
         print(f"Runs that were done are in {store.folder}; the same command goes on from there.", flush=True)
         raise
     print(f"\n{suite.tables(jobs, store)}\n\nWritten to {suite.write_results(store)}")

@@ -35,7 +35,7 @@ from hybridlm.data.sources import Corpus, Source, check_paths
 from hybridlm.data.split import ValidationConfig
 from hybridlm.data.tokenizer import LARGEST_VOCABULARY, SMALLEST_VOCABULARY, load_tokenizer
 from hybridlm.errors import OtherSettingsError, UserError
-from hybridlm.files import locked, remove_dead_writes, replace_file
+from hybridlm.files import check_above, locked, remove_dead_writes, replace_file
 
 
 @dataclass(config=ConfigDict(extra="forbid", use_attribute_docstrings=True), kw_only=True)
@@ -126,6 +126,7 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] = print, *, set_we
 
 def _put_right(output: Path) -> None:
     try:
+        check_above(output.parent)
         remove_dead_writes(output)
     except OSError as error:
         raise _unwritable(output, error) from error

@@ -54,27 +54,30 @@ def load_checkpoint(
 
 
 def load_weights(
-    checkpoint: str | Path, source: str, model_class: Any, *, dtype: torch.dtype | str = "auto"
+    checkpoint: str | Path,
+    source: str,
+    model_class: Any,
+    *,
+    dtype: torch.dtype | str = "auto",
+    field: str = "checkpoint",
 ) -> PreTrainedModel:
     """The model of `source` (a folder, or a name on the Hub) as `model_class`, or an Auto class, loads it.
 
-    Raises UserError, which names `checkpoint`, where its weights are damaged, missing or left over.
+    Raises UserError, which names `field` and `checkpoint`, where its weights are damaged, missing or left over.
     """
     try:
         with quiet_transformers():
             loaded: Any = model_class.from_pretrained(source, dtype=dtype, output_loading_info=True)
             model, notes = loaded
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(_unreadable(checkpoint, source, error)) from error
+        raise UserError(f"{field} {checkpoint}: {_unreadable(source, error)}") from error
     unfit = {name: sorted(map(str, notes[name])) for name in ("missing_keys", "unexpected_keys") if notes[name]}
     kinds, kind = model.config.architectures or [], type(model).__name__
     if unfit and kinds and kind not in kinds:
-        raise UserError(
-            f"checkpoint {checkpoint}: holds a {kinds[0]}, and a {kind} is needed. Give a checkpoint of one."
-        )
+        raise UserError(f"{field} {checkpoint}: holds a {kinds[0]}, and a {kind} is needed. Give a checkpoint of one.")
     if unfit:
         raise UserError(
-            f"checkpoint {checkpoint}: its weights do not fit its config.json ("
+            f"{field} {checkpoint}: its weights do not fit its config.json ("
             + "; ".join(
                 f"{name.replace('_', ' ')}: {', '.join(keys[:3])}{' ...' * (len(keys) > 3)}"
                 for name, keys in unfit.items()
@@ -84,30 +87,31 @@ def load_weights(
     return model
 
 
-def locate(checkpoint: str | Path) -> str:
-    """The folder as it was given, or a name that may be on the Hub. Raises UserError where there is no checkpoint."""
+def locate(checkpoint: str | Path, field: str = "checkpoint") -> str:
+    """The folder as it was given, or a name that may be on the Hub. Raises UserError where there is no checkpoint.
+
+    field: what the message calls it.
+    """
     path = Path(checkpoint).expanduser()
     if (path / "model.onnx").is_file() and not any(path.glob("*.safetensors")):
         raise UserError(
-            f"checkpoint {checkpoint}: that is an ONNX export, a graph without the weights' names. Give the checkpoint "
+            f"{field} {checkpoint}: that is an ONNX export, a graph without the weights' names. Give the checkpoint "
             "that it was made from."
         )
     if (path / "config.json").is_file():
         return str(path)
     if path.is_dir():
-        raise UserError(
-            f"checkpoint {checkpoint}: the folder has no config.json, so it is no checkpoint.{_inside(path)}"
-        )
+        raise UserError(f"{field} {checkpoint}: the folder has no config.json, so it is no checkpoint.{_inside(path)}")
     if path.is_file():
         raise UserError(
-            f"checkpoint {checkpoint}: that is a file. Give the folder that holds config.json and the weights."
+            f"{field} {checkpoint}: that is a file. Give the folder that holds config.json and the weights."
         )
     owner = str(checkpoint).partition("/")[0]
     if _HUB_NAME.fullmatch(str(checkpoint)) and not Path(owner).exists():
         return str(checkpoint)
     names = [entry.name for entry in path.parent.iterdir() if entry.is_dir()] if path.parent.is_dir() else []
     raise UserError(
-        f"checkpoint {checkpoint}: there is no such folder{did_you_mean(path.name, names)}. Give the folder of a "
+        f"{field} {checkpoint}: there is no such folder{did_you_mean(path.name, names)}. Give the folder of a "
         "checkpoint, such as "
         "runs/demo/run/final, or OWNER/MODEL on the Hugging Face Hub."
     )
@@ -162,10 +166,10 @@ def _inside(folder: Path) -> str:
     return f" Below it there is {', '.join(map(str, found[:3]))}."
 
 
-def _unreadable(checkpoint: str | Path, source: str, error: Exception) -> str:
+def _unreadable(source: str, error: Exception) -> str:
     reason = " ".join(str(error).split())[:400] or type(error).__name__
     if Path(source).is_dir():
         advice = "Copy the folder again from where it was written."
     else:
         advice = "There is no folder of that name here: check the spelling, and whether the Hub can be reached."
-    return f"checkpoint {checkpoint}: cannot be loaded ({reason}). {advice}"
+    return f"cannot be loaded ({reason}). {advice}"

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hybridlm.errors import UserError
-from hybridlm.files import try_file, try_folder
+from hybridlm.files import check_above, try_file, try_folder
 
 
 def check_out(out: str | Path) -> Path:
@@ -14,6 +14,7 @@ def check_out(out: str | Path) -> Path:
     replaced."""
     path = Path(out).expanduser()
     try:
+        check_above(path.parent)
         if not path.parent.is_dir():
             raise UserError(f"--out {path}: the folder {path.parent} does not exist. Make it, or give another place.")
         if path.is_dir():

@@ -22,6 +22,7 @@ class _Behind:
 
 
 _BEHIND: ContextVar[_Behind | None] = ContextVar("_BEHIND", default=None)
+"""None but in the target of assisted decoding."""
 
 
 def refuse_empty(given: Tensor) -> None:
@@ -55,7 +56,7 @@ class HybridLMGenerationMixin(GenerationMixin):
         tokens for target and draft; the columns of the past are put back in front where the target reads them."""
         cache, mask, options = kwargs.get("past_key_values"), kwargs.get("attention_mask"), kwargs["generation_config"]
         seen, length = 0 if cache is None else int(cache.get_seq_length()), input_ids.shape[1]
-        behind = None
+        behind = _Behind()
         if seen and (getattr(options, "_mask_length", -1) if mask is None else mask.shape[1]) == length:
             behind = _Behind(text=seen)
         elif seen:
@@ -70,6 +71,14 @@ class HybridLMGenerationMixin(GenerationMixin):
             _BEHIND.reset(own)
             if cache is not None and not options.is_assistant:
                 stop_recording(cache)
+
+    def _update_model_kwargs_for_generation(self, outputs, model_kwargs, *args, **kwargs):
+        """As in transformers, which keeps the places of all tokens and copies them at every step, though a step behind
+        a cache reads the last one alone. (Assisted decoding counts by them.)"""
+        places = model_kwargs.get("position_ids")
+        if places is not None and model_kwargs.get("use_cache") and _BEHIND.get() is None:
+            model_kwargs["position_ids"] = places[..., -1:]
+        return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
     # transformers looks for `inputs_embeds` in this signature before it generates from them.
     def prepare_inputs_for_generation(

@@ -73,7 +73,10 @@ def write(
     metadata[_SEAL] = _seal(metadata)
     aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
+        aside.touch()
+        mode = aside.stat().st_mode  # as the umask has it; safetensors gives what it writes to the owner alone
         save_file(tensors, aside, metadata=metadata)
+        aside.chmod(mode)
         with aside.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)

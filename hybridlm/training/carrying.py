@@ -29,6 +29,8 @@ from hybridlm.training.sections import PretrainConfig
 
 Rows = list[dict[str, Tensor]]
 """For each layer, its states and its convolution's window by name, (B, ...) each."""
+SHORT_LANE = 16
+"""Sequences of a lane below which it matters that a lane begins anew."""
 
 
 class CarriedStates:
@@ -107,3 +109,23 @@ def what_is_carried(config: PretrainConfig) -> str:
     words = f"carried from batch to batch, {config.training.batch_size:,} lanes" + ", once epsilon is 0" * bool(counts)
     share = config.data.carry_restart
     return words + (f"; {share:.3g} of the sequences begin anew" if share else "")
+
+
+def short_lanes(config: PretrainConfig, per_epoch: int, document: float) -> str:
+    """What is wrong with more lanes than the data has use for, and what to do; empty where that is not so.
+
+    per_epoch: sequences in an epoch. document: tokens of the mean document.
+    """
+    batch, length = config.training.batch_size, config.data.sequence_length
+    sequences = per_epoch // batch
+    if not config.data.carry_state or (
+        sequences > 1 and not (sequences < SHORT_LANE and sequences * length < document)
+    ):
+        return ""
+    lost = (
+        "no state is carried at all" if sequences == 1 else "documents are cut where a lane ends, and states with them"
+    )
+    return (
+        f"An epoch has {batch:,} lanes of {sequences} sequence{'s' * (sequences > 1)} ({sequences * length:,} tokens), "
+        f"and the mean document {document:,.0f} tokens: {lost}. Lower training.batch_size, or take more text."
+    )

@@ -115,6 +115,11 @@ class DryRun:
         return tokens_per_step(self.config)
 
     @property
+    def per_epoch(self) -> int | None:
+        """Training sequences in an epoch."""
+        return _per_epoch(self.config, self.data)
+
+    @property
     def total_flops(self) -> int | None:
         return None if self.steps is None else self.flops.training * self.steps * self.tokens_per_step
 
@@ -239,11 +244,17 @@ def _data(config: PretrainConfig) -> DataFacts:
         return DataFacts(size, f"assumed: the tokenizer {prepare.tokenizer} is not on this machine", *unknown)
 
 
+def _per_epoch(config: PretrainConfig, data: DataFacts) -> int | None:
+    if data.epoch_tokens is None:
+        return None
+    return windows_per_epoch(data.epoch_tokens, config.data.sequence_length, lanes(config))
+
+
 def _length(config: PretrainConfig, data: DataFacts) -> tuple[int | None, float | None]:
     """Steps, and epochs."""
-    if data.epoch_tokens is None:
+    per_epoch = _per_epoch(config, data)
+    if per_epoch is None:
         return (None if config.training.epochs is not None else total_steps(config, 0)), config.training.epochs
-    per_epoch = windows_per_epoch(data.epoch_tokens, config.data.sequence_length, lanes(config))
     steps = total_steps(config, per_epoch)
     return steps, steps * config.training.batch_size / per_epoch
 

@@ -3,7 +3,7 @@
 from collections import Counter
 
 from hybridlm.training.arrangement import arrangement
-from hybridlm.training.carrying import what_is_carried
+from hybridlm.training.carrying import short_lanes, what_is_carried
 from hybridlm.training.dryrun import DryRun
 from hybridlm.training.memory_estimate import HELD
 from hybridlm.training.parallel import data_places
@@ -118,6 +118,9 @@ def _warnings(run: DryRun) -> list[str]:
             f"The disk of {run.config.run.path} is too small: {_bytes(run.disk_needed)} are needed and "
             f"{_bytes(run.disk_free)} are free. Lower checkpoint.keep, or choose another run.folder."
         )
+    if run.per_epoch is not None and run.data.tokens is not None and run.data.documents is not None:
+        lanes = short_lanes(run.config, run.per_epoch, run.data.tokens / run.data.documents)
+        found += [lanes] if lanes else []
     return ["", *found] if found else []
 
 

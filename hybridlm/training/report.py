@@ -8,7 +8,7 @@ from accelerate import Accelerator
 
 from hybridlm.data.shards import TokenShards
 from hybridlm.training.arrangement import arrangement
-from hybridlm.training.carrying import what_is_carried
+from hybridlm.training.carrying import short_lanes, what_is_carried
 from hybridlm.training.sections import PretrainConfig
 
 
@@ -34,6 +34,7 @@ def startup_report(
         "run": f"{steps:,} steps x {tokens:,} tokens = {steps * tokens:,} tokens, "
         f"{steps * config.training.batch_size / per_epoch:.2f} epochs",
         "state": what_is_carried(config),
+        "warning": short_lanes(config, per_epoch, train.n_tokens / train.n_documents),
         "optimizer": _optimizer(config),
         "precision": _precision(accelerator),
         "device": f"{_device(accelerator.device)}, {accelerator.num_processes} process(es), "

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from accelerate import Accelerator
 
 from hybridlm.errors import OtherSettingsError, UserError
-from hybridlm.files import try_folder
+from hybridlm.files import file_in_the_way, try_folder
 from hybridlm.training.checkpoints import damage, newest_valid, remove_leftovers, set_aside
 from hybridlm.training.config import load_config, settings
 from hybridlm.training.kept_record import keep_record
@@ -71,7 +71,7 @@ def check_run_folder(run: Path) -> None:
     """Raises UserError where the run folder cannot be made or written into, or cannot hold checkpoints; leaves nothing
     behind."""
     try:
-        blocked = next((path for path in (run, *run.parents) if path.exists() and not path.is_dir()), None)
+        blocked = file_in_the_way(run)
         if blocked is not None:
             raise UserError(
                 f"The run folder {run} cannot be made: {blocked} is a file. Choose another run.folder or run.name."

@@ -10,6 +10,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -56,3 +58,27 @@ class StopFlag:
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
             os._exit(128 + number)  # nothing half-written stands under a final name
+
+
+@contextmanager
+def exit_on_sigterm() -> Iterator[None]:
+    """For work that cannot be asked to stop between its steps: SIGTERM raises SystemExit(143) inside, as Ctrl-C raises
+    KeyboardInterrupt, so that what is half-done is cleared away. A handler that somebody else has set stays."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    first: float | None = None
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        nonlocal first
+        if first is None:
+            first = time.monotonic()
+            raise SystemExit(128 + number)
+        if time.monotonic() - first > AGAIN:
+            os._exit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -18,7 +18,7 @@ from transformers import (
 from hybridlm import HybridLMConfig, HybridLMForCausalLM
 from hybridlm.bench import position_report, positions
 from hybridlm.bench.cells import Here, Problem
-from hybridlm.bench.position_picture import draw
+from hybridlm.bench.position_picture import draw, round_between, spread_out
 from hybridlm.bench.position_report import check_positions, report
 from hybridlm.bench.position_table import table
 from hybridlm.bench.text import GrowingText, cache_bytes
@@ -272,18 +272,21 @@ def test_what_is_refused(checkpoint, here, saved, tmp_path, capsys):
     out = ("--out", tmp_path / "x.json")
     assert "there is no such folder" in refused(capsys, tmp_path / "none")
     assert "Give --out FILE.json" in refused(capsys, "owner/model")
-    assert "positions='64,x': must be whole numbers" in refused(capsys, checkpoint, *out, "--positions", "64,x")
-    assert "positions=-5: must be at least 1" in refused(capsys, checkpoint, *out, "--positions=-5,64")
+    assert "positions='64,x': 'x' is no number of tokens" in refused(capsys, checkpoint, *out, "--positions", "64,x")
+    assert "positions=-5: must be at least 1" in refused(capsys, checkpoint, *out, "--positions", "-5,64")
     assert "must end in .json" in refused(capsys, checkpoint, "--out", tmp_path / "x.png")
     assert "memory_limit=0: must be above 0 GiB" in refused(capsys, checkpoint, *out, "--memory-limit", 0)
     assert "memory_limit=inf: must be above 0 GiB" in refused(capsys, checkpoint, *out, "--memory-limit", "inf")
     assert "time_limit=-1: must be above 0 seconds" in refused(capsys, checkpoint, *out, "--time-limit=-1")
     assert "did you mean 'float16'" in refused(capsys, checkpoint, *out, "--dtype", "flot16")
-    assert "there is no such folder" in refused(capsys, checkpoint, *out, "--peer", tmp_path / "none")
+    assert f"--peer {tmp_path}/none: there is no such" in refused(capsys, checkpoint, *out, "--peer", tmp_path / "none")
     (tmp_path / "empty").mkdir()
     assert "no config.json" in refused(capsys, tmp_path / "empty", *out)
+    assert f"--peer {tmp_path}/empty: the folder has no config.json" in refused(
+        capsys, checkpoint, *out, "--peer", tmp_path / "empty"
+    )
     old = saved("gpt", OpenAIGPTLMHeadModel(OpenAIGPTConfig(n_embd=16, n_layer=1, n_head=2, vocab_size=50)))
-    assert "OpenAIGPTLMHeadModel takes no cache" in refused(capsys, checkpoint, *out, "--peer", old)
+    assert f"--peer {old}: OpenAIGPTLMHeadModel takes no cache" in refused(capsys, checkpoint, *out, "--peer", old)
     assert "a Transformer of equal size is made for checkpoints of hybridlm" in refused(
         capsys, saved("gpt2", GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=50))), *out
     )
@@ -296,6 +299,7 @@ def test_weights_that_are_damaged_are_refused_before_anything_is_written(checkpo
     for file in checkpoint.glob("*.json"):
         (model / file.name).write_bytes(file.read_bytes())
     (model / "model.safetensors").write_bytes(b"nothing")
+    assert f"--peer {model}: cannot be loaded" in refused(capsys, checkpoint, "--peer", model)
     assert "cannot be loaded" in refused(capsys, model, "--no-peer")
     assert not (model / "evaluation").exists()
 
@@ -303,7 +307,7 @@ def test_weights_that_are_damaged_are_refused_before_anything_is_written(checkpo
 def test_a_model_that_keeps_nothing_is_refused(checkpoint, here, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(positions, "cache_bytes", lambda *_: 0)
     words = (checkpoint, "--no-peer", "--out", tmp_path / "x.json")
-    assert "checkpoint: HybridLMForCausalLM keeps nothing in its cache" in refused(capsys, *words)
+    assert f"checkpoint {checkpoint}: HybridLMForCausalLM keeps nothing in its cache" in refused(capsys, *words)
 
 
 def test_the_command_in_processes_of_its_own(checkpoint, tmp_path, capsys):
@@ -369,3 +373,14 @@ def test_the_picture_of_rows_with_problems(tmp_path):
     assert next(line for line in lines if line.lstrip().startswith("64  checkpoint")).split() == [
         "64", "checkpoint", "1,040", "1.00", "2.00", "unknown", "unknown", "3.00", "4.00", "unknown",
     ]  # fmt: skip
+
+
+def test_labels_of_the_axes():
+    """Positions that were measured, powers of ten first where not all have room; round numbers, few but not too few."""
+    assert spread_out(position_report.POSITIONS) == [1_000, 10_000, 100_000, 1_000_000]
+    assert spread_out([64, 128, 256]) == [64, 128, 256]
+    assert spread_out([5000]) == [5000]
+    assert spread_out([1000, 1010, 4096]) == [1000, 4096]
+    assert round_between(0.009, 20_000) == pytest.approx([0.01, 0.1, 1, 10, 100, 1000, 10_000])
+    assert round_between(1.1, 40) == [2, 5, 10, 20]
+    assert round_between(210, 880) == [300, 400, 500, 600, 800]

@@ -109,6 +109,13 @@ def test_paths_that_are_not_there(tmp_path):
         PrepareConfig(sources=[{"builtin": "austen"}], output="x", vocab_size=300, tokenizer="y")
 
 
+def test_an_output_below_a_file_is_refused_before_a_source_is_read(tmp_path):
+    write(tmp_path / "file", "x")
+    options = {"sources": [{"path": str(tmp_path / "missing.txt")}], "output": str(tmp_path / "file" / "new" / "out")}
+    with pytest.raises(UserError, match=r"it cannot be written \(.*/file is a file\)"):
+        prepare(PrepareConfig(**options), quiet)
+
+
 def test_a_folder_holds_every_token(tmp_path):
     log = []
     folder = prepare(config(tmp_path, documents_text(), validation={"by": "position", "share": 0.1}), log.append)

@@ -1,5 +1,7 @@
 """generate() in every mode and with every cache gives what one plain forward gives, and a broken state is noticed."""
 
+import functools
+
 import pytest
 import torch
 from generating import CACHES, MODES, NEW, PADDING, PROMPT, assert_on_the_plain_path, generate, models, prompts
@@ -39,6 +41,29 @@ def test_every_cache_gives_the_logits_of_a_plain_forward_in_bfloat16(pattern, mo
             if mode == "greedy":
                 likeliest = torch.stack(output.logits, dim=1).argmax(-1)
                 assert torch.equal(likeliest, output.sequences[:, PROMPT:])
+
+
+@pytest.mark.parametrize("padding", PADDING)
+@pytest.mark.parametrize("mode", ["greedy", "beams"])
+def test_what_a_step_is_handed_does_not_grow_with_the_text(mode, padding, monkeypatch):
+    """But for the mask of a padded batch; and without a cache, where a step reads the whole text."""
+    model, _ = models("rglru bmru")
+    prepare, handed = type(model).prepare_inputs_for_generation, []
+
+    @functools.wraps(prepare)
+    def spy(self, input_ids, **options):
+        mask = options["attention_mask"]
+        handed.append((options["position_ids"].shape[1], None if mask is None else mask.shape[1]))
+        return prepare(self, input_ids, **options)
+
+    monkeypatch.setattr(type(model), "prepare_inputs_for_generation", spy)
+    ids, mask = prompts(padding)
+    grown = [PROMPT + step for step in range(NEW)]
+    masks = grown if padding == "left padding" else [None] * NEW
+    for cache, places in (("dynamic", [PROMPT] + [2] * (NEW - 1)), ("no cache", grown)):
+        handed.clear()
+        generate(model, ids, mode, cache, attention_mask=mask)
+        assert handed == list(zip(places, masks, strict=True))
 
 
 @pytest.mark.parametrize("mode", ["greedy", "beams"])

@@ -40,6 +40,14 @@ def test_no_changed_byte_of_a_header_is_believed(tmp_path):
                 model.load_cache(path)
 
 
+def test_the_file_follows_the_umask(tmp_path):
+    model = make_model(STACK)
+    (tmp_path / "plain").touch()
+    model.save_cache(read(model, make_ids(1, 5)), tmp_path / "book.state")
+    assert (tmp_path / "book.state").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_a_file_of_an_older_format_is_named(tmp_path):
     path = tmp_path / saved(make_model(STACK), make_ids(1, 9))
     data = path.read_bytes()

@@ -13,7 +13,7 @@ from hybridlm.data.loader import batches
 from hybridlm.data.prepare import PrepareConfig, prepare
 from hybridlm.errors import UserError
 from hybridlm.training import loop
-from hybridlm.training.carrying import CarriedStates, what_is_carried
+from hybridlm.training.carrying import CarriedStates, short_lanes, what_is_carried
 from hybridlm.training.checkpoints import STATE, checkpoints
 from hybridlm.training.diagnosis import FailedStep, find_cause
 from hybridlm.training.loop import pretrain
@@ -260,3 +260,23 @@ def test_validation_is_the_same_as_without(recipe):
     first, other = (read_rows(path)[0] for path in (one, two))
     assert first["step"] == 0
     assert first["bits_per_byte"] == other["bits_per_byte"]
+
+
+def test_lanes_that_are_too_short_are_said(recipe, capsys):
+    config = recipe(*CARRY, "data.sequence_length=16", "training={steps: 1, batch_size: 4}")
+    long = short_lanes(config, 4 * 15, 241)
+    assert long == (
+        "An epoch has 4 lanes of 15 sequences (240 tokens), and the mean document 241 tokens: documents are cut where "
+        "a lane ends, and states with them. Lower training.batch_size, or take more text."
+    )
+    assert short_lanes(config, 4 * 15, 240) == ""  # documents are no longer than a lane
+    assert short_lanes(config, 4 * 16, 1e9) == ""  # a lane is many sequences
+    assert (
+        "4 lanes of 1 sequence (16 tokens), and the mean document 5 tokens: no state is carried at all"
+        in short_lanes(config, 4, 5)
+    )
+    assert short_lanes(recipe(), 1, 1e9) == ""
+    pretrain(config)
+    assert "warning:" not in capsys.readouterr().out
+    pretrain(recipe(*CARRY, "data.sequence_length=5000", "training={steps: 1, batch_size: 4}", "run.name=short"))
+    assert "\nwarning:    An epoch has 4 lanes of 1 sequence (5,000 tokens), " in capsys.readouterr().out

@@ -88,6 +88,8 @@ def test_carried_states(recipe):
     assert carried.epochs == 1
     assert "state:           carried from batch to batch, 7 lanes, once epsilon is 0" in dry_run_text(carried)
     assert "state:" not in dry_run_text(plain)
+    assert "\nAn epoch has 7 lanes of 5 sequences (1,500 tokens), and the mean document " in dry_run_text(carried)
+    assert "lanes of" not in dry_run_text(plain)
     assert carried.checkpoint_bytes == plain.checkpoint_bytes + carried.memory.carried > plain.checkpoint_bytes
 
 

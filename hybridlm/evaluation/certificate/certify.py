@@ -57,7 +57,7 @@ def certify_checkpoint(checkpoint: str | Path, *, task: str | None = None, limit
     if limit < 1:
         raise UserError(f"limit={limit}: must be at least 1, a number of states.")
     source = locate(checkpoint)
-    name = _task_of(source) if task is None else task.lower()
+    name = task_of(source) if task is None else task.lower()
     automaton = _automaton(name)
     model = _load(checkpoint, source, name, automaton)
     found = {"checkpoint": source, "task": name, "pattern": model.config.pattern, "limit": limit}
@@ -115,7 +115,13 @@ def _explored(model: PreTrainedModel, task: Automaton, limit: int) -> dict[str, 
     }
 
 
-def _task_of(source: str) -> str:
+def task_of(source: str) -> str:
+    """The task that a checkpoint says it was trained on. Raises UserError where it does not, or is no local folder."""
+    if not Path(source).is_dir():
+        raise UserError(
+            f"checkpoint {source}: it is no local folder, so what it was trained on is not known. Give --task, one of "
+            f"{', '.join(automata())}; and --out FILE.json."
+        )
     try:
         return json.loads((Path(source) / RECORD).read_text(encoding="utf-8"))["task"].lower()
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

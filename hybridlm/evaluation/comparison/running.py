@@ -15,10 +15,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +33,7 @@ from hybridlm.evaluation.run_record import read_runs
 from hybridlm.files import try_folder
 from hybridlm.training.result import result_of
 from hybridlm.training.session import cpu_threads
+from hybridlm.training.signals import exit_on_sigterm
 
 PAUSE = 0.2
 """Seconds between two looks at the processes."""
@@ -161,7 +160,7 @@ def do(study: Study, store: Store, texts: Sequence[str], say: Callable[[str], No
     threads = max(1, cpu_threads() // workers)
     active: list[_Run] = []
     stuck: set[str] = set()
-    with _ended_by_sigterm():
+    with exit_on_sigterm():
         try:
             while waiting or active:
                 while waiting and len(active) < workers:
@@ -190,23 +189,6 @@ def do(study: Study, store: Store, texts: Sequence[str], say: Callable[[str], No
                 run.process.wait()
     if stuck:
         raise UserError(f"{len(stuck)} runs did not come to their end, see above; the same command tries them again.")
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM is an exception inside, with the exit code of one."""
-
-    def end(*_: object) -> None:
-        raise SystemExit(128 + signal.SIGTERM)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def line(record: Record) -> str:

@@ -17,7 +17,7 @@ from hybridlm.evaluation.inspector.interventions import Freezes
 from hybridlm.evaluation.inspector.page import render_page
 from hybridlm.evaluation.inspector.recording import record
 from hybridlm.evaluation.inspector.spans import token_spans
-from hybridlm.evaluation.inspector.units import memory_units
+from hybridlm.evaluation.inspector.units import CellUnits, locate_units, memory_units
 from hybridlm.evaluation.loading import load_checkpoint, locate
 from hybridlm.evaluation.places import check_beside, check_out
 from hybridlm.evaluation.reading import Progress
@@ -33,14 +33,17 @@ def inspect_checkpoint(
     *,
     tokens: int = TOKENS,
     out: str | Path | None = None,
+    unit: str | None = None,
+    token: int | None = None,
     dtype: str = "auto",
     device: str = "auto",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Runs a checkpoint over the beginning of a UTF-8 text and writes the page; returns the facts, with its place.
 
-    tokens: how many at most, start symbol included. out None: CHECKPOINT/evaluation/TEXT-inspector.html. Raises
-    UserError for a checkpoint, file, place or number that cannot be used.
+    tokens: how many at most, start symbol included. out None: CHECKPOINT/evaluation/TEXT-inspector.html. unit, token:
+    what a link to the page with `fragment`, which is among the facts, shows first; None: the page's own choice. Raises
+    UserError for a checkpoint, file, place, unit or number that cannot be used.
     """
     _check_tokens(tokens)
     source = locate(checkpoint)
@@ -49,6 +52,7 @@ def inspect_checkpoint(
     path = default_output(source, text_file, "inspector.html") if out is None else check_out(out)
     model, tokenizer, text = _loaded(checkpoint, text_file, dtype, device)
     spans = token_spans(tokenizer, text, tokens)
+    fragment = _fragment(memory_units(model), unit, token, len(spans.ids))
     recording = record(model, spans.ids, progress=progress)
     figures, alignments = unit_figures(recording), align(recording, spans)
     names = recording.names
@@ -70,7 +74,23 @@ def inspect_checkpoint(
         f"Memory units over {Path(text_file).name}", _lines(facts), recording, spans, figures, alignments
     )
     write_file(path, page)
-    return facts | {"out": str(path)}
+    return facts | {"out": str(path), "fragment": fragment}
+
+
+def _fragment(cells: Sequence[CellUnits], unit: str | None, token: int | None, tokens: int) -> str:
+    """What stands behind the # of a link that shows a unit and a token."""
+    chosen = []
+    if unit is not None:
+        found = locate_units(cells, unit)
+        if len(found) > 1:
+            raise UserError(f"unit {unit}: these are {len(found)}. Give one, such as {found[0][0].names[0]}.")
+        cell, place = found[0]
+        chosen.append(f"unit={cell.names[place]}")
+    if token is not None:
+        if not 0 <= token < tokens:
+            raise UserError(f"token={token}: the page has the tokens 0 to {tokens - 1}. Give one of them.")
+        chosen.append(f"token={token}")
+    return "&".join(chosen)
 
 
 def compare_checkpoint(

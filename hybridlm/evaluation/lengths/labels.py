@@ -10,21 +10,26 @@ from pathlib import PurePath
 from hybridlm.errors import UserError
 
 _UNITS = {"": 1, "k": 1024, "m": 1024 * 1024}
-_LENGTH = re.compile(r"(\d+)([km]?)", re.IGNORECASE)
+_LENGTH = re.compile(r"([+-]?\d+)([km]?)", re.IGNORECASE)
 
 
-def read_lengths(text: str) -> list[int]:
-    """ "512,2k" -> [512, 2048]. Raises UserError: no numbers, fewer than two, below 2 tokens, not ascending."""
-    lengths = []
+def read_tokens(field: str, text: str) -> list[int]:
+    """ "512,2k" -> [512, 2048], whatever their order and sign. Raises UserError where there is no such number."""
+    found = []
     for part in text.split(","):
         match = _LENGTH.fullmatch(part.strip())
         if match is None:
             raise UserError(
-                f"lengths={text!r}: {part.strip()!r} is no length. Give whole numbers of tokens with commas between "
+                f"{field}={text!r}: {part.strip()!r} is no number of tokens. Give whole numbers with commas between "
                 "them, as 512,2k,8k; k is 1,024 and m is 1,048,576."
             )
-        lengths.append(int(match[1]) * _UNITS[match[2].lower()])
-    return check_lengths(lengths)
+        found.append(int(match[1]) * _UNITS[match[2].lower()])
+    return found
+
+
+def read_lengths(text: str) -> list[int]:
+    """The same. Raises UserError: no numbers, fewer than two, below 2 tokens, not ascending."""
+    return check_lengths(read_tokens("lengths", text))
 
 
 def check_lengths(lengths: Sequence[int]) -> list[int]:
@@ -32,7 +37,7 @@ def check_lengths(lengths: Sequence[int]) -> list[int]:
     for length in lengths:
         if length < 2:
             raise UserError(
-                f"lengths: {length} is too short; must be at least 2 tokens, as half of them are predicted."
+                f"lengths: {length:,} is too short; must be at least 2 tokens, as half of them are predicted."
             )
     for before, length in pairwise(lengths):
         if length <= before:

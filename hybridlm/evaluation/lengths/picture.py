@@ -17,8 +17,8 @@ def picture(facts: dict[str, Any], out_png: str | Path) -> Path:
     """Draws the facts of `evaluate_lengths` into a PNG and returns its path.
 
     Left, by context: what is predicted is the same everywhere, and a ring is where a checkpoint stops improving. In the
-    middle the same less that of the shortest context, with the standard errors of these differences. Right, by
-    position. Raises UserError without matplotlib, or where it cannot be written.
+    middle the same less that of the shortest context, with the standard errors of these differences, which are smaller:
+    the text is the same. Right, by position. Raises UserError without matplotlib, or where it cannot be written.
     """
     plt = _pyplot()
     found = facts["checkpoints"]
@@ -35,8 +35,8 @@ def picture(facts: dict[str, Any], out_png: str | Path) -> Path:
             _by_position(right, each, look, (at - (len(found) - 1) / 2) * min(0.12, 0.6 / len(found)))
         for axis in (left, middle):
             _finish_context(axis, facts)
-        left.set_title("The same bytes, by context (ring: stops improving)", fontsize=10)
-        middle.set_title(f"Better than with {shown(facts['lengths'][0])} (± standard error)", fontsize=10)
+        left.set_title("The same bytes, by context (± standard error; ring: stops improving)", fontsize=9)
+        middle.set_title(f"Better than with {shown(facts['lengths'][0])} (± standard error)", fontsize=9)
         _finish_position(right, max((each["by_position"] for each in found), key=len))
         figure.legend(loc="outside lower center", ncols=1, fontsize=8, frameon=False)
         _save(figure, Path(out_png))
@@ -64,8 +64,12 @@ def _across(found: dict[str, Any], in_tokens: bool) -> dict[int, float]:
 
 
 def _by_context(axis: Any, found: dict[str, Any], across: dict[int, float], label: str, look: dict[str, Any]) -> None:
-    heights = {each["length"]: each.get("bits_per_byte") for each in found["by_context"]}
-    axis.plot(list(across.values()), [heights[length] for length in across], label=label, **look)
+    rows = [each for each in found["by_context"] if each["length"] in across]
+    heights = {each["length"]: each["bits_per_byte"] for each in rows}
+    axis.errorbar(
+        list(across.values()), list(heights.values()), yerr=[each["standard_error"] for each in rows], capsize=2.5,
+        label=label, **look,
+    )  # fmt: skip
     stop = found["stops_improving_at"]
     if stop is not None:
         ring = {"marker": "o", "markersize": 13, "fillstyle": "none", "color": look["color"]}
@@ -112,7 +116,7 @@ def _finish_position(axis: Any, rows: Sequence[dict[str, Any]]) -> None:
     names = [f"{each['from']:,}–\n{each['to']:,}" for each in rows]
     axis.set_xticks(range(len(rows)), names, minor=False)
     axis.set_xlim(-0.5, len(rows) - 0.5)
-    axis.set_title("By position in long windows (± standard error)", fontsize=10)
+    axis.set_title("By position in long windows (± standard error)", fontsize=9)
     _style(axis, "position (tokens); other positions hold other text")
 
 

@@ -7,6 +7,7 @@ for the standard errors, a token ends in every tokenizer, so that all models pre
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ PIECES = 32
 """Consecutive pieces of about the same size that the targets are cut into; more where there are more documents."""
 FEWEST = 8
 """Pieces below which a standard error means nothing."""
+SHORTEST = 3
+"""The least that the longest of two lengths can be: `check_lengths` asks for at least 2 tokens, and for two lengths."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +55,33 @@ def plan(texts: Sequence[list[Tokens]], longest: int, names: Sequence[str]) -> l
 
     Raises UserError where no text has `longest` tokens, or there is too little text for standard errors.
     """
-    sizes = [min(map(len, documents)) for documents in texts]
+    sizes = _sizes(texts)
+    targets = _cut(texts, longest)
+    pieces = _pieces(targets)
     if max(sizes) < longest:
         text = names[sizes.index(max(sizes))]
         raise UserError(
-            f"lengths: the longest is {shown(longest)}, the longest text, {text}, has {max(sizes):,} tokens. Give "
-            f"lengths up to {max(sizes):,}, or a longer text; several times that length makes sure numbers."
+            f"lengths: the longest is {shown(longest)}, the longest text, {text}, has {max(sizes):,} tokens. "
+            f"{_advice(texts)}"
         )
+    if pieces < FEWEST:
+        raise UserError(
+            f"text: behind the first half of the longest length, {shown(longest)}, there are {pieces} places to cut it "
+            f"at, and a standard error needs {FEWEST} pieces. {_advice(texts)}"
+        )
+    return targets
+
+
+def _sizes(texts: Sequence[list[Tokens]]) -> list[int]:
+    """Tokens of each text, in the tokenizer that makes the fewest."""
+    return [min(map(len, documents)) for documents in texts]
+
+
+def _cut(texts: Sequence[list[Tokens]], longest: int) -> list[Targets]:
+    """What can be predicted of the texts that are long enough; none: nothing can."""
     spans = {}
-    for at, documents in enumerate(texts):
-        if sizes[at] < longest:
+    for at, (documents, size) in enumerate(zip(texts, _sizes(texts), strict=True)):
+        if size < longest:
             continue
         ends = common_ends(documents)
         enough = max(int(tokens.ends[longest - longest // 2 - 1]) for tokens in documents)
@@ -74,10 +94,20 @@ def plan(texts: Sequence[list[Tokens]], longest: int, names: Sequence[str]) -> l
         pieces = max(1, round(PIECES * int(ends[-1] - ends[0]) / total))
         wanted = torch.linspace(float(ends[0]), float(ends[-1]), pieces + 1, dtype=torch.float64)
         targets.append(Targets(at, ends[torch.searchsorted(ends, wanted.round().long())].unique()))
-    pieces = sum(len(each.n_bytes) for each in targets)
-    if pieces < FEWEST:
-        raise UserError(
-            f"text: behind the first half of the longest length, {shown(longest)}, there are {pieces} places to cut it "
-            f"at, and a standard error needs {FEWEST} pieces. Give a longer text."
-        )
     return targets
+
+
+def _pieces(targets: Sequence[Targets]) -> int:
+    return sum(len(each.n_bytes) for each in targets)
+
+
+def _advice(texts: Sequence[list[Tokens]]) -> str:
+    """Up to which length these texts will do."""
+
+    def is_too_long(length: int) -> bool:
+        return _pieces(_cut(texts, length)) < FEWEST
+
+    most = bisect_left(range(max(_sizes(texts)) + 1), True, key=is_too_long) - 1
+    if most < SHORTEST:
+        return "These texts are too short for any lengths: give a longer one."
+    return f"Give lengths up to {most:,}, or a longer text; several times that length makes sure numbers."

@@ -29,9 +29,11 @@ _FROM_THE_SUITE = {
 
 @dataclasses.dataclass(frozen=True)
 class NamedRecipe:
-    """fields: what differs from the standard recipe. about: what it is for, in Markdown."""
+    """fields: what differs from the standard recipe. mixer: which it is made for. about: what it is for, in
+    Markdown."""
 
     fields: dict[str, Any]
+    mixer: str
     about: str
 
 
@@ -48,9 +50,11 @@ RECIPES = {
             "to_first_error": True,
             "lr": 4e-3,
         },
+        "nfsm",
         "For `nfsm` and automata. One layer without convolution, MLP and gate, whose answers add up what its heads "
-        "emit and the last letter, and which `certify` can prove head by head. Sequences begin short, the loss counts "
-        "each up to its first wrong answer, and there is no noise on the transitions.",
+        "emit and the last letter, and which `certify` can prove head by head, of models that `--keep` has kept. "
+        "Sequences begin short, the loss counts each up to its first wrong answer, and there is no noise on the "
+        "transitions.",
     )
 }
 """Recipes with a name."""
@@ -198,6 +202,11 @@ def recipe_from(settings: Mapping[str, Any]) -> Recipe:
             raise UserError(f"set epsilon_hold, epsilon_zero: {message}.") from None
         name = ".".join(str(part) for part in first["loc"])
         raise UserError(f"set {name}={settings.get(name, first['input'])!r}: {message}.") from None
+    if recipe.length_start is None and "length_full" in recipe.changed():
+        raise UserError(
+            f"set length_full={recipe.length_full!r}: has no effect without length_start, from which sequences grow. "
+            "Set that too, or leave this out."
+        )
     return recipe
 
 
@@ -209,6 +218,15 @@ def named_settings(name: str | None) -> dict[str, Any]:
         hint = did_you_mean(name, RECIPES)
         raise UserError(f"recipe={name!r}: there is none{hint or '.'} Recipes: {', '.join(RECIPES)}.")
     return dict(RECIPES[name].fields)
+
+
+def others_than_made_for(name: str | None, mixers: Sequence[str]) -> str | None:
+    """A line that says for which mixer the named recipe is made, where some of `mixers` are others."""
+    if name is None:
+        return None
+    made_for = RECIPES[name].mixer
+    others = [mixer for mixer in mixers if made_for not in mixer.replace("+", " ").split()]
+    return f"Recipe {name} is made for {made_for}; {', '.join(others)} will run with it too." if others else None
 
 
 def named_recipe(changed: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:

@@ -44,8 +44,8 @@ class Store:
     def prepare(self) -> None:
         """Makes the folder. Raises UserError where it cannot be written to."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             try_folder(self.folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"out={str(self.folder)!r}: cannot be written to ({error.strerror}).") from None
 

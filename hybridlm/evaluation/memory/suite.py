@@ -11,10 +11,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,9 @@ from hybridlm.evaluation.memory.store import Key, Store, agree, key_of
 from hybridlm.evaluation.memory.summary import summarize, value_text
 from hybridlm.evaluation.memory.table import all_tables
 from hybridlm.evaluation.plots import NoMatplotlibError
-from hybridlm.files import try_folder
+from hybridlm.files import remove_dead_writes_in, try_folder
 from hybridlm.training.session import cpu_threads
+from hybridlm.training.signals import exit_on_sigterm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +113,8 @@ def plan(
                     f"set {field}={value_text(recipe.changed()[field])}: {task} is no automaton. Leave it out, and a "
                     "recipe that has it, or give --tasks with formal languages alone."
                 )
+        if recipe.longest is not None and isinstance(made, Automaton) and recipe.longest == made.tests()[-1].length:
+            raise UserError(f"set longest={recipe.longest}: {task} is followed so far anyway. Leave it out.")
     try:
         torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
@@ -127,30 +130,48 @@ def plan(
 def do(jobs: Sequence[Job], store: Store, say: Callable[[str], None], workers: int = 1) -> int:
     """Does the jobs that the store has no record of, and returns how many those were.
 
-    say gets a line for each. A run that fails does not end the others. Raises UserError at the end where some failed,
-    and where a worker was killed; what is done by then is in the store.
+    say gets a line for each, and one beforehand. A run that fails does not end the others. Raises UserError at the end
+    where some failed, and where a worker was killed, and SystemExit after SIGTERM; what is done by then is in the
+    store, and nothing half-written beside it.
     """
     store.prepare()
-    for folder in {models(job.keep) for job in jobs if job.keep is not None}:
+    kept = {models(job.keep) for job in jobs if job.keep is not None}
+    for folder in kept:
         try:
             try_folder(folder)
         except OSError as error:
             raise UserError(f"keep: {folder} cannot be written to ({error.strerror}). Give another --out.") from None
+        remove_dead_writes_in(folder)
     there = {key_of(record): record for record in store.records()}
     waiting = [job for job in jobs if not _is_done(job, there)]
     if len(waiting) < len(jobs):
         say(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are in {store.folder} already.")
+    workers = min(workers, len(waiting))
+    if waiting:
+        say(_beforehand(waiting, workers))
     began, failed = time.monotonic(), 0
-    for number, record in enumerate(_results(waiting, min(workers, len(waiting))), start=1):
-        if "error" in record:
-            failed += 1
-        else:
-            store.add(record)
-        left = (time.monotonic() - began) / number * (len(waiting) - number)
-        say(f"[{number}/{len(waiting)}, {_duration(left)} left] {line(record)}")
+    try:
+        with exit_on_sigterm(), closing(_results(waiting, workers)) as results:
+            for number, record in enumerate(results, start=1):
+                if "error" in record:
+                    failed += 1
+                else:
+                    store.add(record)
+                left = (time.monotonic() - began) / number * (len(waiting) - number)
+                say(f"[{number}/{len(waiting)}, {_duration(left)} left] {line(record)}")
+    finally:
+        for folder in kept:
+            remove_dead_writes_in(folder)  # of workers that were ended while they wrote
     if failed:
         raise UserError(f"{failed} of {len(waiting)} runs failed, see above; the same command tries them again.")
     return len(waiting)
+
+
+def _beforehand(jobs: Sequence[Job], workers: int) -> str:
+    first = f"{jobs[0].task} {jobs[0].mixer!r} seed {jobs[0].seed}"
+    if len(jobs) == 1:
+        return f"1 run to do: {first}. Its line comes when it ends."
+    return f"{len(jobs)} runs to do, {workers} at a time, beginning with {first}. Each has a line when it ends."
 
 
 def _is_done(job: Job, there: dict[Key, dict[str, Any]]) -> bool:
@@ -208,7 +229,7 @@ def _duration(seconds: float) -> str:
     )
 
 
-def _results(jobs: Sequence[Job], workers: int) -> Iterator[dict[str, Any]]:
+def _results(jobs: Sequence[Job], workers: int) -> Generator[dict[str, Any], None, None]:
     """The records of the jobs as they are done."""
     if workers <= 1:
         yield from map(_do, jobs)
@@ -263,6 +284,8 @@ def _do(job: Job) -> dict[str, Any]:
     known = job.record()
     versions = {module.__name__: module.__version__ for module in (hybridlm, torch, transformers)}
     made = {"versions": versions, "threads": torch.get_num_threads(), "device": job.device}
+    if job.keep is not None:
+        made["kept"] = True
 
     def keep(model: MemoryModel, result: dict[str, Any]) -> None:
         if job.keep is not None:

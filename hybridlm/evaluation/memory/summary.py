@@ -90,6 +90,11 @@ class Group:
         return not self.changed
 
     @property
+    def kept(self) -> bool:
+        """Whether a trained model of the runs was kept."""
+        return any(record.get("kept") for record in self.records)
+
+    @property
     def recipe(self) -> str | None:
         """The named recipe that was changed, if any, or else the standard one."""
         return named_recipe(self.changed)[0]

@@ -192,6 +192,9 @@ def test_what_cannot_be_compared(latch, tmp_path, capsys):
     HybridLMForTokenClassification(config).save_pretrained(tmp_path / "attention")
     for words, said in (
         ([str(folder)], "does not say what it was trained on (memory_suite.json). Give --task, one of parity, "),
+        (["owner/model"], "no local folder, so what it was trained on is not known. Give --task, one of parity, "),
+        (["owner/model"], "; and --out FILE.json."),
+        (["owner/model", "--task", "s3"], "Give --out FILE.json"),
         ([str(folder), "--task", "s9"], "task='s9': no automaton of the suite"),
         ([str(folder), "--task", "mqar"], "task='mqar': no automaton of the suite"),
         ([str(folder), "--task", "s3"], "task='s3': has 6 tokens, and checkpoint"),

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from hybridlm.cli import main
+from hybridlm.errors import UserError
 from hybridlm.evaluation.inspector.inspection import inspect_checkpoint
 
 
@@ -34,6 +35,20 @@ def test_a_page_beside_the_checkpoint(model_folder, book, tmp_path, capsys):
     facts = inspect_checkpoint(model_folder, book, out="page.html")
     assert facts["tokens"] > 100
     assert (tmp_path / "page.html").exists()
+
+
+def test_what_a_link_to_the_page_shows(model_folder, book):
+    def fragment(**choice):
+        return inspect_checkpoint(model_folder, book, tokens=20, out="page.html", **choice)["fragment"]
+
+    assert fragment() == ""
+    assert fragment(unit="1.3", token=19) == "unit=1.3&token=19"
+    with pytest.raises(UserError, match=r"unit 99\.1: there is none of that name\. .*: 1\.0 to 1\.31 \(bmru\)"):
+        fragment(unit="99.1")
+    with pytest.raises(UserError, match=r"unit 1: these are 32\. Give one, such as 1\.0"):
+        fragment(unit="1")
+    with pytest.raises(UserError, match="token=20: the page has the tokens 0 to 19"):
+        fragment(token=20)
 
 
 def test_a_comparison(model_folder, book, capsys):

@@ -14,10 +14,10 @@ def test_lengths_are_read_and_shown():
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("512,", "'' is no length"),
-        ("512,2kb", "'2kb' is no length"),
-        ("0.5k,1k", "'0.5k' is no length"),
-        ("-512,1k", "'-512' is no length"),
+        ("512,", "'' is no number of tokens"),
+        ("512,2kb", "'2kb' is no number of tokens"),
+        ("0.5k,1k", "'0.5k' is no number of tokens"),
+        ("-512,1k", "-512 is too short; must be at least 2"),
         ("0,512", "0 is too short; must be at least 2"),
         ("1,512", "1 is too short"),
         ("512,512", "512 comes after 512"),

@@ -1,5 +1,6 @@
 """Bytes of tokens, for tokenizers of several kinds, and what is predicted."""
 
+import re
 from itertools import pairwise
 
 import pytest
@@ -110,8 +111,24 @@ def test_texts_that_are_too_short_are_refused(tokenizer, long_text):
     with pytest.raises(UserError, match=rf"the longest text, b, has {n} tokens\. Give lengths up to {n}"):
         plan([[tokens_of(tokenizer, "short")], [tokens]], n + 1, ["a", "b"])
     plan([[tokens]], n, ["b"])
-    with pytest.raises(UserError, match=r"needs 8 pieces\. Give a longer text"):
-        plan([[Tokens(tokens.ids[:9], tokens.ends[:8])]], 8, ["b"])
+    few = Tokens(tokens.ids[:9], tokens.ends[:8])
+    with pytest.raises(UserError, match=r"needs 8 pieces\. These texts are too short for any lengths"):
+        plan([[few]], 8, ["b"])
+    with pytest.raises(UserError, match=r"has 8 tokens\. These texts are too short for any lengths"):
+        plan([[few]], 9, ["b"])
+
+
+@pytest.mark.parametrize("size", [12, 14, 16, 20, 60])
+def test_lengths_that_an_error_advises_are_possible(tokenizer, long_text, size):
+    tokens = tokens_of(tokenizer, long_text)
+    text = Tokens(tokens.ids[: size + 1], tokens.ends[:size])
+    with pytest.raises(UserError) as error:
+        plan([[text]], 1000, ["b"])
+    most = int(re.search(r"Give lengths up to (\d+)", str(error.value))[1])
+    assert sum(len(each.n_bytes) for each in plan([[text]], most, ["b"])) >= 8
+    if most < size:
+        with pytest.raises(UserError, match=rf"needs 8 pieces\. Give lengths up to {most},"):
+            plan([[text]], most + 1, ["b"])
 
 
 def test_a_token_without_a_place_has_no_bytes():

@@ -1,11 +1,16 @@
 """Trained models of the suite as checkpoints."""
 
 import json
+import os
+import signal
+import stat
+import time
 
 import pytest
 import torch
 from transformers import AutoModelForTokenClassification
 
+from hybridlm import HybridLMForTokenClassification
 from hybridlm.cli import main
 from hybridlm.evaluation.memory.kept import as_classifier, folder_of
 from hybridlm.evaluation.memory.model import MemoryModel
@@ -33,6 +38,8 @@ def test_kept_beside_the_records(tmp_path):
     assert folder.name == "z2-quick-nfsm-steps=1-width=8-seed0"
     assert [entry.name for entry in folder.parent.iterdir()] == [folder.name]
     assert json.loads((folder / "memory_suite.json").read_text()) == record
+    assert record["kept"]
+    assert "--keep" in (tmp_path / "memory_suite.md").read_text()
     model = AutoModelForTokenClassification.from_pretrained(folder)
     assert (model.config.vocab_size, model.config.num_labels) == (2, 2)
 
@@ -40,6 +47,7 @@ def test_kept_beside_the_records(tmp_path):
 def test_run_without_its_model_is_done_again(tmp_path, capsys):
     assert main([*RUN, *SMALL, "--out", str(tmp_path)]) == 0
     assert not (tmp_path / "models").exists()
+    assert "--keep" not in (tmp_path / "memory_suite.md").read_text()
     assert main([*RUN, *SMALL, "--out", str(tmp_path), "--keep"]) == 0
     (record,) = Store(tmp_path).records()
     capsys.readouterr()
@@ -64,6 +72,45 @@ def test_place_that_cannot_hold_models_is_refused_before_the_first_run(tmp_path,
     assert main([*RUN, *SMALL, "--keep", "--out", str(tmp_path)]) == 2
     assert "cannot be written to" in capsys.readouterr().err
     assert not Store(tmp_path).records()
+
+
+def test_what_a_dead_writer_left_is_removed(tmp_path):
+    dead = "999999999"
+    models = tmp_path / "models"
+    (models / f".s3-quick-bmru-seed0.partial-{dead}").mkdir(parents=True)
+    (models / f".s3-quick-lru-seed0.old-{dead}").mkdir()
+    (models / f".s3-quick-lru-seed1.partial-{os.getppid()}").mkdir()
+    assert main([*RUN, *SMALL, "--keep", "--out", str(tmp_path)]) == 0
+    assert {entry.name for entry in models.iterdir()} == {
+        "z2-quick-nfsm-steps=1-width=8-seed0",
+        "s3-quick-lru-seed0",  # it was moved aside for one that never came
+        f".s3-quick-lru-seed1.partial-{os.getppid()}",  # its writer lives
+    }
+
+
+def test_sigterm_while_a_model_is_written_leaves_nothing_of_it(tmp_path, monkeypatch, capsys):
+    def ended(self, folder):
+        (folder / "config.json").write_text("{}")
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    monkeypatch.setattr(HybridLMForTokenClassification, "save_pretrained", ended)
+    with pytest.raises(SystemExit) as error:
+        main([*RUN, *SMALL, "--keep", "--out", str(tmp_path)])
+    assert error.value.code == 143
+    assert capsys.readouterr().out.endswith("the same command goes on from there.\n")
+    assert not list((tmp_path / "models").iterdir())
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_files_follow_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        assert main([*RUN, *SMALL, "--keep", "--out", str(tmp_path)]) == 0
+    finally:
+        os.umask(before)
+    (folder,) = (tmp_path / "models").iterdir()
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o640}
 
 
 def test_several_workers(tmp_path):

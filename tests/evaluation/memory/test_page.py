@@ -79,6 +79,16 @@ def test_the_commands_run_every_record_once_and_nothing_else(records):
     assert sorted(runs) == sorted(expected)
 
 
+def test_the_command_of_models_that_were_kept_keeps_them():
+    made = [record([failing(9)], "s3", "bmru", seed=seed, kept=True) for seed in (0, 1)]
+    made += [record([failing(9)], "s3", "lru"), record([failing(9)], "z2", "bmru", kept=True)]
+    assert commands(summarize(made)) == [
+        'hybridlm memory-suite --mixers "bmru" --tasks z2 --seeds 0 --quick --keep',
+        'hybridlm memory-suite --mixers "bmru" --tasks s3 --seeds 0,1 --quick --keep',
+        'hybridlm memory-suite --mixers "lru" --tasks s3 --seeds 0 --quick',
+    ]
+
+
 def test_every_mixer_is_there_and_what_was_run(page):
     sizes = page.partition("| mixer | parameters, by task |")[2].partition("\n\n")[0]
     assert re.findall(r"^\| ([^|]+) \|", sizes, flags=re.MULTILINE) == [*MIXERS, "own"]

@@ -9,6 +9,7 @@ from hybridlm.evaluation.memory.recipe import (
     Recipe,
     named_recipe,
     named_settings,
+    others_than_made_for,
     read_settings,
     recipe_from,
     recipe_help,
@@ -51,6 +52,7 @@ def test_mixer_is_repeated(mixer, layers):
         (["treshold_init=1"], "set treshold_init: no such field; did you mean 'threshold_init'?"),
         (["pattern=lru"], "set pattern: no such field"),
         (["length_start=64"], "set length_start=64: Input should be less than 64."),
+        (["length_full=0.5"], "set length_full=0.5: has no effect without length_start"),
         (["lr"], "set 'lr': write it as FIELD=VALUE"),
         (["lr=1", "lr=2"], "set lr: given twice"),
         (["lr=["], "set 'lr=[': the value is not valid YAML"),
@@ -66,6 +68,14 @@ def test_sequences_grow_by_equal_factors():
     assert [Recipe().length(step, 100, 64) for step in (0, 50, 99)] == [64] * 3
     growing = Recipe(length_start=2, length_full=0.5)
     assert [growing.length(step, 100, 64) for step in (0, 10, 20, 30, 40, 50, 99)] == [2, 4, 8, 16, 32, 64, 64]
+
+
+def test_a_named_recipe_says_for_which_mixer_it_is_made():
+    assert others_than_made_for(None, ["gru"]) is None
+    assert others_than_made_for("finite-state", ["nfsm", "bmru + nfsm", "lru nfsm"]) is None
+    assert others_than_made_for("finite-state", ["nfsm", "gru", "lru bmru"]) == (
+        "Recipe finite-state is made for nfsm; gru, lru bmru will run with it too."
+    )
 
 
 def test_config_names_the_mixer():

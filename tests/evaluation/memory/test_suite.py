@@ -59,10 +59,18 @@ def test_run_of_another_version_is_done_again(tmp_path, monkeypatch):
     assert record["settings"]["task_version"] == 2
 
 
-@pytest.mark.parametrize("text", ["length_start=2", "length_full=0.5", "longest=8192", "to_first_error=true"])
+@pytest.mark.parametrize("text", ["length_start=2", "longest=8192", "to_first_error=true"])
 def test_fields_of_automata_are_refused_elsewhere(text):
     with pytest.raises(UserError, match=f"set {text}: corridor is no automaton"):
         suite.plan(["z2", "corridor"], ["bmru"], [0], True, recipe_from(read_settings([text])))
+
+
+def test_a_longest_length_that_changes_nothing_is_refused():
+    """It would be a change of the recipe, and so a run of its own with the results of another."""
+    own = TASKS["z2"](True).tests()[-1].length
+    with pytest.raises(UserError, match=rf"set longest={own}: z2 is followed so far anyway\. Leave it out"):
+        suite.plan(["z2"], ["bmru"], [0], True, recipe_from({"longest": own}))
+    assert suite.plan(["z2"], ["bmru"], [0], False, recipe_from({"longest": own}))
 
 
 def test_failed_run_does_not_end_the_others(tmp_path, monkeypatch):
@@ -75,8 +83,9 @@ def test_failed_run_does_not_end_the_others(tmp_path, monkeypatch):
     lines = []
     with pytest.raises(UserError, match=r"1 of 2 runs failed.*tries them again"):
         suite.do(jobs("lru", "bmru"), Store(tmp_path), lines.append)
-    assert "copy_first_50 'lru'" in lines[0]
-    assert lines[0].endswith("seed 0: FAILED, RuntimeError: no memory")
+    assert lines[0].startswith("2 runs to do, 1 at a time, beginning with copy_first_50 'lru' seed 0.")
+    assert "copy_first_50 'lru'" in lines[1]
+    assert lines[1].endswith("seed 0: FAILED, RuntimeError: no memory")
     assert [record["mixer"] for record in Store(tmp_path).records()] == ["bmru"]
 
 
@@ -211,6 +220,13 @@ def test_refused_before_anything_is_done(arguments, message, tmp_path, capsys):
     assert not out.exists()
 
 
+def test_records_below_a_file_are_refused(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    command = ["memory-suite", "--quick", "--tasks", "copy_first_50", "--mixers", "lru", "--workers", "1"]
+    assert main([*command, "--out", str(tmp_path / "file" / "new" / "out")]) == 2
+    assert f"cannot be written to ({tmp_path}/file is a file)" in capsys.readouterr().err
+
+
 def test_command_ends_with_tables_and_a_page(tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     command = ["memory-suite", "--quick", "--tasks", "copy_first_50", "--mixers", "bmru, lru", "--out", str(out)]
@@ -233,6 +249,8 @@ def test_command_ends_with_tables_and_a_page(tmp_path, capsys, monkeypatch):
 
 def test_a_killed_worker_is_named(tmp_path):
     def killed(line):
+        if not line.startswith("["):  # what is said beforehand
+            return
         os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
 
     with pytest.raises(UserError, match=r"workers=2: one was killed"):
