@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from hybridlm.commands.shared import CHECKPOINT, add_placement
+from hybridlm.commands.shared import CHECKPOINT, add_drawing, add_placement, drawing
 
 
 def generate(options: argparse.Namespace) -> None:
@@ -22,8 +22,7 @@ def generate(options: argparse.Namespace) -> None:
     from hybridlm.evaluation.generate import check_options, generate_text
     from hybridlm.evaluation.loading import load_checkpoint
 
-    names = ("max_new_tokens", "temperature", "top_p", "top_k", "seed")
-    choice = {name: getattr(options, name) for name in names}
+    choice = drawing(options)
     check_options(**choice, answers=options.answers)  # before the model is read
     model, tokenizer = load_checkpoint(options.checkpoint, dtype=options.dtype, device=options.device)
     if options.state is not None:
@@ -41,17 +40,7 @@ def generate_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT)
     add("prompt", nargs="?", default="", metavar="PROMPT", help="the beginning (default: empty, a new document)")
-    add("--max-new-tokens", type=int, default=200, metavar="N", help="length of what is written (default: %(default)s)")
-    add("--temperature", type=float, default=0.8, metavar="X", help="0: the likeliest token (default: %(default)s)")
-    add(
-        "--top-p",
-        type=float,
-        default=1.0,
-        metavar="X",
-        help="draw from the likeliest tokens that sum to X (default: 1)",
-    )
-    add("--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest tokens (default: 0, all)")
-    add("--seed", type=int, default=0, help="the same seed writes the same text (default: %(default)s)")
+    add_drawing(command, "what is written, in tokens")
     add("--state", metavar="FILE", help="go on from what `hybridlm read` has read; PROMPT continues that text")
     add("--answers", type=int, default=1, metavar="N", help="write N texts, with seeds from --seed on (default: 1)")
     add_placement(command)

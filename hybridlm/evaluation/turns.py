@@ -1,0 +1,114 @@
+"""What a turn of a conversation is to the model: tokens that are added to the text, whatever was said before.
+
+A base model knows texts alone, so that a turn continues the text as it was typed, or put into a form. A tokenizer with
+a chat template says how a turn looks; of that, what it adds behind an answer is taken, and the turns before it are
+never rendered again. A template that cannot be taken apart so is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from transformers import PreTrainedTokenizerBase
+
+from hybridlm.data.tokenizer import prompt_ids
+from hybridlm.errors import UserError
+from hybridlm.evaluation.reading import new_ids
+
+PLACE = "{}"
+"""Where a form has what was typed."""
+
+_QUESTION, _ANSWER = "A QUESTION THAT STANDS FOR ANY", "AN ANSWER THAT STANDS FOR ANY"
+
+
+class Turns(Protocol):
+    """How turns become tokens."""
+
+    said: str
+    """In words, for whoever is about to type."""
+
+    def ids(self, text: str, first: bool) -> list[int]:
+        """Tokens that a turn adds; first: nothing was read before. Raises UserError for an empty turn that has none."""
+        ...
+
+
+def check_form(form: str | None) -> None:
+    """Raises UserError for a form without a place, or with several."""
+    if form is not None and form.count(PLACE) != 1:
+        example = "'\\nQ: {}\\nA:'"
+        raise UserError(f"--format {form!r}: needs {PLACE} once, where what you type stands, as in {example}.")
+
+
+class TextTurns:
+    """Turns that continue the text. form: what is read for a turn, with `{}` where it has what was typed, and \\n for a
+    line break. Raises UserError for a form without a place."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, form: str = PLACE):
+        check_form(form)
+        self.tokenizer, self.form = tokenizer, form.replace("\\n", "\n").replace("\\t", "\t")
+        self.said = "what you type is continued as text, with no line break behind it"
+        if form != PLACE:
+            self.said = f"what you type is read as {form!r}"
+
+    def ids(self, text: str, first: bool) -> list[int]:
+        text = self.form.replace(PLACE, text) if text else ""
+        return prompt_ids(self.tokenizer, text) if first else new_ids(self.tokenizer, text)[0].tolist()
+
+
+class TemplateTurns:
+    """Turns as the tokenizer's chat template writes them. system: stands in front of the first one.
+
+    Raises UserError where the template fails, or writes earlier turns anew with each turn.
+    """
+
+    said = "the tokenizer's chat template says how a turn is read"
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, system: str | None = None):
+        self.tokenizer = tokenizer
+        self.front = [] if system is None else [{"role": "system", "content": system}]
+        early, late = self._render(_QUESTION), self._render(_QUESTION, "Why?", "How?")
+        middle = early + _ANSWER + self._added("Why?")
+        if late != middle + _ANSWER + self._added("How?"):
+            raise UserError(_REWRITES)
+
+    def ids(self, text: str, first: bool) -> list[int]:
+        if not text:
+            raise UserError("an empty turn says nothing. Type something.")
+        text = self._render(text) if first else self._added(text)
+        # As apply_chat_template does it: the symbols of a template are special ones where the tokenizer says so.
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def _added(self, text: str) -> str:
+        """What stands behind the model's answer once another turn was said: its end, and that turn."""
+        before, after = self._render(_QUESTION) + _ANSWER, self._render(_QUESTION, text)
+        if not after.startswith(before):
+            raise UserError(_REWRITES)
+        return after[len(before) :]
+
+    def _render(self, *turns: str) -> str:
+        messages = list(self.front)
+        for turn in turns:
+            messages += [{"role": "user", "content": turn}, {"role": "assistant", "content": _ANSWER}]
+        try:
+            text = self.tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # a template is a program that came with the tokenizer
+            raise UserError(f"the tokenizer's chat template cannot be used ({error}). {_WITHOUT}") from error
+        return str(text)
+
+
+_WITHOUT = f"Give --format '{PLACE}' to go on without it: what you type is then continued as text."
+_REWRITES = (
+    "the tokenizer's chat template writes earlier turns anew with every turn, so that all of the past would have to be "
+    f"read again. {_WITHOUT}"
+)
+
+
+def turns_for(tokenizer: PreTrainedTokenizerBase, form: str | None = None, system: str | None = None) -> Turns:
+    """TextTurns where a form is given or the tokenizer has no chat template, else TemplateTurns. Raises UserError as
+    these, and for a system message without a template."""
+    if form is None and getattr(tokenizer, "chat_template", None) is not None:
+        return TemplateTurns(tokenizer, system)
+    if system is not None:
+        why = "--format reads turns without it" if form is not None else "the tokenizer has none"
+        raise UserError(f"--system: it stands in a chat template, and {why}. Leave it out, or type it as a turn.")
+    return TextTurns(tokenizer, PLACE if form is None else form)
