@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
-from hybridlm.data.tokenizer import start_and_end
 from hybridlm.errors import UserError
-from hybridlm.evaluation.generate import Stream, write_on
+from hybridlm.evaluation.generate import Stream, end_ids, write_on
 from hybridlm.evaluation.reading import check_kind, check_place, load_state, save_state
 from hybridlm.evaluation.turns import Turns
 from hybridlm.model.cell_hybridlm import FULL_ATTENTION
@@ -36,8 +35,6 @@ class Chat:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, turns: Turns, **settings: Any):
         check_kind(model)
         self.model, self.tokenizer, self.turns, self.settings = model, tokenizer, turns, settings
-        ends = model.generation_config.eos_token_id  # pyright: ignore[reportOptionalMemberAccess]
-        self.ends = {start_and_end(tokenizer)[1], *([] if ends is None else [ends] if isinstance(ends, int) else ends)}
         self.talk: Conversation | None = None
         self.last: tuple[Conversation | None, list[int]] | None = None
         """What had been read before the last turn, and that turn: to be answered again."""
@@ -120,12 +117,11 @@ class Chat:
                 self.tokenizer,
                 inputs,
                 **settings,
-                eos_token_id=sorted(self.ends),
                 streamer=Stream(self.tokenizer, stream, hidden=length) if stream is not None else None,
                 stopping_criteria=StoppingCriteriaList([stop]),
             )
         unread = written[:, tokens_seen(cache) - seen :]
-        if int(unread[0, -1]) in self.ends.intersection(self.tokenizer.all_special_ids):  # it was not printed
+        if int(unread[0, -1]) in self._unprinted():
             unread = unread[:, :-1]
         self.talk = Conversation(
             cache,
@@ -139,6 +135,9 @@ class Chat:
             written[0, length:], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return str(answer)
+
+    def _unprinted(self) -> set[int]:
+        return end_ids(self.model, self.tokenizer).intersection(self.tokenizer.all_special_ids)
 
     def _inputs(self, before: Conversation | None, new: Tensor) -> dict[str, Any]:
         """Keyword arguments of `generate` with a cache of their own: what was read before stays as it is."""

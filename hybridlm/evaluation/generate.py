@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
-from hybridlm.data.tokenizer import prompt_ids
+from hybridlm.data.tokenizer import prompt_ids, start_and_end
 from hybridlm.errors import UserError
 from hybridlm.evaluation.reading import new_ids
 from hybridlm.model.conversation_hybridlm import Conversation
@@ -90,8 +90,19 @@ def write_on(
     with torch.random.fork_rng(devices=devices), torch.inference_mode():
         torch.manual_seed(seed)
         return model.generate(  # pyright: ignore[reportCallIssue]  the Auto classes give models that can generate
-            **inputs, max_new_tokens=max_new_tokens, pad_token_id=padding(tokenizer), **choice, **more
+            **inputs,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=sorted(end_ids(model, tokenizer)),
+            pad_token_id=padding(tokenizer),
+            **choice,
+            **more,
         )
+
+
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The symbols that end a text: the tokenizer's, and those of the checkpoint's generation_config.json."""
+    ends = model.generation_config.eos_token_id if model.generation_config is not None else None
+    return {start_and_end(tokenizer)[1], *([] if ends is None else [ends] if isinstance(ends, int) else ends)}
 
 
 def padding(tokenizer: PreTrainedTokenizerBase) -> int:
