@@ -21,8 +21,8 @@ def chat(options: argparse.Namespace) -> None:
 
     Answers what you type, word by word, and reads each turn once: between turns the model keeps its state, never the
     text. Without a chat template in the tokenizer, what you type is continued as text, with no line break behind it;
-    Enter alone goes on with the last answer. --format puts turns into a form. With a chat template, each turn is read
-    as the template writes it.
+    Enter alone goes on with the last answer. --format puts turns into a form, and --stop ends answers. With a chat
+    template, each turn is read as the template writes it.
 
     /save FILE and /load FILE keep the state for another day; /help lists all commands. Ctrl-C ends an answer, and at
     the prompt, as Ctrl-D does, the chat. From a pipe, every line is a turn or a command.
@@ -30,19 +30,22 @@ def chat(options: argparse.Namespace) -> None:
     examples:
       hybridlm chat runs/demo/run/final
       hybridlm chat runs/demo/run/final --state book.state
-      hybridlm chat runs/demo/run/final --format '\\n"{}"\\n"' --max-new-tokens 40
+      hybridlm chat runs/demo/run/final --format '"{}" said he.\\n\\n"' --stop '"'
       printf 'It is a truth\\n/save truth.state\\n' | hybridlm chat runs/demo/run/final
     """
     from hybridlm.evaluation.chat import Chat
     from hybridlm.evaluation.generate import check_options
     from hybridlm.evaluation.loading import load_checkpoint
-    from hybridlm.evaluation.turns import check_form, turns_for
+    from hybridlm.evaluation.turns import check_form, turns_for, unescaped
 
     settings = drawing(options)
     check_options(**settings)
     check_form(options.format)
+    if options.stop == "":
+        raise UserError("--stop: needs a text, as in --stop '\\n'.")
     model, tokenizer = load_checkpoint(options.checkpoint, dtype=options.dtype, device=options.device)
-    talk = Chat(model, tokenizer, turns_for(tokenizer, options.format, options.system), **settings)
+    stop = None if options.stop is None else unescaped(options.stop)
+    talk = Chat(model, tokenizer, turns_for(tokenizer, options.format, options.system), stop, **settings)
     if options.state is not None:
         talk.load(options.state)
     terminal = sys.stdin is not None and sys.stdin.isatty()
@@ -58,6 +61,7 @@ def chat_options(command: argparse.ArgumentParser) -> None:
     add("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT)
     add("--state", metavar="FILE", help="go on from this state, of /save or of `hybridlm read`")
     add("--format", metavar="TEXT", help="what is read for a turn, {} being what you type and \\n a line break")
+    add("--stop", metavar="TEXT", help="end an answer behind this text, which stays a part of it; \\n is a line break")
     add("--system", metavar="TEXT", help="the chat template's system message, in front of the first turn")
     add_drawing(command, "an answer, in tokens")
     add_placement(command)

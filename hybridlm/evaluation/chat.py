@@ -13,7 +13,14 @@ from typing import Any, TextIO
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    DynamicCache,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
 
 from hybridlm.errors import UserError
 from hybridlm.evaluation.generate import Stream, end_ids, write_on
@@ -28,13 +35,21 @@ class Chat:
     """A hybridlm model, what it has read, and how a turn is read.
 
     settings: max_new_tokens, temperature, top_p, top_k and seed of `generate_text`, in range; they may be set between
-    turns. Answer k, from 0, is drawn with seed + k. talk: what was read, None where that is nothing. Raises UserError
-    for a model of another kind.
+    turns. Answer k, from 0, is drawn with seed + k. stop: text behind which an answer ends, a part of it. talk:
+    what was read, None where that is nothing. Raises UserError for a model of another kind.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, turns: Turns, **settings: Any):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        turns: Turns,
+        stop: str | None = None,
+        **settings: Any,
+    ):
         check_kind(model)
         self.model, self.tokenizer, self.turns, self.settings = model, tokenizer, turns, settings
+        self.until = [] if stop is None else [StopStringCriteria(tokenizer, [stop])]
         self.talk: Conversation | None = None
         self.last: tuple[Conversation | None, list[int]] | None = None
         """What had been read before the last turn, and that turn: to be answered again."""
@@ -111,14 +126,14 @@ class Chat:
         cache, length = inputs["past_key_values"], inputs["input_ids"].shape[1]
         seen = tokens_seen(cache)
         settings = {**self.settings, "seed": (self.settings["seed"] + self.answers) % 2**63}
-        with AtNextToken() as stop:
+        with AtNextToken() as interrupt:
             written = write_on(
                 self.model,
                 self.tokenizer,
                 inputs,
                 **settings,
                 streamer=Stream(self.tokenizer, stream, hidden=length) if stream is not None else None,
-                stopping_criteria=StoppingCriteriaList([stop]),
+                stopping_criteria=StoppingCriteriaList([interrupt, *self.until]),
             )
         unread = written[:, tokens_seen(cache) - seen :]
         if int(unread[0, -1]) in self._unprinted():
@@ -130,7 +145,7 @@ class Chat:
             notes={} if before is None else dict(before.notes),
         )
         self.last = before, ids
-        self.answers, self.stopped = self.answers + 1, stop.asked
+        self.answers, self.stopped = self.answers + 1, interrupt.asked
         answer = self.tokenizer.decode(
             written[0, length:], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
@@ -151,8 +166,8 @@ class Chat:
 
 
 class AtNextToken(StoppingCriteria):
-    """`with AtNextToken() as stop:` Ctrl-C sets it, so that `generate` ends with its next token, where the cache is
-    whole; a second one raises KeyboardInterrupt at once."""
+    """`with AtNextToken() as interrupt:` Ctrl-C sets it, so that `generate` ends with its next token, where the cache
+    is whole; a second one raises KeyboardInterrupt at once."""
 
     def __init__(self) -> None:
         self.asked = False

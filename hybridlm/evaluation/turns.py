@@ -32,6 +32,11 @@ class Turns(Protocol):
         ...
 
 
+def unescaped(text: str) -> str:
+    """Text from a command line, where \\n stands for a line break and \\t for a tab."""
+    return text.replace("\\n", "\n").replace("\\t", "\t")
+
+
 def check_form(form: str | None) -> None:
     """Raises UserError for a form without a place, or with several."""
     if form is not None and form.count(PLACE) != 1:
@@ -45,7 +50,7 @@ class TextTurns:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, form: str = PLACE):
         check_form(form)
-        self.tokenizer, self.form = tokenizer, form.replace("\\n", "\n").replace("\\t", "\t")
+        self.tokenizer, self.form = tokenizer, unescaped(form)
         self.said = "what you type is continued as text, with no line break behind it"
         if form != PLACE:
             self.said = f"what you type is read as {form!r}"
@@ -61,15 +66,15 @@ class TemplateTurns:
     Raises UserError where the template fails, or writes earlier turns anew with each turn.
     """
 
-    said = "the tokenizer's chat template says how a turn is read"
-
     def __init__(self, tokenizer: PreTrainedTokenizerBase, system: str | None = None):
-        self.tokenizer = tokenizer
+        self.tokenizer, self.said = tokenizer, "the tokenizer's chat template says how a turn is read"
         self.front = [] if system is None else [{"role": "system", "content": system}]
         early, late = self._render(_QUESTION), self._render(_QUESTION, "Why?", "How?")
         middle = early + _ANSWER + self._added("Why?")
         if late != middle + _ANSWER + self._added("How?"):
             raise UserError(_REWRITES)
+        if tokenizer.split_special_tokens and any(symbol in late for symbol in tokenizer.all_special_tokens):
+            self.said += ", its special symbols spelt out as text (split_special_tokens)"
 
     def ids(self, text: str, first: bool) -> list[int]:
         if not text:

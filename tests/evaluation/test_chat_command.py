@@ -81,6 +81,7 @@ def test_options_are_looked_at_before_the_model(capsys):
     for options, message in (
         (["--format", "Q"], "needs {} once"),
         (["--temperature", "-1"], "temperature=-1.0: must be"),
+        (["--stop", ""], "--stop: needs a text"),
     ):
         assert main(["chat", "nowhere", *options]) == 2
         assert message in capsys.readouterr().err

@@ -75,6 +75,10 @@ def test_templates_that_cannot_be_added_to(chatty):
     TemplateTurns(chatty(NO_SYSTEM))
     with pytest.raises(UserError, match=r"cannot be used \(no system message\)"):
         TemplateTurns(chatty(NO_SYSTEM), system="Be brief.")
+    spelt = chatty()
+    spelt.split_special_tokens = True
+    assert "spelt out as text" in TemplateTurns(spelt).said
+    assert "spelt out" not in TemplateTurns(chatty()).said
     with pytest.raises(UserError, match="an empty turn"):
         TemplateTurns(chatty()).ids("", first=True)
 
