@@ -63,7 +63,7 @@ class TextTurns:
 class TemplateTurns:
     """Turns as the tokenizer's chat template writes them. system: stands in front of the first one.
 
-    Raises UserError where the template fails, or writes earlier turns anew with each turn.
+    Raises UserError where the template fails, or does more than add each turn to those before it.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, system: str | None = None):
@@ -103,8 +103,8 @@ class TemplateTurns:
 
 _WITHOUT = f"Give --format '{PLACE}' to go on without it: what you type is then continued as text."
 _REWRITES = (
-    "the tokenizer's chat template writes earlier turns anew with every turn, so that all of the past would have to be "
-    f"read again. {_WITHOUT}"
+    "the tokenizer's chat template does more than add each turn to those before it: it rewrites or counts them, so "
+    f"that the past would have to be read again. {_WITHOUT}"
 )
 
 

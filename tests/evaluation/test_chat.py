@@ -100,13 +100,15 @@ def test_a_text_that_was_read_is_gone_on_from(model, tokenizer, text, talk, tmp_
 
 def test_another_answer_takes_the_place_of_the_last(model, tokenizer, talk):
     talk.settings["temperature"] = 1.5
-    first = talk.say("Anne")
-    second = talk.retry()
-    assert first != second
-    goes_on = talk.say(" but")
     other = Chat(model, tokenizer, TextTurns(tokenizer), **talk.settings)
     other.answers = 1
-    assert [other.say("Anne"), other.say(" but")] == [second, goes_on]
+    first = talk.say("Anne")
+    second = talk.retry()
+    assert first != second == other.say("Anne")
+    talk.say(" had")
+    other.answers = 3
+    assert talk.retry() == other.say(" had")
+    assert talk.say("") == other.say("")
     assert talk.tokens == other.tokens
 
 

@@ -16,6 +16,10 @@ CHATML = (
 )
 LAST = "{{ messages[-1].content }}<|im_end|>"
 COUNTS = "{% for m in messages %}{{ messages | length }}{{ m.content }}\n{% endfor %}"
+NUMBERS = (
+    "{% for m in messages %}{{ 'A: ' if m.role == 'assistant' else loop.index ~ '. ' }}{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}A: {% endif %}"
+)
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system message') }}{% endif %}" + CHATML
 
 
@@ -67,8 +71,8 @@ def test_turns_are_what_the_template_makes_of_the_whole_conversation(chatty, bui
 
 
 def test_templates_that_cannot_be_added_to(chatty):
-    for template in (LAST, COUNTS):
-        with pytest.raises(UserError, match=r"writes earlier turns anew .* Give --format '\{\}'"):
+    for template in (LAST, COUNTS, NUMBERS):
+        with pytest.raises(UserError, match=r"does more than add each turn .* Give --format '\{\}'"):
             TemplateTurns(chatty(template))
     with pytest.raises(UserError, match="cannot be used"):
         TemplateTurns(chatty("{{ nothing.at.all }}"))
