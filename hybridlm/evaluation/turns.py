@@ -69,11 +69,12 @@ class TemplateTurns:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, system: str | None = None):
         self.tokenizer, self.said = tokenizer, "the tokenizer's chat template says how a turn is read"
         self.front = [] if system is None else [{"role": "system", "content": system}]
-        early, late = self._render(_QUESTION), self._render(_QUESTION, "Why?", "How?")
-        middle = early + _ANSWER + self._added("Why?")
-        if late != middle + _ANSWER + self._added("How?"):
+        # Behind two turns, a third is the same text as behind one.
+        if self._added("How?", behind=(_QUESTION, "Why?")) != self._added("How?"):
             raise UserError(_REWRITES)
-        if tokenizer.split_special_tokens and any(symbol in late for symbol in tokenizer.all_special_tokens):
+        if tokenizer.split_special_tokens and any(
+            symbol in self._render("") for symbol in tokenizer.all_special_tokens
+        ):
             self.said += ", its special symbols spelt out as text (split_special_tokens)"
 
     def ids(self, text: str, first: bool) -> list[int]:
@@ -83,12 +84,13 @@ class TemplateTurns:
         # As apply_chat_template does it: the symbols of a template are special ones where the tokenizer says so.
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
-    def _added(self, text: str) -> str:
+    def _added(self, text: str, behind: tuple[str, ...] = (_QUESTION,)) -> str:
         """What stands behind the model's answer once another turn was said: its end, and that turn."""
-        before, after = self._render(_QUESTION) + _ANSWER, self._render(_QUESTION, text)
-        if not after.startswith(before):
+        before, after = self._render(*behind), self._render(*behind, text)
+        rest = after.removeprefix(before).lstrip()  # white space in front of an answer is the model's to write
+        if not after.startswith(before) or not rest.startswith(_ANSWER):
             raise UserError(_REWRITES)
-        return after[len(before) :]
+        return rest.removeprefix(_ANSWER)
 
     def _render(self, *turns: str) -> str:
         messages = list(self.front)

@@ -70,6 +70,13 @@ def test_turns_are_what_the_template_makes_of_the_whole_conversation(chatty, bui
     assert read.count(tokenizer.convert_tokens_to_ids("<|im_start|>")) == 7  # as special tokens
 
 
+def test_white_space_in_front_of_an_answer_is_the_models_to_write(chatty):
+    spaced = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+    tokenizer = chatty(spaced)
+    ids = TemplateTurns(tokenizer).ids("why", first=False)
+    assert tokenizer.decode(ids) == "\nuser: why\nassistant:"
+
+
 def test_templates_that_cannot_be_added_to(chatty):
     for template in (LAST, COUNTS, NUMBERS):
         with pytest.raises(UserError, match=r"does more than add each turn .* Give --format '\{\}'"):
