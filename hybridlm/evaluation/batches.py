@@ -76,16 +76,10 @@ def answer_file(
         output.check_settings(**options, answers=answers)
         model, tokenizer = load_checkpoint(checkpoint, dtype=dtype, device=device)
         talk = None if state is None else load_state(model, tokenizer, state)
-        made_of = {
-            "weights": weights_hash(model),
-            "tokenizer": tokenizer_fingerprint(tokenizer),
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "state": None if state is None else read_header(Path(state).expanduser())["checksum"],
-        }
-        kept = output.begin(**options, answers=answers, **made_of)
-        writer = _Writer(model, tokenizer, talk, options)
         if talk is not None and talk.pending_ids is None:
             _check_not_empty(rows, source)
+        kept = output.begin(**options, answers=answers, **_made_of(model, tokenizer, state))
+        writer = _Writer(model, tokenizer, talk, options)
         start, tokens = time.perf_counter(), 0
         for first in range(kept, output.wanted, batch_size):
             places = [divmod(index, answers) for index in range(first, min(first + batch_size, output.wanted))]
@@ -98,6 +92,16 @@ def answer_file(
         "out": str(output.path), "lines": output.wanted, "kept": kept, "tokens": tokens,
         "seconds": time.perf_counter() - start, "device": str(model.device),
     }  # fmt: skip
+
+
+def _made_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, state: str | Path | None) -> dict[str, Any]:
+    """What else decides what is written, besides the options."""
+    return {
+        "weights": weights_hash(model),
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "state": None if state is None else read_header(Path(state).expanduser())["checksum"],
+    }
 
 
 def render(facts: dict[str, Any]) -> str:

@@ -105,10 +105,17 @@ class Output:
         return count
 
     def append(self, start: int, written: list[dict[str, Any]]) -> None:
-        """Writes lines `start`, `start` + 1, ...: the fields of their prompts, and those that were written."""
+        """Writes lines `start`, `start` + 1, ...: the fields of their prompts, and those that were written. Raises
+        UserError where that fails, as on a full disk."""
         lines = [_line({**self.rows[(start + k) // self.answers], **fields}) for k, fields in enumerate(written)]
-        with self.path.open("ab") as file:
-            file.write("".join(lines).encode())
+        try:
+            with self.path.open("ab") as file:
+                file.write("".join(lines).encode())
+        except OSError as error:
+            raise UserError(
+                f"--output {self.path}: cannot be written ({error.strerror}). It keeps the lines before; make room, and "
+                "give the same command again to go on."
+            ) from None
 
     def _check_line(self, index: int, line: bytes) -> None:
         place = f"{self.path}:{index + 1}"

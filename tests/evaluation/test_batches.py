@@ -1,7 +1,9 @@
 """Prompts of a file: the texts of one by one, in any batches, from any place on."""
 
 import json
+import os
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from hybridlm.errors import UserError
 from hybridlm.evaluation import batches
 from hybridlm.evaluation.batches import Draw, answer_file, processors
 from hybridlm.evaluation.generate import generate_text
+from hybridlm.evaluation.prompts import Output
 from hybridlm.evaluation.reading import load_state, read_book
 
 PROMPTS = ["Anne", "Anne had been a very pretty girl, but", "", "her bloom", "Ce n'est pas l'été", "2 µm", "early"]
@@ -163,6 +166,14 @@ def test_prompts_are_looked_at_before_the_model(content, message):
         file.write(content)
     with pytest.raises(UserError, match=message):
         answer_file("nowhere", "bad.jsonl", "out.jsonl")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")
+def test_a_full_disk_is_said():
+    output = Output("out.jsonl", [{"prompt": "Anne"}])
+    output.path = Path("/dev/full")
+    with pytest.raises(UserError, match=r"No space left on device\)\. It keeps the lines before"):
+        output.append(0, [{"text": ""}])
 
 
 def test_other_fields_are_carried_over_as_they_are(checkpoint):
