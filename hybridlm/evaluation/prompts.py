@@ -113,7 +113,7 @@ class Output:
                 file.write("".join(lines).encode())
         except OSError as error:
             raise UserError(
-                f"--output {self.path}: cannot be written ({error.strerror}). It keeps the lines before; make room, and "
+                f"--output {self.path}: cannot be written ({error.strerror}). It keeps the lines before; make room and "
                 "give the same command again to go on."
             ) from None
 
