@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from hybridlm.commands import bench, certificate, comparison, inspector, measure, move, suite, train, write
+from hybridlm.commands import bench, certificate, comparison, inspector, measure, move, suite, talk, train, write
 from hybridlm.commands.shared import other_process
 from hybridlm.commands.streams import open_closed_streams, output_fault, say, settle
 from hybridlm.errors import UserError, did_you_mean
@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[Command, Callable[[argparse.ArgumentParser], None]]] =
     "prepare": (train.prepare, train.prepare_options),
     "pretrain": (train.pretrain, train.pretrain_options),
     "generate": (write.generate, write.generate_options),
+    "chat": (talk.chat, talk.chat_options),
     "read": (write.read, write.read_options),
     "evaluate": (measure.evaluate, measure.evaluate_options),
     "info": (measure.info, measure.info_options),

@@ -16,7 +16,7 @@ from hybridlm.cli import main
 from hybridlm.data.tokenizer import train_tokenizer
 
 COMMANDS = ("demo", "prepare", "pretrain", "generate", "read", "evaluate", "info", "memory-suite", "report")
-COMMANDS += ("card", "export", "convert", "inspect", "bench-generation")
+COMMANDS += ("card", "export", "convert", "inspect", "bench-generation", "chat", "compare", "certify")
 TEXT = "She was the youngest of the two daughters of a most affectionate, indulgent father. " * 40
 
 

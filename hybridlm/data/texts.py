@@ -34,17 +34,22 @@ def text_file(path: Path, documents: str) -> Iterator[str]:
             yield "".join(paragraph)
 
 
-def json_lines(path: Path, field: str) -> Iterator[str]:
-    """The text in `field` of each line's JSON object; blank lines are passed over."""
+def json_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """The number, from 1, and the JSON value of each line; blank lines are passed over."""
     for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line.removeprefix("\ufeff"))
+            yield number, json.loads(line.removeprefix("\ufeff"))
         except (ValueError, RecursionError) as error:
             raise UserError(
                 f"{path}:{number}: not a JSON value ({_json_reason(error)}). Write one JSON object a line."
             ) from None
+
+
+def json_lines(path: Path, field: str) -> Iterator[str]:
+    """The text in `field` of each line's JSON object; blank lines are passed over."""
+    for number, row in json_rows(path):
         if not isinstance(row, dict) or not isinstance(row.get(field), str):
             raise UserError(
                 f"{path}:{number}: no text in field {field!r}; the line has {_found(row)}. Set `field` to the one that "

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
-from hybridlm.data.tokenizer import prompt_ids
+from hybridlm.data.tokenizer import prompt_ids, start_and_end
 from hybridlm.errors import UserError
 from hybridlm.evaluation.reading import new_ids
 from hybridlm.model.conversation_hybridlm import Conversation
@@ -55,20 +55,60 @@ def generate_text(
     """
     check_options(max_new_tokens, temperature, top_p, top_k, seed)
     inputs, hidden = _inputs(model, tokenizer, prompt, state)
+    written = write_on(
+        model,
+        tokenizer,
+        inputs,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+        streamer=Stream(tokenizer, stream, hidden) if stream is not None else None,
+    )
+    return str(tokenizer.decode(written[0, hidden:], skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def write_on(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    inputs: dict[str, Any],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    seed: int,
+    **more: Any,
+) -> Tensor:
+    """Input and continuation, (B, T) int64, as transformers' `generate` gives them for `inputs`; more: its other
+    keyword arguments. The options are those of `generate_text`, and are to be in range."""
     choice: dict[str, Any] = {"do_sample": False}
     if temperature > 0:
         choice = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": top_k}
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.inference_mode():
         torch.manual_seed(seed)
-        written = model.generate(  # pyright: ignore[reportCallIssue]  the Auto classes give models that can generate
+        return model.generate(  # pyright: ignore[reportCallIssue]  the Auto classes give models that can generate
             **inputs,
             max_new_tokens=max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-            streamer=Stream(tokenizer, stream, hidden) if stream is not None else None,
+            eos_token_id=sorted(end_ids(model, tokenizer)),
+            pad_token_id=padding(tokenizer),
             **choice,
+            **more,
         )
-    return str(tokenizer.decode(written[0, hidden:], skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The symbols that end a text: the tokenizer's, and those of the checkpoint's generation_config.json."""
+    ends = model.generation_config.eos_token_id if model.generation_config is not None else None
+    return {start_and_end(tokenizer)[1], *([] if ends is None else [ends] if isinstance(ends, int) else ends)}
+
+
+def padding(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that fills rows up: the end symbol where the tokenizer has none for it."""
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return int(pad)  # pyright: ignore[reportArgumentType]  load_tokenizer refuses one without an end symbol
 
 
 def _inputs(

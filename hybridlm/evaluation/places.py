@@ -9,19 +9,21 @@ from hybridlm.errors import UserError
 from hybridlm.files import check_above, try_file, try_folder
 
 
-def check_out(out: str | Path) -> Path:
-    """The path that --out names. Raises UserError where no file can be written there; one that stands there is
-    replaced."""
+def check_out(out: str | Path, option: str = "--out") -> Path:
+    """The path that --out, or another option, names. Raises UserError where no file can be written there; one that
+    stands there is replaced."""
     path = Path(out).expanduser()
     try:
         check_above(path.parent)
         if not path.parent.is_dir():
-            raise UserError(f"--out {path}: the folder {path.parent} does not exist. Make it, or give another place.")
+            raise UserError(
+                f"{option} {path}: the folder {path.parent} does not exist. Make it, or give another place."
+            )
         if path.is_dir():
-            raise UserError(f"--out {path}: that is a folder. Give a file in it, e.g. {path / 'result'}.")
+            raise UserError(f"{option} {path}: that is a folder. Give a file in it, e.g. {path / 'result'}.")
         try_file(path)
     except OSError as error:
-        raise UserError(f"--out {path}: cannot be written ({error.strerror}). Give another place.") from None
+        raise UserError(f"{option} {path}: cannot be written ({error.strerror}). Give another place.") from None
     return path
 
 

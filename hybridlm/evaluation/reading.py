@@ -56,22 +56,18 @@ def read_book(
     no such checkpoint, text or state, a state of another model or tokenizer, a place that cannot be written to.
     """
     out = Path(out).expanduser()
-    _check_place(out)
+    check_place(out)
     text = read_file(book)
     model, tokenizer = load_checkpoint(checkpoint, dtype=dtype, device=device)
-    _check_kind(model)
+    check_kind(model)
     before = None if after is None else load_state(model, tokenizer, after)
     if before is not None and before.attention_mask is not None and not bool(before.attention_mask.all()):
         raise UserError(f"state file {after}: its text is padded, and cannot be read on. Read the text again, alone.")
     start = time.perf_counter()
     talk, tokens = read_text(model, tokenizer, text, after=before, progress=progress)
     seconds = time.perf_counter() - start
-    talk.notes = {"text": Path(book).name, "tokenizer": tokenizer_fingerprint(tokenizer)}
-    try:
-        model.save_cache(talk.cache, out, pending_ids=talk.pending_ids, notes=talk.notes)  # pyright: ignore[reportCallIssue]
-    except OSError as error:
-        reason = f"{out}: cannot be written ({error.strerror})." if error.strerror else error
-        raise UserError(f"state file {reason} Give another --out.") from None
+    talk.notes = {"text": Path(book).name}
+    save_state(model, tokenizer, talk, out)
     return {
         "characters": len(text),
         "tokens": tokens,
@@ -158,7 +154,7 @@ def load_state(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path:
     Raises UserError: no such file, damaged, of another model or tokenizer, of several rows, not of hybridlm.
     """
     path = Path(path).expanduser()
-    _check_kind(model)
+    check_kind(model)
     if path.is_dir():
         raise UserError(f"state file {path}: that is a folder. Give a file that `hybridlm read --out` wrote.")
     try:
@@ -174,6 +170,23 @@ def load_state(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path:
     if talk.rows != 1:
         raise UserError(f"state file {path}: it holds {talk.rows} rows, of a batch. Give the state of a single text.")
     return talk
+
+
+def save_state(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    talk: Conversation,
+    path: Path,
+    option: str = "another --out",
+) -> None:
+    """Writes a state that `load_state` reads; an older file there is replaced. Raises UserError where it cannot."""
+    talk.notes["tokenizer"] = tokenizer_fingerprint(tokenizer)
+    rest = {"pending_ids": talk.pending_ids, "attention_mask": talk.attention_mask, "notes": talk.notes}
+    try:
+        model.save_cache(talk.cache, path, **rest)  # pyright: ignore[reportCallIssue]
+    except OSError as error:
+        reason = f"{path}: cannot be written ({error.strerror})." if error.strerror else error
+        raise UserError(f"state file {reason} Give {option}.") from None
 
 
 def new_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
@@ -248,7 +261,7 @@ def _cut(text: str, near: int) -> int:
     return len(text)
 
 
-def _check_kind(model: PreTrainedModel) -> None:
+def check_kind(model: PreTrainedModel) -> None:
     if model.config.model_type != "hybridlm":
         raise UserError(
             f"the checkpoint's model_type is {model.config.model_type!r}: states are read and saved for checkpoints of "
@@ -256,11 +269,11 @@ def _check_kind(model: PreTrainedModel) -> None:
         )
 
 
-def _check_place(out: Path) -> None:
+def check_place(out: Path, option: str = "--out") -> None:
     """Before an hour of reading: can the state be written there, and would it replace a state only?"""
-    check_out(out)
+    check_out(out, option)
     if out.exists():
         try:
             read_header(out)
         except ValueError:
-            raise UserError(f"--out {out}: a file that is no state stands there. Give another name.") from None
+            raise UserError(f"{option} {out}: a file that is no state stands there. Give another name.") from None

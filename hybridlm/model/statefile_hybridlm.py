@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, StaticCache
 from transformers.cache_utils import Cache
 
@@ -151,21 +151,26 @@ def _check_version(path: Path, said: str) -> None:
 def fingerprint(model: PreTrainedModel) -> dict[str, Any]:
     """What decides whether a state means the same to two models, as plain values.
 
-    `weights` is a hash over at most 2 * SAMPLE evenly spaced elements of every weight below the head; quantized,
-    sharded or offloaded weights count with name, shape and dtype only.
+    `weights` is the hash of all weights below the head.
     """
     config = model.config
     fields = set(type(config).__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__) - _NO_PART_OF_A_STATE
     facts = {name: getattr(config, name) for name in sorted(fields | {"vocab_size", "hidden_size"})}
     facts |= {"state_size": config.recurrence_size, "intermediate_size": config.mlp_size}
     facts |= {"dtype": str(model.dtype).removeprefix("torch."), "epsilon": model.epsilon}
+    return json.loads(json.dumps(facts | {"weights": weights_hash(model.base_model)}))
+
+
+def weights_hash(part: nn.Module) -> str:
+    """A hash over at most 2 * SAMPLE evenly spaced elements of every weight; quantized, sharded or offloaded weights
+    count with name, shape and dtype only."""
     seen = hashlib.sha256()
-    for name, weight in sorted(model.base_model.state_dict().items()):
+    for name, weight in sorted(part.state_dict().items()):
         seen.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
         if type(weight) is Tensor and weight.device.type != "meta":
             some = weight.reshape(-1)[:: max(1, weight.numel() // SAMPLE)]
             seen.update(_bytes(some.cpu()))
-    return json.loads(json.dumps(facts | {"weights": seen.hexdigest()[:16]}))
+    return seen.hexdigest()[:16]
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

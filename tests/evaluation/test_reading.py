@@ -212,7 +212,7 @@ def test_places_that_cannot_be_written_to(checkpoint, book, tmp_path):
 
 
 def test_a_place_that_becomes_unwritable_while_reading(checkpoint, book, tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "_check_place", lambda _: None)
+    monkeypatch.setattr(reading, "check_place", lambda _: None)
     with pytest.raises(UserError) as refused:
         read_book(checkpoint, book, "/proc/x.state")
     said = str(refused.value)

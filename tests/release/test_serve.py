@@ -1,0 +1,34 @@
+"""transformers' server loads a checkpoint of hybridlm once it was told of the class, and not before."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.cli.serving import model_manager
+
+from hybridlm.errors import UserError
+from hybridlm.release import serve as serving
+
+
+@pytest.fixture
+def manager(checkpoint):
+    """manager() -> what `transformers serve CHECKPOINT --device cpu` loads its model with."""
+    yield lambda: model_manager.ModelManager(device="cpu", force_model=str(checkpoint))
+    vars(model_manager.transformers).pop("HybridLMForCausalLM", None)
+
+
+def test_the_server_finds_the_class(manager, checkpoint):
+    with pytest.raises(AttributeError, match="HybridLMForCausalLM"):
+        manager()  # where this loads, `be_found` is no longer needed
+    serving.be_found()
+    (loaded,) = manager().loaded_models.values()
+    ids, own = torch.tensor([[0, 5, 7]]), AutoModelForCausalLM.from_pretrained(checkpoint)
+    with torch.no_grad():
+        assert torch.equal(loaded.model(ids).logits, own(ids).logits)
+
+
+def test_what_the_server_needs_and_cannot_do(monkeypatch):
+    monkeypatch.setattr(serving, "is_serve_available", lambda: False)
+    with pytest.raises(UserError, match=r"needs fastapi, uvicorn and openai: pip install .*\[serve\]"):
+        serving.serve(["model"])
+    with pytest.raises(UserError, match="would fail every request"):
+        serving.serve(["model", "--continuous-batching"])
