@@ -33,6 +33,20 @@ def replace_pieces(path: Path, pieces: Iterable[bytes]) -> None:
     _fsync_folder(path.parent)
 
 
+def append_line(path: Path, line: str) -> None:
+    """Puts a line at the end of a text file, and on the disk. Behind half a line, of a writer that was killed, it begins
+    a new one."""
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            torn = file.read(1) != b"\n"
+        else:
+            torn = False
+        file.write(b"\n" * torn + line.encode("utf-8") + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def folder_aside(target: Path) -> Path:
     """Makes an empty folder beside `target`, where what belongs into it is written first."""
     check_above(target.parent)

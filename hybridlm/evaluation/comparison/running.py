@@ -30,7 +30,7 @@ from hybridlm.evaluation.comparison.jobs import Job, Record, due
 from hybridlm.evaluation.comparison.study import Study
 from hybridlm.evaluation.info import describe
 from hybridlm.evaluation.run_record import read_runs
-from hybridlm.files import try_folder
+from hybridlm.files import append_line, try_folder
 from hybridlm.training.result import result_of
 from hybridlm.training.session import cpu_threads
 from hybridlm.training.signals import exit_on_sigterm
@@ -73,11 +73,7 @@ class Store:
         return found
 
     def add(self, record: Record) -> None:
-        torn = self.path.exists() and self.path.read_bytes()[-1:] not in (b"", b"\n")
-        with self.path.open("ab") as file:
-            file.write(b"\n" * torn + json.dumps(record, allow_nan=False).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.path, json.dumps(record, allow_nan=False))
 
 
 class _Run:

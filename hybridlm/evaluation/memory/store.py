@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridlm.errors import UserError
-from hybridlm.files import try_folder
+from hybridlm.files import append_line, try_folder
 
 _PARTS = {"task", "form", "mixer", "seed", "changed", "settings", "tests", "steps", "rows", "loss"}
 Key = tuple[str, str, str, int, str]
@@ -63,18 +63,9 @@ class Store:
         """Appends a record to its task's file. Raises UserError where that cannot be written."""
         path = self.folder / f"{record['task']}.jsonl"
         try:
-            with path.open("a+b") as file:
-                if file.tell() and not _ends_with_newline(path):
-                    file.write(b"\n")
-                file.write((json.dumps(record, allow_nan=False) + "\n").encode())
+            append_line(path, json.dumps(record, allow_nan=False))
         except OSError as error:
             raise UserError(f"{path}: cannot be written any more ({error.strerror}).") from None
-
-
-def _ends_with_newline(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-1, 2)
-        return file.read(1) == b"\n"
 
 
 def _read(path: Path) -> Iterator[dict[str, Any]]:
