@@ -34,7 +34,7 @@ def replace_pieces(path: Path, pieces: Iterable[bytes]) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Puts a line at the end of a text file, and on the disk. Behind half a line, of a writer that was killed, it begins
+    """Puts a line at the end of a text file, and on the disk. Behind half a line, of a killed writer, it begins
     a new one."""
     with path.open("a+b") as file:
         if file.tell():
