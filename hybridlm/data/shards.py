@@ -131,6 +131,7 @@ class TokenShards:
 
     @property
     def tokenizer_path(self) -> Path:
+        """The folder of the tokenizer that the tokens are of."""
         return self.folder / "tokenizer"
 
     @cached_property

@@ -127,6 +127,7 @@ class Corpus:
 
     @property
     def empty(self) -> int:
+        """Documents without text, of all sources, that the last pass left out."""
         return sum(self.empty_by_source)
 
     def __iter__(self) -> Iterator[str]:

@@ -194,6 +194,7 @@ class HybridLMConfig(PreTrainedConfig):
 
     @property
     def num_hidden_layers(self) -> int:
+        """Layers of the stack, as the pattern has them."""
         return len(self.block_types)
 
     @property
@@ -203,6 +204,7 @@ class HybridLMConfig(PreTrainedConfig):
 
     @property
     def head_dim(self) -> int:
+        """Width of an attention head: hidden_size / num_attention_heads."""
         return self.hidden_size // self.num_attention_heads
 
     @property
