@@ -82,11 +82,11 @@ It loads where hybridlm is installed. `hybridlm export` writes it together with 
 """
 
 
-def loading_snippet(auto_class: str, name: str, tokenizer: bool, code: bool = True) -> str:
+def loading_snippet(auto_class: str, name: str, tokenizer: bool, code: bool = True, revision: str | None = None) -> str:
     """Python that loads `name`, a folder or a repository on the Hub, with its own code where hybridlm is not installed;
-    or, without code, where it is."""
+    or, without code, where it is. revision: a branch there."""
     # The tokenizer has no code of its own, but transformers loads the configuration first, and would ask at the prompt.
-    trust = ", trust_remote_code=True" if code else ""
+    trust = (f", revision={quoted(revision)}" if revision else "") + (", trust_remote_code=True" if code else "")
     lines = [f"# pip install torch '{REQUIREMENT}'"] if code else []
     lines.append(f"from transformers import {auto_class}{', AutoTokenizer' if tokenizer else ''}")
     lines += [""] if code else ["", "import hybridlm  # makes the model known to the Auto classes"]
