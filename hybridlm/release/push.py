@@ -25,7 +25,7 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 
 from hybridlm.errors import UserError
-from hybridlm.release.card import PICTURE, full_card, has_own_card, is_own_card
+from hybridlm.release.card import BENCHMARKS, PICTURE, has_own_card, is_full_card, is_own_card
 from hybridlm.release.export import WEIGHTS_AND_CODE, Export, Source, open_source, write_export
 
 _AGAIN = " Nothing is half-committed: run the same command again. Weights that have arrived are not sent twice."
@@ -46,10 +46,10 @@ def push_checkpoint(
     """Uploads what `export_checkpoint` would write to OWNER/NAME on the Hub, which is made where there is none.
 
     Weights and code of an earlier push that the new one no longer has are removed in the same commit. A README that
-    stands in the repository stays, unless the checkpoint has one of its own, or has a card of `hybridlm card` and the
-    one in the repository was not written by a person. private: a new repository is private (else: the owner's
-    default), and one that is there must be. revision: a branch (None: main), made from main where there is none.
-    message: of the commit. token: None takes the one of `hf auth login`, or HF_TOKEN.
+    somebody wrote or changed in the repository stays, unless the checkpoint has one of its own. private: a new
+    repository is private (else: the owner's default), and one that is there must be. revision: a branch (None: main),
+    made from main where there is none. message: of the commit. token: None takes HF_TOKEN, or the one of
+    `hf auth login`.
 
     Raises UserError: what `export_checkpoint` refuses, no token, no right to write, a public repository with `private`,
     the Hub out of reach, no room for the export. Nothing is made on the Hub before the export is whole.
@@ -106,29 +106,24 @@ def _commit(
     """One commit on top of `head`, which nobody may have moved meanwhile."""
     there = [sibling.rfilename for sibling in head.siblings or []]
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    if "README.md" in there and _readme_stays(api, head, source):
-        files = {name: path for name, path in files.items() if name not in ("README.md", PICTURE)}
-    old = [name for name in there if WEIGHTS_AND_CODE.fullmatch(name) and name not in files]
+    old = [name for name in there if WEIGHTS_AND_CODE.fullmatch(name)]
+    if "README.md" in there:
+        readme = Path(api.hf_hub_download(head.id, "README.md", revision=head.sha))
+        text = readme.read_text(encoding="utf-8", errors="replace")
+        if is_own_card(text) and not has_own_card(source.folder):
+            files = {name: path for name, path in files.items() if name not in ("README.md", PICTURE)}
+        if is_full_card(text):  # what lies beside it is of the weights that go
+            old += [name for name in (PICTURE, BENCHMARKS) if name in there]
     return api.create_commit(
         head.id,
         [
-            *(CommitOperationDelete(name, is_folder=False) for name in old),
+            *(CommitOperationDelete(name, is_folder=False) for name in old if name not in files),
             *(CommitOperationAdd(name, path) for name, path in files.items()),
         ],
         commit_message=message,
         revision=revision,
         parent_commit=head.sha,
     )
-
-
-def _readme_stays(api: HfApi, head: ModelInfo, source: Source) -> bool:
-    """Whether the one in the repository does."""
-    if has_own_card(source.folder):
-        return False
-    if full_card(source.folder) is None:
-        return True
-    path = api.hf_hub_download(head.id, "README.md", revision=head.sha)
-    return is_own_card(Path(path).read_text(encoding="utf-8", errors="replace"))
 
 
 def _check_name(repo_id: str) -> None:

@@ -84,7 +84,7 @@ class HubServer:
     def __enter__(self):
         for server in self.servers:
             server.broken = self.broken
-            threading.Thread(target=server.serve_forever, daemon=True).start()
+            threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
     def __exit__(self, *_):

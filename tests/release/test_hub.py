@@ -217,22 +217,22 @@ def test_a_commit_of_somebody_else_meanwhile(hub, client, model):
     assert json.loads(repo.read("config.json"))["model_type"] == "hybridlm"
 
 
-def test_ctrl_c_in_the_middle(hub, client, other):
+def test_ctrl_c_in_the_middle_of_an_upload(hub, client, model):
     begun, go_on = threading.Event(), threading.Event()
 
     def hold():
         begun.set()
         go_on.wait(60)
 
-    hub.fail("preupload", hold, times=1)
-    client.begin("push", other, "owner/name")
+    hub.fail("object", hold, times=1)
+    client.begin("push", model, "owner/name")
     assert begun.wait(60)
     client.press_ctrl_c()
     done = client.finish()
     go_on.set()
     assert (done.code, done.err) == (130, "hybridlm push: stopped by Ctrl-C.\n")
     assert len(hub.repositories["owner/name"].commits) == 1
-    assert client.command("push", other, "owner/name").code == 0
+    assert client.command("push", model, "owner/name").code == 0
 
 
 def refused(hub, client, *argv, **options):
