@@ -130,11 +130,11 @@ class CarriesCode(PushToHubMixin):
         there = _readme(repo_id, token)
         if auto_class is not None and (there is None or sealed_by(there) is not None):
             file = Path(working_dir) / "README.md"
-            tags = ModelCard.load(file, ignore_metadata_errors=True).data.tags or ()
+            form: Any = ModelCard.load(file, ignore_metadata_errors=True)
             text = card(
                 repo_id,
                 auto_class=auto_class,
-                tags=tags,
+                tags=form.data.tags or (),
                 architecture=name,
                 pattern=self.config.pattern,
                 parameters=self.num_parameters(),

@@ -64,12 +64,11 @@ def push_checkpoint(
         folder = Path(temporary)
         log(f"Exporting {source.name} ({source.architecture})")
         export = replace(_export_aside(source, folder, repo_id), revision=revision)
+        log(f"Uploading {_megabytes(folder)} to {repo_id}")
+        message = message or f"Upload {export.architecture} with its code"
         with _explained(repo_id, _AGAIN):
             head = _open_branch(api, repo_id, private, revision)
-            log(f"Uploading {_megabytes(folder)} to {repo_id}")
-            commit = _commit(
-                api, head, source, folder, revision, message or f"Upload {export.architecture} with its code"
-            )
+            commit = _commit(api, head, source, folder, revision, message)
     log(f"{'Nothing has changed since' if commit.oid == head.sha else 'Committed:'} {commit.commit_url}")
     return export
 
@@ -193,7 +192,7 @@ def _advice_to_answer(error: HfHubHTTPError, again: str) -> str:
         return f"the token may not write there ({answer}). Give a name of your own, or a token with the right to write."
     if status == 412:
         return f"somebody else has committed to it meanwhile ({answer}).{again}"
-    return f"the Hub answered {answer}.{again if status in _PASSING else ''}"
+    return f"the Hub answered {answer}.{(again or ' Try again later.') if status in _PASSING else ''}"
 
 
 def _first_line(error: Exception) -> str:
