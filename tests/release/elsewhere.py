@@ -135,6 +135,7 @@ def check_repositories(file):
         model = AutoModelForCausalLM.from_pretrained(name, revision=revision, trust_remote_code=True).eval()
         assert torch.equal(model(want["ids"]).logits, logits)
         print(name, revision)
+    model.push_to_hub(want["pushed"], token=want["token"])
 
 
 @torch.no_grad()

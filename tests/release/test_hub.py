@@ -130,7 +130,7 @@ def test_a_branch_of_its_own(hub, client, model, other):
 
 @torch.no_grad()
 def test_it_loads_where_hybridlm_is_not_installed(hub, client, model, other, tmp_path):
-    """Both commits and both ways, to the last bit; a private one with a token alone."""
+    """Both commits and both ways, to the last bit; a private one with a token alone. And is pushed again from there."""
     assert client.command("push", model, "owner/name", "--private").code == 0
     first = hub.repositories["owner/name"].sha()
     assert client.command("push", other, "owner/name", "--private").code == 0
@@ -140,7 +140,8 @@ def test_it_loads_where_hybridlm_is_not_installed(hub, client, model, other, tmp
         old, new = (AutoModelForCausalLM.from_pretrained(folder)(ids).logits for folder in (model, other))
     assert not torch.equal(old, new)
     wanted = [("owner/name", "main", new), ("owner/name", first, old), ("owner/by-hand", "main", old)]
-    torch.save({"ids": ids, "repositories": wanted}, tmp_path / "want.pt")
+    pushed = {"pushed": "owner/again", "token": "hf_owner"}
+    torch.save({"ids": ids, "repositories": wanted} | pushed, tmp_path / "want.pt")
 
     python = python_without_hybridlm(tmp_path / "environment")
     environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_reader"}
@@ -157,6 +158,10 @@ def test_it_loads_where_hybridlm_is_not_installed(hub, client, model, other, tmp
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [f"{name} {revision}" for name, revision, _ in wanted]
+    repo = hub.repositories["owner/again"]
+    assert CODE | {"config.json", "model.safetensors"} < set(repo.files())
+    assert repo.read("model.safetensors") == weights(model)
+    assert 'from_pretrained("owner/again", trust_remote_code=True)' in repo.read("README.md").decode()
 
 
 def test_a_drop_is_waited_out(hub, client, model):
