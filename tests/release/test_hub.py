@@ -15,8 +15,8 @@ import torch
 from hub_client import HubClient
 from hub_server import DROP, LOSE, HubServer
 from models import make_ids, make_model
-from test_elsewhere import python_without_hybridlm
 from transformers import AutoModelForCausalLM
+from without_hybridlm import python_without_hybridlm
 
 import hybridlm
 from hybridlm import ops
