@@ -78,12 +78,11 @@ class HubServer:
         self.faults: list[Fault] = []
         self.broken: list[BaseException] = []
         self.lock = threading.RLock()
-        self.servers = [_Threads(("127.0.0.1", 0), _handler(self, routes)) for routes in (ROUTES, STORE)]
+        self.servers = [_Threads(self, routes) for routes in (ROUTES, STORE)]
         self.url, self.store_url = (f"http://127.0.0.1:{server.server_port}" for server in self.servers)
 
     def __enter__(self):
         for server in self.servers:
-            server.broken = self.broken
             threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
@@ -222,89 +221,89 @@ class HubServer:
 
 
 class _Threads(ThreadingHTTPServer):
-    broken: list[BaseException]
     daemon_threads = True
     block_on_close = False  # a test may leave a request without an answer
+
+    def __init__(self, hub, routes):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.hub, self.routes = hub, routes
 
     def handle_error(self, *_):
         error = sys.exception()
         if not isinstance(error, ConnectionError):  # clients may leave
-            self.broken.append(error)
+            self.hub.broken.append(error)
 
 
-def _handler(hub, routes):
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
 
-        def log_message(self, *_):
-            pass
+    def log_message(self, *_):
+        pass
 
-        def answer(self):
-            method = {"HEAD": "GET"}.get(self.command, self.command)
-            path = urlsplit(self.path).path  # quoted, for the slashes in names of branches
-            for name, of, pattern in routes:
-                if of == method and (match := re.fullmatch(pattern, path)):
-                    parts = {key: unquote(value) for key, value in match.groupdict().items() if value is not None}
-                    return self.carry_out(name, parts)
-            self.read_body()
-            return self.send(Answer(f"no route {method} {path}".encode(), 404))
+    def answer(self):
+        method = {"HEAD": "GET"}.get(self.command, self.command)
+        path = urlsplit(self.path).path  # quoted, for the slashes in names of branches
+        for name, of, pattern in self.server.routes:
+            if of == method and (match := re.fullmatch(pattern, path)):
+                parts = {key: unquote(value) for key, value in match.groupdict().items() if value is not None}
+                return self.carry_out(name, parts)
+        self.read_body()
+        return self.send(Answer(f"no route {method} {path}".encode(), 404))
 
-        do_GET = do_HEAD = do_POST = do_PUT = answer
+    do_GET = do_HEAD = do_POST = do_PUT = answer
 
-        def carry_out(self, name, parts):
-            how = hub.fault(name)
-            if how == DROP:
-                self.rfile.read(int(self.headers.get("Content-Length") or 0) // 2)
-                return self.hang_up()
-            body = self.read_body()
-            if isinstance(how, int):
-                return self.send(_refused(Refusal(how, "told to fail")))
-            if callable(how):
-                how()
-            try:
-                user, writes = self.user()
-                with hub.lock:
-                    answer = getattr(hub, name)(body=body, user=user, writes=writes, **parts)
-            except Refusal as refusal:
-                answer = _refused(refusal)
-            return self.hang_up() if how == LOSE else self.send(answer)
+    def carry_out(self, name, parts):
+        how = self.server.hub.fault(name)
+        if how == DROP:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0) // 2)
+            return self.hang_up()
+        body = self.read_body()
+        if isinstance(how, int):
+            return self.send(_refused(Refusal(how, "told to fail")))
+        if callable(how):
+            how()
+        try:
+            user, writes = self.user()
+            with self.server.hub.lock:
+                answer = getattr(self.server.hub, name)(body=body, user=user, writes=writes, **parts)
+        except Refusal as refusal:
+            answer = _refused(refusal)
+        return self.hang_up() if how == LOSE else self.send(answer)
 
-        def user(self):
-            said = self.headers.get("Authorization")
-            if routes is STORE:
-                assert said is None, "a token was sent to the store"
-                return None, False
-            if said is None:
-                return None, False
-            if said.removeprefix("Bearer ") not in TOKENS:
-                raise Refusal(401, "Invalid credentials in Authorization header")
-            return TOKENS[said.removeprefix("Bearer ")]
+    def user(self):
+        said = self.headers.get("Authorization")
+        if self.server.routes is STORE:
+            assert said is None, "a token was sent to the store"
+            return None, False
+        if said is None:
+            return None, False
+        if said.removeprefix("Bearer ") not in TOKENS:
+            raise Refusal(401, "Invalid credentials in Authorization header")
+        return TOKENS[said.removeprefix("Bearer ")]
 
-        def read_body(self):
-            if self.headers.get("Transfer-Encoding") != "chunked":
-                return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            chunks = []
-            while size := int(self.rfile.readline(), 16):
-                chunks.append(self.rfile.read(size))
-                self.rfile.readline()
+    def read_body(self):
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        chunks = []
+        while size := int(self.rfile.readline(), 16):
+            chunks.append(self.rfile.read(size))
             self.rfile.readline()
-            return b"".join(chunks)
+        self.rfile.readline()
+        return b"".join(chunks)
 
-        def hang_up(self):
-            self.close_connection = True
-            self.connection.shutdown(socket.SHUT_RDWR)
+    def hang_up(self):
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
 
-        def send(self, answer):
-            if not isinstance(answer, Answer):
-                answer = Answer(json.dumps(answer).encode(), headers=(("Content-Type", "application/json"),))
-            self.send_response(answer.status)
-            for header in (*answer.headers, ("Content-Length", str(len(answer.body)))):
-                self.send_header(*header)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(answer.body)
-
-    return Handler
+    def send(self, answer):
+        if not isinstance(answer, Answer):
+            answer = Answer(json.dumps(answer).encode(), headers=(("Content-Type", "application/json"),))
+        self.send_response(answer.status)
+        for header in (*answer.headers, ("Content-Length", str(len(answer.body)))):
+            self.send_header(*header)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(answer.body)
 
 
 def _refused(refusal):
