@@ -39,6 +39,7 @@ COMMANDS: dict[str, tuple[Command, Callable[[argparse.ArgumentParser], None]]] =
     "report": (measure.report, measure.report_options),
     "card": (move.card, move.card_options),
     "export": (move.export, move.export_options),
+    "push": (move.push, move.push_options),
     "convert": (move.convert, move.convert_options),
 }
 """Name -> what runs it, and what adds its options."""

@@ -1,11 +1,14 @@
-"""`card`, `export` and `convert`: a checkpoint is described and leaves the package, another one comes in."""
+"""`card`, `export`, `push` and `convert`: a checkpoint is described and leaves the package, another one comes in."""
 
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from hybridlm.commands.shared import CHECKPOINT
-from hybridlm.errors import UserError
+
+if TYPE_CHECKING:
+    from hybridlm.release.export import Export
 
 
 def card(options: argparse.Namespace) -> None:
@@ -56,44 +59,60 @@ def card_options(command: argparse.ArgumentParser) -> None:
 def export(options: argparse.Namespace) -> None:
     """write a checkpoint that loads without hybridlm
 
-    Writes a folder, or a repository on the Hugging Face Hub, with weights, tokenizer and the code of the model. It
-    loads where only torch and the same minor release of transformers are installed, with trust_remote_code=True.
-    Fine-tuned heads (classification, question answering) are exported as they are.
+    Writes a folder with weights, tokenizer and the code of the model. It loads where only torch and the same minor
+    release of transformers are installed, with trust_remote_code=True. Fine-tuned heads (classification, question
+    answering) are exported as they are. `hybridlm push` uploads the same to the Hugging Face Hub.
 
     examples:
       hybridlm export runs/demo/run/final my-model
       hybridlm export runs/demo/run/final my-model --overwrite
-      hybridlm export runs/demo/run/final --push my-account/my-model --private
     """
     from hybridlm.release.export import export_checkpoint
-    from hybridlm.release.push import push_checkpoint
 
-    _check_export(options)
-    if options.push is None:
-        export = export_checkpoint(options.checkpoint, options.out, overwrite=options.overwrite)
-    else:
-        export = push_checkpoint(options.checkpoint, options.push, private=options.private or None)
-    print(f"Done: {export.parameters:,} parameters{', tokenizer' * export.tokenizer}, code.")
-    print("Load it with (other releases of transformers are refused):\n")
-    print(export.snippet())
-
-
-def _check_export(options: argparse.Namespace) -> None:
-    if (options.out is None) == (options.push is None):
-        raise UserError("give either OUT, the folder to write, or --push OWNER/NAME, a repository on the Hub.")
-    if options.private and options.push is None:
-        raise UserError("--private: only a repository on the Hub can be private; leave it out, or give --push.")
-    if options.overwrite and options.push is not None:
-        raise UserError("--overwrite: it replaces a folder; --push adds a commit to what is there. Leave it out.")
+    _print_export(export_checkpoint(options.checkpoint, options.out, overwrite=options.overwrite))
 
 
 def export_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT)
-    add("out", nargs="?", metavar="OUT", help="the folder to write")
+    add("out", metavar="OUT", help="the folder to write")
     add("--overwrite", action="store_true", help="replace an earlier export in OUT; a README of your own stays")
-    add("--push", metavar="OWNER/NAME", help="upload to this repository on the Hugging Face Hub instead")
-    add("--private", action="store_true", help="make a new repository private")
+
+
+def push(options: argparse.Namespace) -> None:
+    """upload a checkpoint to the Hugging Face Hub
+
+    Uploads what `hybridlm export` writes, weights, tokenizer, code and card, as one commit to a repository, which is
+    made where there is none. The card is that of `hybridlm card` if the checkpoint has it, else a small one; a README
+    that somebody wrote, here or there, stays. Weights of an earlier push are removed in the same commit.
+
+    Log in with `hf auth login` first, or set HF_TOKEN, with a token that may write. What breaks off, also by Ctrl-C,
+    leaves the repository as it was: the same command goes on, and weights that have arrived are not sent again.
+
+    examples:
+      hybridlm push runs/demo/run/final my-account/my-model
+      hybridlm push runs/demo/run/final my-account/my-model --private --message "Twice the context"
+      hybridlm push runs/demo/run/checkpoints/step-1000 my-account/my-model --revision step-1000
+    """
+    from hybridlm.release.push import push_checkpoint
+
+    said = {"private": options.private, "revision": options.revision, "message": options.message}
+    _print_export(push_checkpoint(options.checkpoint, options.repository, **said))
+
+
+def push_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT)
+    add("repository", metavar="OWNER/NAME", help="the repository on the Hub; a new one is made")
+    add("--private", action="store_true", help="make a new repository private; refuse one that is public")
+    add("--revision", metavar="BRANCH", help="commit to this branch, made from main if it is new (default: main)")
+    add("--message", metavar="TEXT", help="of the commit (default: Upload CLASS with its code)")
+
+
+def _print_export(export: Export) -> None:
+    print(f"Done: {export.parameters:,} parameters{', tokenizer' * export.tokenizer}, code.")
+    print("Load it with (other releases of transformers are refused):\n")
+    print(export.snippet())
 
 
 def convert(options: argparse.Namespace) -> None:

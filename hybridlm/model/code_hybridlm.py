@@ -12,13 +12,15 @@ US 63/897,109.
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from transformers.dynamic_module_utils import get_relative_import_files
-from transformers.utils.hub import PushToHubMixin
+from transformers.utils.hub import PushToHubMixin, hf_api
 
 if TYPE_CHECKING:
     # Never run, but read: transformers copies a file together with what its text imports. Through this line, and the
@@ -89,6 +91,7 @@ class CarriesCode(PushToHubMixin):
     """The part of a model that saves it: uploads to the Hub take the code along, folders where they are asked to."""
 
     config: Any
+    num_parameters: Callable[[], int]
 
     def carry_code(self, carry: bool = True) -> None:
         """Whether `save_pretrained` puts the code beside the weights, so that the folder loads with torch and
@@ -110,6 +113,41 @@ class CarriesCode(PushToHubMixin):
             super().save_pretrained(save_directory, is_main_process, state_dict, push_to_hub, *args, **kwargs)
 
     def push_to_hub(self, *args, **kwargs) -> str:
-        """As in transformers, and the code goes along: the repository loads with torch and transformers alone."""
+        """As in transformers, and the code goes along: the repository loads with torch and transformers alone. A README
+        that somebody wrote there stays; else it is a small card.
+
+        Weights of an earlier push that this one does not overwrite stay, too: `hybridlm push` removes them.
+        """
         with _carrying(self.config):
             return super().push_to_hub(*args, **kwargs)
+
+    def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
+        """As in transformers, with a card that says something in place of its form to fill in."""
+        from .card_hybridlm import card, sealed_by
+
+        name, token = type(self).__name__, kwargs.get("token")
+        auto_class = next((auto for auto, ours in AUTO_MAP.items() if ours.endswith(f".{name}")), None)
+        there = _readme(repo_id, token)
+        if auto_class is not None and (there is None or sealed_by(there) is not None):
+            file = Path(working_dir) / "README.md"
+            form: Any = ModelCard.load(file, ignore_metadata_errors=True)
+            text = card(
+                repo_id,
+                auto_class=auto_class,
+                tags=form.data.tags or (),
+                architecture=name,
+                pattern=self.config.pattern,
+                parameters=self.num_parameters(),
+                tokenizer=hf_api().file_exists(repo_id, "tokenizer_config.json", token=token),
+            )
+            file.write_text(text, encoding="utf-8")
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+
+
+def _readme(repo_id: str, token) -> str | None:
+    """The one on the Hub; None where there is none."""
+    try:
+        path = hf_api().hf_hub_download(repo_id, "README.md", token=token)
+    except RemoteEntryNotFoundError:
+        return None
+    return Path(path).read_text(encoding="utf-8", errors="replace")

@@ -70,6 +70,8 @@ class Export:
     pattern: str
     parameters: int
     tokenizer: bool
+    revision: str | None = None
+    """The branch on the Hub; None: main, or a folder."""
 
     @property
     def auto_class(self) -> str:
@@ -77,7 +79,7 @@ class Export:
 
     def snippet(self) -> str:
         """Python that loads it where hybridlm is not installed."""
-        return loading_snippet(self.auto_class, self.location, self.tokenizer)
+        return loading_snippet(self.auto_class, self.location, self.tokenizer, revision=self.revision)
 
 
 @dataclass(frozen=True)

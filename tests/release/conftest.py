@@ -1,7 +1,11 @@
 """Checkpoints to export, small enough for every test."""
 
+import huggingface_hub
 import pytest
 import torch
+import transformers.utils.hub
+from hub_server import HubServer
+from huggingface_hub import constants
 from models import make_model
 
 from hybridlm.data.tokenizer import train_tokenizer
@@ -25,3 +29,21 @@ def checkpoint(tokenizer, tmp_path_factory):
         (folder / name).parent.mkdir()
         (folder / name).write_text("{}")
     return folder
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub, to which huggingface_hub's client and transformers' talk in this process."""
+    with HubServer() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
+        monkeypatch.setenv("HF_TOKEN", "hf_owner")
+        yield hub
+        huggingface_hub.close_session()
+    assert not hub.broken

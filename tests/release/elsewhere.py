@@ -1,7 +1,11 @@
-"""What the child process of test_elsewhere.py does, where hybridlm is not installed: python elsewhere.py FOLDER.
+"""What the child processes of test_elsewhere.py and test_hub.py do, where hybridlm is not installed.
+
+    python elsewhere.py FOLDER     # exports
+    python elsewhere.py want.pt    # repositories of the Hub that HF_ENDPOINT names
 
 FOLDER/NAME/export is an export, FOLDER/NAME/want.pt what its model gave where it was exported, in the same version of
-torch and on the same machine: everything has to be equal to the last bit. Prints one line for each export.
+torch and on the same machine: everything has to be equal to the last bit. Prints one line for each export, or
+repository.
 """
 
 import sys
@@ -116,8 +120,26 @@ def text(folder, want):
         assert "trust_remote_code=True" in refusal(auto, export)
 
 
+def check_exports(folder):
+    checks = {check.__name__: check for check in (language_model, saved_again, fine_tuned, text)}
+    for case in sorted(folder.iterdir()):
+        want = torch.load(case / "want.pt")
+        for name in want["checks"]:
+            checks[name](case, want)
+        print(f"{case.name}: {', '.join(want['checks'])}")
+
+
+def check_repositories(file):
+    want = torch.load(file)
+    for name, revision, logits in want["repositories"]:
+        model = AutoModelForCausalLM.from_pretrained(name, revision=revision, trust_remote_code=True).eval()
+        assert torch.equal(model(want["ids"]).logits, logits)
+        print(name, revision)
+    model.push_to_hub(want["pushed"], token=want["token"])
+
+
 @torch.no_grad()
-def main(folder):
+def main(path):
     try:
         import hybridlm
     except ImportError:
@@ -126,14 +148,9 @@ def main(folder):
         raise AssertionError(f"hybridlm is installed here: {hybridlm.__file__}")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    checks = {check.__name__: check for check in (language_model, saved_again, fine_tuned, text)}
-    for case in sorted(Path(folder).iterdir()):
-        want = torch.load(case / "want.pt")
-        for name in want["checks"]:
-            checks[name](case, want)
-        print(f"{case.name}: {', '.join(want['checks'])}")
+    (check_exports if path.is_dir() else check_repositories)(path)
     assert not any(name.partition(".")[0] == "hybridlm" for name in sys.modules)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(Path(sys.argv[1]))

@@ -6,16 +6,13 @@ One child process for all: its environment is a new one that sees the libraries 
 import os
 import shutil
 import subprocess
-import sysconfig
-import venv
 from pathlib import Path
 
-import pytest
 import torch
 from models import PATTERNS, make_ids, make_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+from without_hybridlm import python_without_hybridlm
 
-import hybridlm
 from hybridlm import (
     HybridLMForQuestionAnswering,
     HybridLMForSequenceClassification,
@@ -91,19 +88,6 @@ def make_text(checkpoint, folder):
     (repository / "refs" / "main").write_text(revision)
     want["repository"] = "owner/name"
     torch.save(want | {"checks": ["text"]}, folder / "want.pt")
-
-
-def python_without_hybridlm(folder):
-    """The interpreter of a new environment. A folder named in a .pth file is searched for packages, but the .pth files
-    in it, through which an editable install of hybridlm is found, are not read."""
-    libraries = {sysconfig.get_path(kind) for kind in ("purelib", "platlib")}
-    if Path(hybridlm.__file__).parents[1] in map(Path, libraries):
-        pytest.skip("hybridlm lies among the libraries here; an editable install (make test) keeps it apart from them")
-    venv.create(folder, with_pip=False, symlinks=True)
-    scheme = {"base": str(folder), "platbase": str(folder)}
-    own = Path(sysconfig.get_path("purelib", "venv", scheme))
-    (own / "libraries.pth").write_text("\n".join(sorted(libraries)) + "\n")
-    return Path(sysconfig.get_path("scripts", "venv", scheme)) / "python"
 
 
 def test_exports_work_where_hybridlm_is_not_installed(checkpoint, tmp_path):

@@ -2,16 +2,13 @@
 
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
-from unittest.mock import create_autospec
 
 import pytest
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import ModelCard
 
 from hybridlm import HybridLMForCausalLM
 from hybridlm.errors import UserError
 from hybridlm.release import card
-from hybridlm.release import push as push_module
 from hybridlm.release.export import export_checkpoint
 from hybridlm.release.model_card.contents import CardOptions
 from hybridlm.release.model_card.write import write_card
@@ -69,9 +66,7 @@ def test_an_export_of_the_export_and_over_it(source):
     assert again == first
     assert not any("stays" in line for line in said)
     twice, _ = export("mine", "other")
-    assert twice == first.replace('"mine"', '"other"').replace("# mine", "# other").replace(
-        card._SEALED.search(first)[1], card._SEALED.search(twice)[1]
-    )
+    assert twice == card.sealed(first.replace('"mine"', '"other"').replace("# mine", "# other"))
     assert Path("other", card.PICTURE).is_file()
     Path("mine", ".eval_results", "theirs.yaml").write_text("")
     with pytest.raises(UserError, match=r"is no export \(.eval_results/theirs.yaml\), and would be lost"):
@@ -98,49 +93,38 @@ def test_without_a_picture_in_the_card_none_travels(source):
     assert not Path("mine", card.PICTURE).exists()
 
 
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A fake repository: `hub.files`, and what was not uploaded in `hub.ignored`."""
-    hub = SimpleNamespace(files={}, ignored=None, api=create_autospec(HfApi, instance=True))
-
-    def upload(*, folder_path, ignore_patterns, **_):
-        hub.ignored = ignore_patterns
-        for path in Path(folder_path).rglob("*"):
-            name = path.relative_to(folder_path).as_posix()
-            if path.is_file() and name not in (ignore_patterns or []):
-                hub.files[name] = path.read_bytes()
-        return SimpleNamespace(commit_url="https://hub/commit/1")
-
-    def download(_, name):
-        (tmp_path / "downloaded").write_bytes(hub.files[name])
-        return str(tmp_path / "downloaded")
-
-    hub.api.list_repo_files.side_effect = lambda *_, **__: sorted(hub.files)
-    hub.api.upload_folder.side_effect = upload
-    hub.api.hf_hub_download.side_effect = download
-    monkeypatch.setattr(push_module, "HfApi", lambda **_: hub.api)
-    return hub
-
-
 def push(source):
     push_checkpoint(source, "owner/great", log=lambda _: None)
 
 
 def test_an_upload_takes_it_along_and_replaces_what_nobody_wrote(source, hub):
     push(source)
-    text = hub.files["README.md"].decode()
+    repo = hub.repositories["owner/great"]
+    text = repo.read("README.md").decode()
     assert 'AutoModelForCausalLM.from_pretrained("owner/great", trust_remote_code=True)' in text
     assert card.is_full_card(text)
-    assert hub.files[card.PICTURE] == b"a picture"
-    assert hub.files[card.BENCHMARKS].decode() == RESULTS
-    write_card(source, options=CardOptions(license="apache-2.0"), log=print)
+    assert repo.read(card.PICTURE) == b"a picture"
+    assert repo.read(card.BENCHMARKS).decode() == RESULTS
+    changed = (source / "README.md").read_text().replace("license: mit", "license: apache-2.0")
+    (source / "README.md").write_text(card.sealed(changed))
     push(source)
-    assert b"license: apache-2.0" in hub.files["README.md"]
-    hub.files["README.md"] += b"Words.\n"
-    before = hub.files["README.md"]
+    assert b"license: apache-2.0" in repo.read("README.md")
+    repo.edit("README.md", repo.read("README.md").decode() + "Words.\n")
+    before = repo.read("README.md")
+    (source / card.PICTURE).write_bytes(b"another picture")
     push(source)
-    assert hub.files["README.md"] == before
-    assert hub.ignored == ["README.md", card.PICTURE]
+    assert repo.read("README.md") == before
+    assert repo.read(card.PICTURE) == b"a picture"
     (source / "README.md").write_text("My model.")
     push(source)
-    assert hub.files["README.md"] == b"My model."
+    assert repo.read("README.md") == b"My model."
+
+
+def test_an_upload_without_one_removes_what_belonged_to_the_last(source, hub):
+    push(source)
+    for name in ("README.md", card.BENCHMARKS):
+        (source / name).unlink()
+    push(source)
+    repo = hub.repositories["owner/great"]
+    assert not {card.PICTURE, card.BENCHMARKS} & set(repo.files())
+    assert card.sealed_by(repo.read("README.md").decode()) == "export"

@@ -1,8 +1,6 @@
-"""Uploads: what reaches the Hub, in how many commits, and what is said where it cannot be reached.
+"""Uploads that reach no Hub, or meet errors that only real ones make; model.push_to_hub. (test_hub.py has the rest.)"""
 
-The Hub is a fake with the signatures of the real client, in front of the network.
-"""
-
+import errno
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,89 +8,25 @@ from unittest.mock import create_autospec
 
 import huggingface_hub
 import pytest
-import transformers.utils.hub as transformers_hub
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from models import make_model
+from transformers import AutoTokenizer
 
 import hybridlm
 from hybridlm.cli import main
 from hybridlm.errors import UserError
 from hybridlm.model.code_hybridlm import AUTO_MAP
 from hybridlm.release import push as push_module
+from hybridlm.release.card import is_own_card
 from hybridlm.release.push import push_checkpoint
 
 CODE = {path.name for path in (Path(hybridlm.__file__).parent / "model").glob("*.py")} - {"__init__.py"}
 WITH_CODE = CODE | {"LICENSE-CODE", "NOTICE-CODE", "config.json", "generation_config.json", "model.safetensors"}
 
 
-class Hub:
-    """What the client was told to do, and the files of the one repository that there is."""
-
-    def __init__(self):
-        self.files = {".gitattributes": b""}
-        self.api = create_autospec(HfApi, instance=True)
-        self.api.list_repo_files.side_effect = lambda *_, **__: sorted(self.files)
-        self.api.upload_folder.side_effect = self.upload
-        self.api.create_repo.side_effect = lambda repo_id, **_: SimpleNamespace(repo_id=repo_id)
-        self.api.create_commit.side_effect = self.commit
-
-    def upload(self, *, folder_path, ignore_patterns, delete_patterns, **_):
-        """As the real one: files that are uploaded are not deleted; patterns without a wildcard are names."""
-        new = {
-            path.relative_to(folder_path).as_posix(): path.read_bytes()
-            for path in Path(folder_path).rglob("*")
-            if path.is_file() and path.name not in (ignore_patterns or [])
-        }
-        kept = {name: content for name, content in self.files.items() if name not in (delete_patterns or [])}
-        self.files = kept | new
-        return SimpleNamespace(commit_url="https://hub/commit/1")
-
-    def commit(self, *, operations, **_):
-        self.files |= {change.path_in_repo: Path(change.path_or_fileobj).read_bytes() for change in operations}
-
-    @property
-    def calls(self):
-        return [call[0] for call in self.api.method_calls]
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    hub = Hub()
-    monkeypatch.setattr(push_module, "HfApi", lambda **_: hub.api)
-    return hub
-
-
 def push(checkpoint, *args, **options):
     return push_checkpoint(checkpoint, *args, log=lambda _: None, **options)
-
-
-def test_one_commit_holds_all_that_is_needed(hub, checkpoint):
-    done = push(checkpoint, "owner/name", private=True)
-    assert hub.calls == ["whoami", "create_repo", "list_repo_files", "upload_folder"]
-    hub.api.create_repo.assert_called_once_with("owner/name", private=True, exist_ok=True)
-    assert set(hub.files) == WITH_CODE | {".gitattributes", "tokenizer.json", "tokenizer_config.json", "README.md"}
-    assert json.loads(hub.files["config.json"])["auto_map"] == AUTO_MAP
-    assert hub.files["model.safetensors"] == (checkpoint / "model.safetensors").read_bytes()
-    assert done.location == "owner/name"
-    for text in (done.snippet(), hub.files["README.md"].decode()):
-        assert 'AutoModelForCausalLM.from_pretrained("owner/name", trust_remote_code=True)' in text
-    assert hub.files["README.md"].decode().splitlines()[8] == "# name"
-
-
-def test_a_second_push_leaves_one_model_and_the_readme(hub, checkpoint, tmp_path):
-    old = {"model-00001-of-00002.safetensors", "model.safetensors.index.json", "cells_old.py", "old_hybridlm.py"}
-    theirs = {"README.md", "figure.png", "train.py", "logs/cells_of_a_table.py"}
-    hub.files |= dict.fromkeys(old | theirs, b"before")
-    push(checkpoint, "owner/name")
-    assert not old & set(hub.files)
-    assert {name for name in theirs if hub.files.get(name) == b"before"} == theirs
-
-    folder = tmp_path / "with a card"
-    make_model("lru").save_pretrained(folder)
-    (folder / "README.md").write_text("My model.")
-    push(folder, "owner/name")
-    assert hub.files["README.md"] == b"My model."
 
 
 def test_what_export_refuses_never_reaches_the_hub(hub, checkpoint, tmp_path):
@@ -100,11 +34,34 @@ def test_what_export_refuses_never_reaches_the_hub(hub, checkpoint, tmp_path):
     (tmp_path / "broken" / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(UserError, match="cannot be loaded"):
         push(tmp_path / "broken", "owner/name")
-    assert hub.calls == ["whoami"]
     for name in ("name", "owner/name/more", "owner/na me", "owner/-name", ""):
         with pytest.raises(UserError, match="must be OWNER/NAME"):
             push(checkpoint, name)
-    assert hub.calls == ["whoami"]
+    assert hub.asked == ["whoami"]
+
+
+def test_old_files_of_the_model_go_and_others_stay(hub, checkpoint):
+    push(checkpoint, "owner/name")
+    repo = hub.repositories["owner/name"]
+    old = {"model-00001-of-00002.safetensors", "model.safetensors.index.json", "cells_old.py", "old_hybridlm.py"}
+    theirs = {"figure.png", "train.py", "logs/cells_of_a_table.py"}
+    for name in old | theirs:
+        repo.edit(name, "before")
+    push(checkpoint, "owner/name")
+    assert not old & set(repo.files())
+    assert theirs < set(repo.files())
+
+
+def test_a_card_that_nobody_touched_tells_of_the_last_model(hub, checkpoint, tmp_path):
+    make_model("lru").save_pretrained(tmp_path / "lru")
+    push(tmp_path / "lru", "owner/name")
+    push(checkpoint, "owner/name")
+    repo = hub.repositories["owner/name"]
+    assert b"layers `rglru bmru`" in repo.read("README.md")
+    words = repo.read("README.md").decode().replace("# name", "# The name")
+    repo.edit("README.md", words)
+    push(tmp_path / "lru", "owner/name")
+    assert repo.read("README.md").decode() == words
 
 
 def answer(status, kind=HfHubHTTPError):
@@ -112,65 +69,94 @@ def answer(status, kind=HfHubHTTPError):
     return kind("the message\nmore", response=SimpleNamespace(status_code=status, headers={}, request=request))
 
 
+def inside(error):
+    """As an upload hands on what it failed of."""
+    outer = RuntimeError("Error while uploading 'model.safetensors' to the Hub.")
+    outer.__cause__ = error
+    return outer
+
+
 @pytest.mark.parametrize(
     ("error", "says"),
     [
         (answer(401), "does not accept the token"),
         (answer(401, RepositoryNotFoundError), "does not accept the token"),
-        (answer(403), "may not write there"),
-        (answer(500), r"answered 500 \(the message\)"),
+        (answer(403), r"may not write there \(403: the message more\)"),
+        (answer(413), r"answered 413: the message more\.$"),
+        (answer(500), r"answered 500: the message more\."),
+        (inside(answer(504)), r"answered 504: the message more\."),
         (HTTPError("no route to host"), r"cannot be reached \(no route to host\)"),
+        (inside(HTTPError("no route to host")), r"cannot be reached \(no route to host\)"),
         (ConnectionError(), r"cannot be reached \(ConnectionError\)"),
         (OfflineModeIsEnabled("offline"), "HF_HUB_OFFLINE is set"),
+        (RuntimeError("the store is out of order"), r"the upload failed \(the store is out of order\)"),
+        (json.JSONDecodeError("Expecting value", "<html>", 0), r"the upload failed \(Expecting value"),
+        (OSError(errno.ENOSPC, "No space left on device"), r"the upload failed \(\[Errno 28\] No space left"),
     ],
 )
-@pytest.mark.parametrize("call", ["whoami", "create_repo", "upload_folder"])
-def test_what_goes_wrong_on_the_way_is_one_message(hub, tmp_path, error, says, call):
-    make_model("lru").save_pretrained(tmp_path / "model")
-    getattr(hub.api, call).side_effect = error
-    with pytest.raises(UserError, match=f"^--push owner/name: .*{says}"):
-        push(tmp_path / "model", "owner/name")
-    assert set(hub.files) == {".gitattributes"}
+@pytest.mark.parametrize("call", ["whoami", "create_repo", "create_commit"])
+def test_what_goes_wrong_on_the_way_is_one_message(monkeypatch, small, error, says, call):
+    api = create_autospec(HfApi, instance=True)
+    api.model_info.return_value = SimpleNamespace(id="owner/name", sha="0" * 40, private=False, siblings=[])
+    getattr(api, call).side_effect = error
+    monkeypatch.setattr(push_module, "HfApi", lambda **_: api)
+    with pytest.raises(UserError, match=f"^owner/name: .*{says}"):
+        push(small, "owner/name")
 
 
-def test_the_real_client_without_a_token_and_offline(checkpoint, monkeypatch, capsys):
-    argv = ["export", str(checkpoint), "--push", "owner/name"]
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small") / "model"
+    make_model("lru", hidden_size=16).save_pretrained(folder)
+    return folder
+
+
+def test_the_real_client_without_a_token_offline_and_without_a_server(small, monkeypatch, capsys):
+    argv = ["push", str(small), "owner/name"]
     monkeypatch.setattr(huggingface_hub.hf_api, "get_token", lambda: None)
     assert main(argv) == 2
-    assert "--push owner/name: no token was found" in capsys.readouterr().err
+    assert "hybridlm push: owner/name: no token was found" in capsys.readouterr().err
     monkeypatch.setattr(huggingface_hub.hf_api, "get_token", lambda: "hf_token")
     assert main(argv) == 2  # tests/conftest.py sets HF_HUB_OFFLINE
     assert "HF_HUB_OFFLINE is set" in capsys.readouterr().err
-
-
-def test_the_command(hub, checkpoint, capsys):
-    assert main(["export", str(checkpoint), "--push", "owner/name"]) == 0
-    hub.api.create_repo.assert_called_once_with("owner/name", private=None, exist_ok=True)
-    out = capsys.readouterr().out
-    assert "Committed: https://hub/commit/1" in out
-    assert 'from_pretrained("owner/name", trust_remote_code=True)' in out
-
-
-@pytest.fixture
-def transformers_to(hub, monkeypatch):
-    """transformers' own uploads go to the fake."""
-    monkeypatch.setattr(transformers_hub, "hf_api", lambda: hub.api)
-    monkeypatch.setattr("transformers.modeling_utils.hf_api", lambda: hub.api)
-    monkeypatch.setattr(transformers_hub, "create_and_tag_model_card", lambda *_, **__: ModelCard("A card."))
-    return hub
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    assert main(argv) == 2
+    assert "owner/name: the Hub cannot be reached ([Errno 111] Connection refused). Try" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("way", ["push_to_hub", "save_pretrained"])
-def test_models_push_their_code_and_are_left_as_they_were(transformers_to, tmp_path, way):
-    hub, model = transformers_to, make_model("lru")
+def test_models_push_their_code_and_are_left_as_they_were(hub, tmp_path, way):
+    model = make_model("lru")
     if way == "push_to_hub":
         model.push_to_hub("owner/name", private=True)
     else:
         model.save_pretrained(tmp_path / "pushed", push_to_hub=True, repo_id="owner/name")
-    assert WITH_CODE <= set(hub.files) <= WITH_CODE | {".gitattributes", "README.md"}
-    assert json.loads(hub.files["config.json"])["auto_map"] == AUTO_MAP
-    assert len(hub.api.create_commit.mock_calls) == 1
+    repo = hub.repositories["owner/name"]
+    assert set(repo.files()) == WITH_CODE | {".gitattributes", "README.md"}
+    assert json.loads(repo.read("config.json"))["auto_map"] == AUTO_MAP
+    assert len(repo.commits) == 2
+    assert repo.private == (way == "push_to_hub")
 
     model.save_pretrained(tmp_path / "plain")
     assert not list((tmp_path / "plain").glob("*.py"))
     assert "auto_map" not in (tmp_path / "plain" / "config.json").read_text()
+
+
+def test_models_push_a_card_and_leave_what_somebody_wrote(hub, checkpoint):
+    AutoTokenizer.from_pretrained(checkpoint).push_to_hub("owner/name")
+    repo = hub.repositories["owner/name"]
+    repo.edit("README.md", "---\nlicense: mit\n---\n\nMy words.\n")
+    make_model("lru").push_to_hub("owner/name")
+    assert repo.read("README.md") == b"---\nlicense: mit\n---\n\nMy words.\n"
+
+    del repo.files()["README.md"]
+    make_model("lru").push_to_hub("owner/name", tags=["made-by-hand"])
+    text = repo.read("README.md").decode()
+    assert "- hybridlm\n- made-by-hand\n---" in text
+    assert "layers `lru`" in text
+    assert 'AutoTokenizer.from_pretrained("owner/name", trust_remote_code=True)' in text
+    assert not is_own_card(text)
+    make_model("rglru bmru").push_to_hub("owner/name", revision="other")
+    assert b"layers `rglru bmru`" in repo.read("README.md", "other")
+    assert repo.read("README.md").decode() == text

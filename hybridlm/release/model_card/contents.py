@@ -109,7 +109,7 @@ class Contents:
         lines = evaluation.evaluation_commands(self.measured)
         notice = self.options.license
         return {
-            "mark": card.unsealed_mark(),
+            "seal": card.open_seal("card"),
             "opening": card.OPENING,
             "closing": card.CLOSING,
             "top": self._top(),
