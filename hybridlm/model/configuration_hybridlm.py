@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from functools import wraps
 from typing import Any
 
+import torch
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import GenerationConfig, PreTrainedConfig
@@ -153,12 +154,35 @@ class HybridLMConfig(PreTrainedConfig):
             raise ValueError(_unknown_message(type(self), unknown))
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
-        super().__post_init__(**kwargs)
+        self._check_base()
+        try:
+            super().__post_init__(**kwargs)
+        except (AttributeError, KeyError, OverflowError, TypeError) as error:
+            said = ", ".join(f"{name}={value!r:.100}" for name, value in kwargs.items()) or "a field"
+            raise ValueError(f"HybridLMConfig: transformers cannot use {said} ({error}).") from None
+
+    def _check_base(self):
+        """Fields of every configuration of which transformers makes something before it looks at them."""
+        dtype, labels = self.dtype, self.id2label
+        if isinstance(dtype, str) and not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise ValueError(f"HybridLMConfig: dtype={dtype!r}: must be the name of a torch dtype, as float32.")
+        if labels is not None and not (isinstance(labels, dict) and all(_whole(key) for key in labels)):
+            raise ValueError(f"HybridLMConfig: id2label={labels!r:.200}: must be labels by their whole numbers.")
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """As in transformers, but a ValueError where config.json is no JSON object."""
+        try:
+            return super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        except (AttributeError, KeyError, RecursionError, TypeError) as error:
+            raise ValueError(f"{pretrained_model_name_or_path}: its config.json is no JSON object ({error}).") from None
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         """As in transformers, but fields written by a newer hybridlm are named in a warning and left out, and other
         unknown ones refused."""
+        if not isinstance(config_dict, dict):
+            raise ValueError(f"HybridLMConfig: config.json holds {type(config_dict).__name__}, not fields by name.")
         fields = dict(config_dict)
         unknown = sorted(set(fields) - _known_keywords(cls) - set(cls.__dataclass_fields__))
         version = fields.get("format_version", FORMAT_VERSION)
@@ -348,6 +372,10 @@ class HybridLMConfig(PreTrainedConfig):
 
 def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _whole(key: Any) -> bool:
+    return isinstance(key, int) or (isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) < 10)
 
 
 def _known_keywords(cls) -> set[str]:
