@@ -17,7 +17,7 @@ from functools import lru_cache
 MAX_LAYERS = 4096
 MAX_DEPTH = 32
 _LONG = 400
-_TOKEN = re.compile(r"\s*([A-Za-z_][A-Za-z_0-9]*|\d+|[()*+])")
+_TOKEN = re.compile(r"\s*([A-Za-z_][A-Za-z_0-9]*|[0-9]+|[()*+])")
 
 
 def parse(pattern: str, mixers: Collection[str], standalone: Collection[str] = ()) -> tuple[str, ...]:
@@ -100,12 +100,13 @@ class _Parser:
     def count(self) -> int:
         self.next += 1
         word = self.peek()
-        if word is None or not word.isdigit() or not word.strip("0"):
+        digits = word.lstrip("0") if word is not None and word.isdigit() else ""
+        if not digits:
             raise self.error("'*' needs a whole number of at least 1 behind it")
-        if len(word.lstrip("0")) > len(str(MAX_LAYERS)):  # Python reads no number of some thousand digits
+        if len(digits) > len(str(MAX_LAYERS)):  # Python reads no number of some thousand digits
             raise self.error(f"more than {MAX_LAYERS} layers")
         self.next += 1
-        return int(word)
+        return int(digits)
 
     def layer(self) -> str:
         names = [self.mixer()]
