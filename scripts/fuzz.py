@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "fuzz"))
 
 
 def main() -> int:
-    from fuzzing import TARGETS, fuzz_all
+    from fuzzing import TARGETS, fuzz_all  # pyright: ignore[reportMissingImports]  # on the path since above
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=10_000, metavar="N", help="altogether (default: %(default)s)")

@@ -154,20 +154,22 @@ class HybridLMConfig(PreTrainedConfig):
             raise ValueError(_unknown_message(type(self), unknown))
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
-        self._check_base()
+        self._check_base(self.dtype if self.dtype is not None else kwargs.get("torch_dtype"))
         try:
             super().__post_init__(**kwargs)
         except (AttributeError, KeyError, OverflowError, TypeError) as error:
             said = ", ".join(f"{name}={value!r:.100}" for name, value in kwargs.items()) or "a field"
             raise ValueError(f"HybridLMConfig: transformers cannot use {said} ({error}).") from None
 
-    def _check_base(self):
+    def _check_base(self, dtype: Any):
         """Fields of every configuration of which transformers makes something before it looks at them."""
-        dtype, labels = self.dtype, self.id2label
-        if isinstance(dtype, str) and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        named, labels, classes = getattr(torch, str(dtype), dtype), self.id2label, self.architectures
+        if named is not None and not isinstance(named, torch.dtype):
             raise ValueError(f"HybridLMConfig: dtype={dtype!r}: must be the name of a torch dtype, as float32.")
         if labels is not None and not (isinstance(labels, dict) and all(_whole(key) for key in labels)):
             raise ValueError(f"HybridLMConfig: id2label={labels!r:.200}: must be labels by their whole numbers.")
+        if classes is not None and not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+            raise ValueError(f"HybridLMConfig: architectures={classes!r:.200}: must be a list of names of classes.")
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):

@@ -142,7 +142,17 @@ def test_overrides_at_loading(tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("id2label", ["a"]), ("id2label", {"a": "b"}), ("id2label", 3), ("dtype", "nn"), ("dtype", "half precision")],
+    [
+        ("id2label", ["a"]),
+        ("id2label", {"a": "b"}),
+        ("id2label", 3),
+        ("dtype", "nn"),
+        ("dtype", "half precision"),
+        ("dtype", [None]),
+        ("dtype", {"": "float32"}),
+        ("architectures", 1.0),
+        ("architectures", [[]]),
+    ],
 )
 def test_fields_of_every_configuration(field, value):
     """transformers makes something of them before anything is checked."""
