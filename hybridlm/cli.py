@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -66,11 +67,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 141
-    except OSError:
+    except OSError as error:
         fault = output_fault()
-        if fault is None:  # something else failed
+        if fault is not None:
+            what = f"stdout cannot be written ({fault}). Send the output elsewhere."
+        elif isinstance(error.filename, str | bytes):  # what no command foresaw of a path, such as a name too long
+            what = f"{os.fsdecode(error.filename)[:200]}: {error.strerror}. Put that right, or give another path."
+        else:  # something else failed
             raise
-        say(f"{prog}: {other_process()}stdout cannot be written ({fault}). Send the output elsewhere.")
+        say(f"{prog}: {other_process()}{what}")
         return 2
     finally:
         settle()

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Mamba2ForCausalLM
+from transformers import AutoTokenizer, GenerationConfig, Mamba2ForCausalLM
 
 from hybridlm import HybridLMConfig, HybridLMForCausalLM
 from hybridlm.errors import UserError
-from hybridlm.evaluation.loading import locate, quiet_transformers
-from hybridlm.files import try_folder, write_folder
+from hybridlm.evaluation.loading import locate, quiet_transformers, read_config
+from hybridlm.files import expanded, try_folder, write_folder
+from hybridlm.safe_loading import FAULTS, NO_CODE, SAFETENSORS, check_weights
 
 _RENAMED = {
     "backbone.embeddings.weight": "model.embed_tokens.weight",
@@ -68,7 +68,7 @@ def from_mamba2(source: Mamba2ForCausalLM | str | Path) -> HybridLMForCausalLM:
 
 def convert_mamba2(source: str | Path, out: str | Path) -> Path:
     """Writes the converted checkpoint, with the tokenizer of the source where it has one, as the new folder `out`."""
-    out = Path(out).expanduser()
+    out = expanded(out)
     if out.exists():
         raise UserError(f"out {out}: it exists already. Give a folder that does not, or remove it.")
     try:
@@ -97,18 +97,18 @@ def _unwritable(out: Path, error: OSError) -> UserError:
 
 def _load(source: str | Path) -> Mamba2ForCausalLM:
     path = locate(source)
+    config = read_config(path, f"checkpoint {source}")
+    if config.model_type != "mamba2":
+        raise UserError(
+            f"checkpoint {source}: its model_type is {config.model_type!r}; 'mamba2' in transformers' format is what "
+            "can be converted."
+        )
+    check_weights(path, f"checkpoint {source}")
+    options: Any = {"dtype": "auto", "output_loading_info": True, **SAFETENSORS}
     try:
         with quiet_transformers():
-            config = AutoConfig.from_pretrained(path)
-            if config.model_type != "mamba2":
-                raise UserError(
-                    f"checkpoint {source}: its model_type is {config.model_type!r}; 'mamba2' in transformers' format "
-                    "is what can be converted."
-                )
-            loaded: Any = Mamba2ForCausalLM.from_pretrained(path, dtype="auto", output_loading_info=True)
-    except UserError:
-        raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            loaded: Any = Mamba2ForCausalLM.from_pretrained(path, **options)
+    except FAULTS as error:
         raise UserError(f"checkpoint {source}: cannot be loaded ({' '.join(str(error).split())[:400]}).") from error
     model, notes = loaded
     if notes["missing_keys"]:  # a tied lm_head.weight is none of them
@@ -176,7 +176,7 @@ def _tokenizer(source: str | Path):
     whole vocabulary is special symbols."""
     try:
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(locate(source))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            tokenizer = AutoTokenizer.from_pretrained(locate(source), **NO_CODE)
+    except FAULTS:
         return None
     return tokenizer if set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens) else None

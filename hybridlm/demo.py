@@ -12,6 +12,7 @@ A second call over a finished folder trains nothing and shows everything again.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -51,7 +52,7 @@ def demo(folder: str | Path = "runs/demo", *, overrides: Sequence[str] = ()) -> 
 
     Raises UserError as `prepare` and `pretrain` do, among others where `folder` holds a demo with other settings.
     """
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
     recipe = resources.files("hybridlm.recipes") / "demo.yaml"
     places = {"data.prepare.output": folder / "data", "run.folder": folder, "run.name": "run"}
     with resources.as_file(recipe) as path:

@@ -13,6 +13,11 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems, s
 _ASIDE = re.compile(r"\.(?P<name>.+)\.(?:partial|old)-\d+")
 
 
+def expanded(path: str | Path) -> Path:
+    """A path with `~` and `~user` as a shell has them: where there is no such user, it is a name like any other."""
+    return Path(os.path.expanduser(path))
+
+
 def replace_file(path: Path, text: str) -> None:
     """Writes a text file so that the path holds either the old or the new text, also after a crash."""
     replace_pieces(path, [text.encode("utf-8")])

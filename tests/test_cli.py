@@ -304,3 +304,10 @@ def test_a_pipe_without_a_reader_is_no_error(work, quiet):
 def test_the_other_processes_of_a_launcher_say_which_they_are(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     assert "process 1: " in refused(capsys, "pretrain", "--config", "nowhere.yaml")
+
+
+@pytest.mark.parametrize("argv", ["info {}", "generate model --state {}", "evaluate model --text {}", "report {}"])
+def test_names_that_the_system_refuses(work, capsys, argv):
+    assert "File name too long" in refused(capsys, *argv.format("a" * 300).split())
+    said = refused(capsys, *argv.format("~nobody-of-that-name/x").split())  # not the RuntimeError of `expanduser`
+    assert "~nobody-of-that-name/x" in said

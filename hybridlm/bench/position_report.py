@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from hybridlm.bench import positions
 from hybridlm.bench.positions import LEAST, Options, Subject, tokens_of
 from hybridlm.bench.timing import check_counts, free_memory, total_memory
 from hybridlm.bench.transformer_peer import transformer_like
 from hybridlm.errors import UserError
-from hybridlm.evaluation.loading import locate, quiet_transformers, torch_device, torch_dtype
+from hybridlm.evaluation.loading import locate, quiet_transformers, read_config, torch_device, torch_dtype
 from hybridlm.evaluation.report import write_json
 from hybridlm.machine import machine
 
@@ -127,14 +127,14 @@ def _models(
 ) -> tuple[dict[str, dict[str, Any]], list[Subject]]:
     """Name -> facts of the models, and the models as they are measured."""
     source = locate(checkpoint)
-    config = _config(f"checkpoint {checkpoint}", source)
+    config = read_config(source, f"checkpoint {checkpoint}")
     models = {CHECKPOINT: _facts(f"checkpoint {checkpoint}", config) | {"source": source, "weights": "saved"}}
     subjects = [Subject(CHECKPOINT, source, _most(config))]
     if alone:
         return models, subjects
     if peer is not None:
         other = locate(peer, "--peer")
-        config = _config(f"--peer {peer}", other)
+        config = read_config(other, f"--peer {peer}")
         subjects.append(Subject(PEER, other, _most(config), "--peer"))
         models[PEER] = _facts(f"--peer {peer}", config) | {"source": other, "weights": "saved"}
         return models, subjects
@@ -148,14 +148,6 @@ def _models(
     subjects.append(Subject(BUILT, built))
     models[BUILT] = _facts(BUILT, built) | {"source": None, "weights": "random"}
     return models, subjects
-
-
-def _config(given: str, source: str) -> PreTrainedConfig:
-    try:
-        with quiet_transformers():
-            return AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{given}: its config.json cannot be used ({' '.join(str(error).split())[:400]}).") from error
 
 
 def _facts(given: str, config: PreTrainedConfig) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 
 from hybridlm.bench.plots import draw
 from hybridlm.errors import UserError
-from hybridlm.files import replace_file, try_folder
+from hybridlm.files import expanded, replace_file, try_folder
 from hybridlm.machine import machine
 from hybridlm.ops.dispatch import VARIABLE, check_environment, forced
 
@@ -37,7 +37,7 @@ def default_out(script: str, kind: str, device: str, variant: str, quick: bool) 
 def check_out(out: str | Path) -> Path:
     """A path that a result can be written to, made sure of before anything is measured; nothing is left of the trial.
     Raises UserError."""
-    path = Path(out).expanduser()
+    path = expanded(out)
     if path.suffix != ".json":
         raise UserError(f"out={str(out)!r}: must end in .json; a picture of the same name goes beside it.")
     if path.is_dir():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,7 @@ def _draw(facts: dict[str, Any], path: Path) -> None:
     from hybridlm.evaluation.plots import NoMatplotlibError
 
     try:
-        print(f"Picture: {picture(facts, path.expanduser().with_suffix('.png'))}")
+        print(f"Picture: {picture(facts, Path(os.path.expanduser(path)).with_suffix('.png'))}")
     except NoMatplotlibError as error:
         print(f"No picture: {error}")
 

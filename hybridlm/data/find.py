@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from hybridlm.errors import UserError
+from hybridlm.files import expanded
 
 TEXT = (".txt", ".md", ".text")
 JSON_LINES = (".jsonl", ".ndjson")
@@ -55,7 +56,7 @@ def _reason(error: OSError | ValueError) -> str:
 
 
 def _find(pattern: str) -> list[Path]:
-    path = Path(pattern).expanduser()
+    path = expanded(pattern)
     if path.is_file():
         return [path]
     if path.is_dir():

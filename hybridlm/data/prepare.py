@@ -35,7 +35,7 @@ from hybridlm.data.sources import Corpus, Source, check_paths
 from hybridlm.data.split import ValidationConfig
 from hybridlm.data.tokenizer import LARGEST_VOCABULARY, SMALLEST_VOCABULARY, load_tokenizer
 from hybridlm.errors import OtherSettingsError, UserError
-from hybridlm.files import check_above, locked, remove_dead_writes, replace_file
+from hybridlm.files import check_above, expanded, locked, remove_dead_writes, replace_file
 
 
 @dataclass(config=ConfigDict(extra="forbid", use_attribute_docstrings=True), kw_only=True)
@@ -96,7 +96,7 @@ class PrepareConfig:
 def prepare(config: PrepareConfig, log: Callable[[str], None] = print, *, set_weights: bool = True) -> Path:
     """Makes the data folder and returns its path; one that was made from the same things is kept, and gets the weights
     and licences of `config` with `set_weights`. Raises UserError."""
-    output = Path(config.output).expanduser()
+    output = expanded(config.output)
     _put_right(output)
     check_paths(config.sources)
     corpus = Corpus(config.sources)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,13 @@ from transformers import PreTrainedTokenizerBase
 
 from hybridlm.data.tokenizer import load_tokenizer
 from hybridlm.errors import UserError
+from hybridlm.files import expanded
+from hybridlm.safe_loading import is_inside
 
 FORMAT_VERSION = 2
 """2: shards say how much of them comes from each source, and the manifest has the sources' weights."""
 MANIFEST = "manifest.json"
+_DTYPES = ("uint16", "uint32")
 SPLITS = ("train", "validation")
 
 
@@ -32,14 +36,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         version = manifest["format_version"]
         if version == FORMAT_VERSION:
-            _require(manifest, "fingerprint", "vocab_size", "made_of", "sources", "weights")
-            np.dtype(manifest["dtype"])
-            for split in SPLITS:
-                for shard in manifest["splits"][split]:
-                    _require(shard, "name", "tokens", "documents", "bytes", "sources", "sha256")
-                    if len(shard["sources"]) != len(manifest["weights"]):
-                        raise ValueError(f"{shard['name']} has {len(shard['sources'])} sources")
-    except (ValueError, KeyError, TypeError) as error:
+            _check(manifest)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path}: it is damaged ({type(error).__name__}: {error}). Prepare the folder again with overwrite: true."
         ) from None
@@ -64,10 +62,40 @@ def _with_weights(fingerprint: str, weights: list[float]) -> str:
     return hashlib.sha256(f"{fingerprint} {json.dumps(weights)}".encode()).hexdigest()
 
 
-def _require(entry: dict[str, Any], *keys: str) -> None:
-    missing = [key for key in keys if key not in entry]
+def _check(manifest: dict[str, Any]) -> None:
+    """Raises ValueError, KeyError, TypeError or AttributeError for a manifest that `prepare` cannot have written, such
+    as one that names files outside of its folder."""
+    _require(manifest, fingerprint=str, vocab_size=int, made_of=dict, sources=list, weights=list, dtype=str)
+    _expect(manifest["dtype"] in _DTYPES, f"dtype {manifest['dtype']!r} is none of {', '.join(_DTYPES)}")
+    _expect(all(_is_number(weight) and 0 <= weight < math.inf for weight in manifest["weights"]), "odd weights")
+    for split in SPLITS:
+        for shard in manifest["splits"][split]:
+            _require(shard, name=str, tokens=int, documents=int, bytes=int, sources=list, sha256=dict)
+            _expect(is_inside(shard["name"]), f"{shard['name']!r} is no file of the folder")
+            files = {f"{shard['name']}.{kind}" for kind in ("bin", "docs.npy", "bytes.npy")}
+            _expect(set(shard["sha256"]) == files, f"the checksums are not those of {', '.join(sorted(files))}")
+            found = len(shard["sources"])
+            _expect(found == len(manifest["weights"]), f"{shard['name']} has {found} sources")
+            for counts in (shard, *shard["sources"]):
+                _require(counts, tokens=int, documents=int, bytes=int)
+                _expect(min(counts["tokens"], counts["documents"], counts["bytes"]) >= 0, "a count is negative")
+
+
+def _require(entry: dict[str, Any], **kinds: type) -> None:
+    missing = [key for key in kinds if key not in entry]
     if missing:
         raise KeyError(", ".join(missing))
+    for key, kind in kinds.items():
+        _expect(type(entry[key]) is kind, f"{key} is {entry[key]!r:.80}, no {kind.__name__}")
+
+
+def _expect(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise ValueError(otherwise)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 class TokenShards:
@@ -82,7 +110,7 @@ class TokenShards:
     def __init__(self, folder: str | Path, split: str, weights: list[float] | None = None):
         if split not in SPLITS:
             raise UserError(f"split={split!r}: must be one of {', '.join(SPLITS)}.")
-        self.folder, self.split = Path(folder).expanduser(), split
+        self.folder, self.split = expanded(folder), split
         if not self.folder.is_dir():
             raise UserError(f"data folder {str(folder)!r}: there is no such folder. Make it with `hybridlm prepare`.")
         manifest = read_manifest(self.folder)
@@ -125,7 +153,7 @@ class TokenShards:
             raise UserError(
                 f"{path}: it cannot be read ({error}). Prepare the folder again with overwrite: true."
             ) from None
-        if array.shape != (length,) or (kind == "docs" and array[-1] != shard["tokens"]):
+        if array.dtype != np.int64 or array.shape != (length,) or (kind == "docs" and array[-1] != shard["tokens"]):
             raise UserError(f"{path}: it does not fit the manifest. Prepare the folder again with overwrite: true.")
         return array
 
@@ -154,11 +182,17 @@ class TokenShards:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each document, (n_documents,): int32 where that is enough, else int64. Made anew at each call."""
+        """Tokens of each document, (n_documents,): int32 where that is enough, else int64. Made anew at each call.
+        Raises UserError where one is negative."""
         wide = any(shard["tokens"] >= 2**31 for shard in self._shards)
         lengths = np.empty(self.n_documents, dtype=np.int64 if wide else np.int32)
         for first, edges in zip(self._first, self._offsets, strict=False):
             np.subtract(edges[1:], edges[:-1], out=lengths[first : first + len(edges) - 1])
+        if self.n_documents and lengths.min() < 0:
+            raise UserError(
+                f"data folder {str(self.folder)!r}: the index of its documents is damaged, since one ends before it "
+                "begins. Prepare the folder again with overwrite: true."
+            )
         return lengths
 
     def _place(self, i: int) -> tuple[int, int]:
@@ -195,8 +229,14 @@ class TokenShards:
         """Reads every file of the split and compares checksums. Raises UserError that names the damaged file."""
         for shard in self._shards:
             for name, expected in shard["sha256"].items():
-                with (self.folder / name).open("rb") as file:
-                    found = hashlib.file_digest(file, "sha256").hexdigest()
+                try:
+                    with (self.folder / name).open("rb") as file:
+                        found = hashlib.file_digest(file, "sha256").hexdigest()
+                except OSError as error:
+                    raise UserError(
+                        f"{self.folder / name}: it cannot be read ({error.strerror or error}). Prepare the folder "
+                        "again with overwrite: true."
+                    ) from None
                 if found != expected:
                     raise UserError(
                         f"{self.folder / name}: its content does not fit its checksum; the shard is damaged. "

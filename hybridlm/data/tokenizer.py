@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hybridlm.errors import UserError
+from hybridlm.safe_loading import FAULTS, NO_CODE, brief
 
 END_OF_TEXT = "<|endoftext|>"
 SMALLEST_VOCABULARY = 257  # 256 bytes and the special token
@@ -70,9 +71,9 @@ def load_tokenizer(path_or_name: str | Path) -> PreTrainedTokenizerBase:
             "on the Hugging Face Hub."
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, **NO_CODE)
     except Exception as error:
-        if not isinstance(error, (OSError, ValueError, TypeError, KeyError)) and type(error) is not Exception:
+        if not isinstance(error, FAULTS) and type(error) is not Exception:
             raise  # the `tokenizers` library raises Exception itself for a file that says something else
         if folder.is_dir() and not any(next(folder.glob(pattern), None) for pattern in _FILES):
             raise UserError(
@@ -80,11 +81,18 @@ def load_tokenizer(path_or_name: str | Path) -> PreTrainedTokenizerBase:
                 f"tokenizer.save_pretrained({name!r})."
             ) from error
         raise UserError(
-            f"tokenizer={name!r}: it cannot be loaded ({str(error).partition(chr(10))[0].rstrip('.')}). "
+            f"tokenizer={name!r}: it cannot be loaded ({_reason(error)}). "
             "Give a folder with tokenizer.json, or OWNER/NAME on the Hugging Face Hub."
         ) from error
-    start_and_end(tokenizer)
+    try:
+        start_and_end(tokenizer)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
     return tokenizer
+
+
+def _reason(error: Exception) -> str:
+    return brief(error) if "trust_remote_code" in str(error) else str(error).partition("\n")[0].rstrip(".")
 
 
 def looks_local(name: str) -> bool:

@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 from hybridlm.data.shards import TokenShards
 from hybridlm.errors import UserError
 from hybridlm.evaluation.loading import quiet_transformers
+from hybridlm.files import expanded
 from hybridlm.training.config import load_config
 from hybridlm.training.loop import pretrain
 from hybridlm.training.sections import PretrainConfig
@@ -57,7 +58,7 @@ def recipe_of(checkpoint: str | Path) -> PretrainConfig:
 
 
 def _recipe_file(checkpoint: str | Path) -> Path:
-    folder = Path(checkpoint).expanduser()
+    folder = expanded(checkpoint)
     for run in (folder.parent, folder.parent.parent):
         if (run / "config.yaml").is_file():
             return run / "config.yaml"
@@ -73,7 +74,7 @@ def train_draft(checkpoint: str | Path, run: str | Path, overrides: Sequence[str
     overrides: of the target's recipe. A finished run is used again. Raises UserError as `pretrain` does, among others
     where `run` holds a draft of another recipe.
     """
-    place = Path(run).expanduser()
+    place = expanded(run)
     where = [f"run.folder={json.dumps(str(place.parent))}", f"run.name={json.dumps(place.name)}"]
     return pretrain(load_config(_recipe_file(checkpoint), [*overrides, *where])).checkpoint
 

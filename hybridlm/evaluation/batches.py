@@ -33,7 +33,7 @@ from hybridlm.evaluation.loading import load_checkpoint
 from hybridlm.evaluation.places import check_out
 from hybridlm.evaluation.prompts import Output, read_prompts
 from hybridlm.evaluation.reading import Progress, load_state, new_ids, tokenizer_fingerprint
-from hybridlm.files import locked
+from hybridlm.files import expanded, locked
 from hybridlm.model.conversation_hybridlm import Conversation
 from hybridlm.model.statefile_hybridlm import read_header, weights_hash
 
@@ -100,7 +100,7 @@ def _made_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, state: 
         "weights": weights_hash(model),
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "state": None if state is None else read_header(Path(state).expanduser())["checksum"],
+        "state": None if state is None else read_header(expanded(state))["checksum"],
     }
 
 

@@ -26,6 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import hybridlm
 from hybridlm.data.tokenizer import prompt_ids, start_and_end
 from hybridlm.errors import UserError
+from hybridlm.files import expanded
 
 DEFAULT_ROWS = 8
 _LARGEST = 700.0
@@ -113,7 +114,7 @@ def read_file(path: str | Path) -> str:
 
     Raises UserError: unreadable, empty, or no text, with the place of the first byte that is none.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     try:
         data = path.read_bytes()
         text = data.decode("utf-8")

@@ -26,6 +26,7 @@ from hybridlm.errors import UserError
 from hybridlm.evaluation.generate import Stream, end_ids, write_on
 from hybridlm.evaluation.reading import check_kind, check_place, load_state, save_state
 from hybridlm.evaluation.turns import Turns
+from hybridlm.files import expanded
 from hybridlm.model.cell_hybridlm import FULL_ATTENTION
 from hybridlm.model.conversation_hybridlm import Conversation
 from hybridlm.model.snapshot_hybridlm import tokens_seen
@@ -88,7 +89,7 @@ class Chat:
         where a file that is no state stands there, and where nothing was read."""
         if self.talk is None:
             raise UserError("nothing was read yet, so that there is no state to save.")
-        path = Path(path).expanduser()
+        path = expanded(path)
         check_place(path, "state file")
         save_state(self.model, self.tokenizer, self.talk, path, "another name")
 

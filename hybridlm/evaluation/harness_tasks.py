@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from hybridlm.errors import UserError, did_you_mean, install_command
+from hybridlm.files import expanded
 
 _EXPECTED = ("`pretrained` model kwarg is not of type", "Passed an already-initialized model", "Combined length of")
 """Warnings about our way of calling, and one that is counted instead."""
@@ -49,7 +50,7 @@ def find_tasks(names: Sequence[str], include_path: str | Path | None = None) -> 
 
 
 def _folder(include_path: str | Path) -> Path:
-    folder = Path(include_path).expanduser()
+    folder = expanded(include_path)
     if not folder.is_dir():
         raise UserError(f"include_path {include_path}: there is no such folder. Give the folder of your tasks' YAML.")
     return folder

@@ -12,11 +12,11 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoConfig, DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 import hybridlm
 from hybridlm.errors import UserError
-from hybridlm.evaluation.loading import locate, quiet_transformers
+from hybridlm.evaluation.loading import locate, quiet_transformers, read_config
 from hybridlm.model.attention_hybridlm import Attention, SlidingAttention
 from hybridlm.model.block_hybridlm import RecurrentMixer, SwiGLU
 from hybridlm.model.cache_hybridlm import HybridRecurrentLayer
@@ -32,18 +32,15 @@ def describe(checkpoint: str | Path) -> dict[str, Any]:
     Raises UserError where there is none.
     """
     source = locate(checkpoint)
+    config: Any = read_config(source, f"checkpoint {checkpoint}")
+    if config.model_type != "hybridlm":
+        raise UserError(
+            f"checkpoint {checkpoint}: its model_type is {config.model_type!r}; `info` describes checkpoints of "
+            "hybridlm only."
+        )
     try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(source)
-            if config.model_type != "hybridlm":
-                raise UserError(
-                    f"checkpoint {checkpoint}: its model_type is {config.model_type!r}; `info` describes checkpoints "
-                    "of hybridlm only."
-                )
-            with torch.device("meta"):
-                model = _model_class(config)(config)
-    except UserError:
-        raise
+        with quiet_transformers(), torch.device("meta"):
+            model = _model_class(config)(config)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"checkpoint {checkpoint}: its config.json cannot be used ({' '.join(str(error).split())[:400]})."

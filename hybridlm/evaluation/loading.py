@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 import hybridlm  # noqa: F401  registers the model with the Auto classes
 from hybridlm.data.tokenizer import load_tokenizer
 from hybridlm.errors import UserError, did_you_mean
+from hybridlm.files import expanded
+from hybridlm.safe_loading import FAULTS, NO_CODE, SAFETENSORS, brief, check_weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """What `dtype` may name, besides `auto`: as saved."""
@@ -53,6 +54,15 @@ def load_checkpoint(
     return model.to(place).eval(), tokenizer
 
 
+def read_config(source: str, what: str) -> PreTrainedConfig:
+    """The configuration of `source`, a folder or a name on the Hub. Raises UserError, which begins with `what`."""
+    try:
+        with quiet_transformers():
+            return AutoConfig.from_pretrained(source, **NO_CODE)
+    except FAULTS as error:
+        raise UserError(f"{what}: its config.json cannot be used ({brief(error)}).") from error
+
+
 def load_weights(
     checkpoint: str | Path,
     source: str,
@@ -63,13 +73,18 @@ def load_weights(
 ) -> PreTrainedModel:
     """The model of `source` (a folder, or a name on the Hub) as `model_class`, or an Auto class, loads it.
 
-    Raises UserError, which names `field` and `checkpoint`, where its weights are damaged, missing or left over.
+    Raises UserError, which names `field` and `checkpoint`, where its weights are damaged, missing or left over,
+    or no safetensors.
     """
+    if Path(source).is_dir():
+        read_config(source, f"{field} {checkpoint}")
+    check_weights(source, f"{field} {checkpoint}")
+    options: Any = {"dtype": dtype, "output_loading_info": True, **SAFETENSORS, **NO_CODE}
     try:
         with quiet_transformers():
-            loaded: Any = model_class.from_pretrained(source, dtype=dtype, output_loading_info=True)
+            loaded: Any = model_class.from_pretrained(source, **options)
             model, notes = loaded
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except FAULTS as error:
         raise UserError(f"{field} {checkpoint}: {_unreadable(source, error)}") from error
     unfit = {name: sorted(map(str, notes[name])) for name in ("missing_keys", "unexpected_keys") if notes[name]}
     kinds, kind = model.config.architectures or [], type(model).__name__
@@ -92,7 +107,7 @@ def locate(checkpoint: str | Path, field: str = "checkpoint") -> str:
 
     field: what the message calls it.
     """
-    path = Path(checkpoint).expanduser()
+    path = expanded(checkpoint)
     if (path / "model.onnx").is_file() and not any(path.glob("*.safetensors")):
         raise UserError(
             f"{field} {checkpoint}: that is an ONNX export, a graph without the weights' names. Give the checkpoint "
@@ -167,7 +182,7 @@ def _inside(folder: Path) -> str:
 
 
 def _unreadable(source: str, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:400] or type(error).__name__
+    reason = brief(error)
     if Path(source).is_dir():
         advice = "Copy the folder again from where it was written."
     else:

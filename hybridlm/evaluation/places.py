@@ -6,13 +6,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from hybridlm.errors import UserError
-from hybridlm.files import check_above, try_file, try_folder
+from hybridlm.files import check_above, expanded, try_file, try_folder
 
 
 def check_out(out: str | Path, option: str = "--out") -> Path:
     """The path that --out, or another option, names. Raises UserError where no file can be written there; one that
     stands there is replaced."""
-    path = Path(out).expanduser()
+    path = expanded(out)
     try:
         check_above(path.parent)
         if not path.parent.is_dir():

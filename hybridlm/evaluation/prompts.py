@@ -14,7 +14,7 @@ from typing import Any
 from hybridlm.data.texts import is_text, json_rows
 from hybridlm.errors import UserError
 from hybridlm.evaluation.places import check_out
-from hybridlm.files import replace_file
+from hybridlm.files import expanded, replace_file
 
 WRITTEN = ("text", "seed", "tokens", "finish_reason")
 """Fields that the output adds to a line."""
@@ -23,7 +23,7 @@ WRITTEN = ("text", "seed", "tokens", "finish_reason")
 def read_prompts(path: str | Path) -> list[dict[str, Any]]:
     """The objects of a JSON lines file, each with a text in `prompt`. Raises UserError, with the line, for anything
     else, and for fields that the output would replace."""
-    path, rows = Path(path).expanduser(), []
+    path, rows = expanded(path), []
     if path.is_file() and path.stat().st_size == 0:
         raise UserError(f'--input {path}: the file is empty. Give lines such as {{"prompt": "It is a truth"}}.')
     for number, row in json_rows(path):

@@ -26,6 +26,7 @@ from hybridlm.errors import UserError
 from hybridlm.evaluation.bits_per_byte import read_file
 from hybridlm.evaluation.loading import load_checkpoint
 from hybridlm.evaluation.places import check_out
+from hybridlm.files import expanded
 from hybridlm.model.cell_hybridlm import FULL_ATTENTION
 from hybridlm.model.conversation_hybridlm import Conversation
 from hybridlm.model.snapshot_hybridlm import take
@@ -55,7 +56,7 @@ def read_book(
     after: a state to go on from, with the text as its continuation; None: the text begins a document. Raises UserError:
     no such checkpoint, text or state, a state of another model or tokenizer, a place that cannot be written to.
     """
-    out = Path(out).expanduser()
+    out = expanded(out)
     check_place(out)
     text = read_file(book)
     model, tokenizer = load_checkpoint(checkpoint, dtype=dtype, device=device)
@@ -153,7 +154,7 @@ def load_state(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path:
 
     Raises UserError: no such file, damaged, of another model or tokenizer, of several rows, not of hybridlm.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     check_kind(model)
     if path.is_dir():
         raise UserError(f"state file {path}: that is a folder. Give a file that `hybridlm read --out` wrote.")

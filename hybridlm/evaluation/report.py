@@ -9,7 +9,7 @@ from typing import Any
 from hybridlm.errors import UserError
 from hybridlm.evaluation.bits_per_byte import evaluate_text, read_file
 from hybridlm.evaluation.loading import load_checkpoint, locate
-from hybridlm.files import replace_file
+from hybridlm.files import expanded, replace_file
 
 
 def evaluate_checkpoint(
@@ -58,7 +58,7 @@ def default_output(facts: dict[str, Any]) -> Path:
 
 def write_json(path: str | Path, facts: dict[str, Any]) -> Path:
     """Writes `facts` aside, then renames; makes the folder, but none above it. Raises UserError where it cannot."""
-    path = Path(path).expanduser()
+    path = expanded(path)
     try:
         path.parent.mkdir(exist_ok=True)
         replace_file(path, json.dumps(facts, indent=2, allow_nan=False) + "\n")

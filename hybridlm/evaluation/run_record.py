@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from hybridlm.errors import UserError
+from hybridlm.files import expanded
 from hybridlm.training.metrics import read_rows
 
 Row = dict[str, Any]
@@ -53,7 +54,7 @@ class RunRecord:
 
 def read_runs(paths: Sequence[str | Path]) -> list[RunRecord]:
     """The runs, each given as its folder or as its metrics.jsonl. Raises UserError for what is no run."""
-    files = [_metrics_file(Path(path).expanduser()) for path in paths]
+    files = [_metrics_file(expanded(path)) for path in paths]
     places = [file.resolve() for file in files]
     for index, place in enumerate(places):
         if place in places[:index]:

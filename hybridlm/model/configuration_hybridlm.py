@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from functools import wraps
 from typing import Any
 
+import torch
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import GenerationConfig, PreTrainedConfig
@@ -153,12 +154,37 @@ class HybridLMConfig(PreTrainedConfig):
             raise ValueError(_unknown_message(type(self), unknown))
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
-        super().__post_init__(**kwargs)
+        self._check_base(self.dtype if self.dtype is not None else kwargs.get("torch_dtype"))
+        try:
+            super().__post_init__(**kwargs)
+        except (AttributeError, KeyError, OverflowError, TypeError) as error:
+            said = ", ".join(f"{name}={value!r:.100}" for name, value in kwargs.items()) or "a field"
+            raise ValueError(f"HybridLMConfig: transformers cannot use {said} ({error}).") from None
+
+    def _check_base(self, dtype: Any):
+        """Fields of every configuration of which transformers makes something before it looks at them."""
+        named, labels, classes = getattr(torch, str(dtype), dtype), self.id2label, self.architectures
+        if named is not None and not isinstance(named, torch.dtype):
+            raise ValueError(f"HybridLMConfig: dtype={dtype!r}: must be the name of a torch dtype, as float32.")
+        if labels is not None and not (isinstance(labels, dict) and all(_whole(key) for key in labels)):
+            raise ValueError(f"HybridLMConfig: id2label={labels!r:.200}: must be labels by their whole numbers.")
+        if classes is not None and not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+            raise ValueError(f"HybridLMConfig: architectures={classes!r:.200}: must be a list of names of classes.")
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """As in transformers, but a ValueError where config.json is no JSON object."""
+        try:
+            return super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        except (AttributeError, KeyError, RecursionError, TypeError) as error:
+            raise ValueError(f"{pretrained_model_name_or_path}: its config.json is no JSON object ({error}).") from None
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         """As in transformers, but fields written by a newer hybridlm are named in a warning and left out, and other
         unknown ones refused."""
+        if not isinstance(config_dict, dict):
+            raise ValueError(f"HybridLMConfig: config.json holds {type(config_dict).__name__}, not fields by name.")
         fields = dict(config_dict)
         unknown = sorted(set(fields) - _known_keywords(cls) - set(cls.__dataclass_fields__))
         version = fields.get("format_version", FORMAT_VERSION)
@@ -350,6 +376,10 @@ class HybridLMConfig(PreTrainedConfig):
 
 def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _whole(key: Any) -> bool:
+    return isinstance(key, int) or (isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) < 10)
 
 
 def _known_keywords(cls) -> set[str]:

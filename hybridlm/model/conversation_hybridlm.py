@@ -137,7 +137,10 @@ class ConversationMixin:
         is damaged.
         """
         cache, extra, notes = read(self, path)  # pyright: ignore[reportArgumentType]
-        return Conversation(cache, **extra, notes=notes)
+        try:
+            return Conversation(cache, **extra, notes=notes)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: it holds no conversation ({error}).") from None
 
     def load_cache(self, path: str | Path) -> Cache:
         """The cache alone. Raises as `load_conversation`, and ValueError where the file holds more: pending tokens and

@@ -16,7 +16,8 @@ from functools import lru_cache
 
 MAX_LAYERS = 4096
 MAX_DEPTH = 32
-_TOKEN = re.compile(r"\s*([A-Za-z_][A-Za-z_0-9]*|\d+|[()*+])")
+_LONG = 400
+_TOKEN = re.compile(r"\s*([A-Za-z_][A-Za-z_0-9]*|[0-9]+|[()*+])")
 
 
 def parse(pattern: str, mixers: Collection[str], standalone: Collection[str] = ()) -> tuple[str, ...]:
@@ -60,7 +61,8 @@ class _Parser:
         if at is None:
             at = self.tokens[self.next][1] if self.next < len(self.tokens) else len(self.pattern)
         return ValueError(
-            f"pattern {self.pattern!r}: {problem} at position {at}. Write mixers separated by spaces, '+' for cells "
+            f"pattern {_shown(self.pattern, at)}: {problem} "
+            f"at position {at}. Write mixers separated by spaces, '+' for cells "
             f"side by "
             f"side in one layer, '*n' and brackets to repeat, as in '(rglru bmru)*6'. Known mixers: "
             f"{', '.join(self.mixers)} (and cells of your own, after hybridlm.register_cell)."
@@ -98,10 +100,13 @@ class _Parser:
     def count(self) -> int:
         self.next += 1
         word = self.peek()
-        if word is None or not word.isdigit() or int(word) == 0:
+        digits = word.lstrip("0") if word is not None and word.isdigit() else ""
+        if not digits:
             raise self.error("'*' needs a whole number of at least 1 behind it")
+        if len(digits) > len(str(MAX_LAYERS)):  # Python reads no number of some thousand digits
+            raise self.error(f"more than {MAX_LAYERS} layers")
         self.next += 1
-        return int(word)
+        return int(digits)
 
     def layer(self) -> str:
         names = [self.mixer()]
@@ -121,9 +126,18 @@ class _Parser:
             raise self.error("a mixer is missing")
         if word not in self.mixers:
             close = get_close_matches(word, self.mixers, n=1)
-            raise self.error(f"unknown mixer {word!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+            raise self.error(f"unknown mixer {word[:60]!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
         self.next += 1
         return word
+
+
+def _shown(pattern: str, at: int) -> str:
+    """The pattern, or what of a long one is around a place."""
+    if len(pattern) <= _LONG:
+        return repr(pattern)
+    start = max(0, at - _LONG // 2)
+    end = start + _LONG
+    return f"{'... ' * (start > 0)}{pattern[start:end]!r}{' ...' * (end < len(pattern))}"
 
 
 def render(layers: Sequence[str]) -> str:

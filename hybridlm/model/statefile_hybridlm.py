@@ -80,8 +80,8 @@ def write(
         with aside.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)
-    except SafetensorError as error:  # what safetensors makes of an OSError of its own
-        raise OSError(f"{path}: cannot be written ({error}).") from None
+    except (OSError, SafetensorError) as error:  # what safetensors makes of an OSError of its own
+        raise OSError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error}).") from None
     finally:
         aside.unlink(missing_ok=True)
 
@@ -105,6 +105,7 @@ def read(model: PreTrainedModel, path: str | Path) -> tuple[Cache, dict[str, Ten
         for index, (layer, facts) in enumerate(zip(cache.layers, header["layers"], strict=True)):
             device = _device(blocks[index])
             held = {name: tensors.pop(f"layers.{index}.{name}").to(device) for name in facts["tensors"]}
+            _check_held(path, model, index, held, facts)
             put(layer, LayerSnapshot(facts["kind"], facts["length"], facts["written"], held))
     return cache, {name: tensor.to(_device(model)) for name, tensor in tensors.items()}, header["notes"]
 
@@ -126,11 +127,26 @@ def read_header(path: str | Path) -> dict[str, Any]:
     _check_version(path, metadata.get(_VERSION, ""))
     if metadata.pop(_SEAL, None) != _seal(metadata):
         raise ValueError(f"{path}: damaged, its header was changed. {_AGAIN}")
-    header = {name: json.loads(value) for name, value in metadata.items()}
-    wanted = {f"layers.{index}.{name}" for index, layer in enumerate(header["layers"]) for name in layer["tensors"]}
-    if header.keys() != _HEADER or not wanted <= names:
+    try:
+        header = {name: json.loads(value) for name, value in metadata.items()}
+        whole = _is_whole(header, names)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path}: its header says nothing of use ({error!r:.200}). {_AGAIN}") from None
+    if not whole:
         raise ValueError(f"{path}: parts of it are missing. {_AGAIN}")
     return header
+
+
+def _is_whole(header: dict[str, Any], names: set[str]) -> bool:
+    """Whether a header says all that it has to, of tensors that are there; or raises one of many errors."""
+    if header.keys() != _HEADER:
+        return False
+    layers, numbers = header["layers"], [header["tokens"], header["checksum"]]
+    numbers += [layer[name] for layer in layers for name in ("length", "written")]
+    numbers += [] if header["max_cache_len"] is None else [header["max_cache_len"]]
+    whole = all(type(number) is int and 0 <= number < 2**48 for number in numbers)
+    whole = whole and type(header["model"]) is dict and all(type(layer["kind"]) is str for layer in layers)
+    return whole and {f"layers.{index}.{name}" for index, one in enumerate(layers) for name in one["tensors"]} <= names
 
 
 def _check_version(path: Path, said: str) -> None:
@@ -220,6 +236,20 @@ def _check_cache(model: PreTrainedModel, cache: Cache, snapshots: list[LayerSnap
                 f"the cache is not this model's: layer {index} of it holds {held}, {block!r} of the model {wanted}. "
                 f"{_WHOSE}"
             )
+
+
+def _check_held(
+    path: str | Path, model: PreTrainedModel, index: int, held: dict[str, Tensor], facts: dict[str, Any]
+) -> None:
+    """Raises ValueError for tensors of a file that are not what a layer of the model keeps after so many tokens."""
+    keys, wanted = held.get("keys"), _first_tensors(model, index)
+    good = held.keys() == wanted.keys() and all(one.ndim == wanted[name].ndim for name, one in held.items())
+    good = good and _sizes(held) == _sizes(wanted) and len({len(one) for one in held.values()}) == 1
+    if good and keys is not None:
+        most = model.config.sliding_window if "Sliding" in facts["kind"] else facts["written"]
+        good = keys.shape == held["values"].shape and 0 < keys.shape[2] <= most
+    if not good:
+        raise ValueError(f"{path}: what it holds of layer {index} is none of its states. {_AGAIN}")
 
 
 _WHOSE = "Save it with the model that filled it."

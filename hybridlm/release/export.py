@@ -31,7 +31,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 import hybridlm
 from hybridlm.errors import UserError, did_you_mean
 from hybridlm.evaluation.loading import load_weights, locate, quiet_transformers
-from hybridlm.files import remove_dead_writes, write_folder
+from hybridlm.files import expanded, remove_dead_writes, write_folder
 from hybridlm.model.code_hybridlm import AUTO_MAP, names_our_classes
 from hybridlm.release.card import (
     BENCHMARKS,
@@ -44,6 +44,7 @@ from hybridlm.release.card import (
     moved,
     title_of,
 )
+from hybridlm.safe_loading import FAULTS, NO_CODE, brief
 
 AUTO_CLASSES = {reference.rpartition(".")[2]: auto for auto, reference in AUTO_MAP.items() if auto != "AutoConfig"}
 """Class of ours, as config.json names it in `architectures` -> the Auto class that loads it."""
@@ -202,10 +203,10 @@ def _load_tokenizer(source: Source, model: PreTrainedModel) -> Any:
         return None
     try:
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(str(source.folder))
-    except (OSError, ValueError, TypeError, KeyError) as error:
+            tokenizer = AutoTokenizer.from_pretrained(str(source.folder), **NO_CODE)
+    except FAULTS as error:
         raise UserError(
-            f"checkpoint {source.name}: its tokenizer cannot be loaded ({_reason(error)}). Put the tokenizer that the "
+            f"checkpoint {source.name}: its tokenizer cannot be loaded ({brief(error)}). Put the tokenizer that the "
             "model was trained with into the folder, or remove its files to export the model alone."
         ) from error
     if len(tokenizer) > model.config.vocab_size:
@@ -220,7 +221,7 @@ def _load_tokenizer(source: Source, model: PreTrainedModel) -> Any:
 
 def _free_target(source: Source, out: str | Path, overwrite: bool) -> Path:
     """The absolute path of `out`, where it may be written. Raises UserError where it would destroy something."""
-    target, origin = Path(out).expanduser().resolve(), source.folder.resolve()
+    target, origin = expanded(out).resolve(), source.folder.resolve()
     if target == origin or origin in target.parents:
         raise UserError(f"OUT {out}: it lies in the checkpoint {source.name} itself. Give a folder outside it.")
     if target in origin.parents:

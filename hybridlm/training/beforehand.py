@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hybridlm.data.prepare import source_weights
 from hybridlm.errors import UserError
+from hybridlm.files import expanded
 from hybridlm.training.checkpoints import checkpoints
 from hybridlm.training.initial import check_initial, is_local
 from hybridlm.training.known_data import as_begun, run_began_with
@@ -80,7 +81,7 @@ def reads_sources(config: PretrainConfig) -> bool:
     section = config.data.prepare
     if section is None:
         return False
-    output = Path(section.output).expanduser()
+    output = expanded(section.output)
     return not (run_began_with(config.run.path, output, source_weights(section)) and as_begun(config))
 
 

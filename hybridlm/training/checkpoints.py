@@ -33,6 +33,7 @@ from pathlib import Path
 
 from hybridlm.errors import UserError
 from hybridlm.files import write_folder
+from hybridlm.safe_loading import is_inside
 
 STATE = "training_state"
 CHECKSUMS = "checksums.json"
@@ -106,11 +107,13 @@ def damage(folder: Path) -> str | None:
         if not isinstance(sums, dict) or f"{STATE}/state.json" not in sums:
             return f"{STATE}/{CHECKSUMS} is not what was written"
         for name, expected in sums.items():
+            if not is_inside(name):
+                return f"{STATE}/{CHECKSUMS} names {name!r}, no file of the folder"
             if not (folder / name).is_file():
                 return f"{name} is missing"
             if _sha256(folder / name) != expected:
                 return f"{name} does not fit its checksum"
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return f"{STATE}/{CHECKSUMS}: {error}"
     return None
 

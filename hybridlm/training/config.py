@@ -51,8 +51,33 @@ _Loader.add_implicit_resolver(
 
 
 def yaml_value(text: str) -> Any:
-    """A value as recipes write it. Raises yaml.YAMLError."""
-    return yaml.load(text, Loader=_Loader)
+    """A value as recipes write it. Raises yaml.YAMLError, also for what PyYAML fails at in other ways, and for more
+    entries than anybody writes, such as aliases of aliases make, or one that holds itself."""
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except _UNREADABLE as error:
+        raise yaml.YAMLError(f"{type(error).__name__}: {error}") from None
+    _check_entries(value)
+    return value
+
+
+_UNREADABLE = (ValueError, TypeError, AttributeError, IndexError, KeyError, OverflowError, RecursionError)
+_MOST_ENTRIES = 100_000
+
+
+def _check_entries(value: Any) -> None:
+    left, seen = [value], 0
+    while left:
+        one = left.pop()
+        seen += 1
+        if seen > _MOST_ENTRIES:
+            raise yaml.YAMLError(f"it holds itself, or more than {_MOST_ENTRIES:,} entries")
+        if isinstance(one, str) and "\0" in one:
+            raise yaml.YAMLError("it holds the character NUL, which no name or path can")
+        if isinstance(one, dict):
+            left += [*one, *one.values()]
+        elif isinstance(one, (list, tuple, set)):
+            left += one
 
 
 def load_config(path: str | Path | None, overrides: list[str] | None = None) -> PretrainConfig:
@@ -104,10 +129,10 @@ def read_yaml(path: str | Path, what: str = "recipe") -> dict[str, Any]:
     except FileNotFoundError:
         example = ", e.g. --config configs/debug/austen_rglru_bmru.yaml" if what == "recipe" else ""
         raise UserError(f"No {what} at {path}. Give the path of a YAML file{example}.") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"Cannot read the {what} {path}: {error}. It must be a YAML text file in UTF-8.") from None
     try:
-        values = yaml.load(text, Loader=_Loader)
+        values = yaml_value(text)
     except yaml.YAMLError as error:
         raise UserError(f"The {what} {path} is not valid YAML: {error}") from None
     if values is None:

@@ -23,9 +23,11 @@ from hybridlm.data.shards import MANIFEST, TokenShards
 from hybridlm.data.sources import check_paths
 from hybridlm.data.tokenizer import load_tokenizer
 from hybridlm.errors import UserError
+from hybridlm.files import expanded
 from hybridlm.model.cell_hybridlm import RECURRENT_LAYER
 from hybridlm.model.fused_hybridlm import kernels_for
 from hybridlm.model.scan_hybridlm import scan_path
+from hybridlm.safe_loading import FAULTS, NO_CODE
 from hybridlm.training.beforehand import initial_weights, reads_sources, run_state
 from hybridlm.training.flops import Flops, flops_per_token
 from hybridlm.training.initial import is_local
@@ -218,7 +220,7 @@ def _data(config: PretrainConfig) -> DataFacts:
     prepare = config.data.prepare
     if prepare is not None and reads_sources(config):
         check_paths(prepare.sources)
-    folder = Path((config.data.folder or "") if prepare is None else prepare.output).expanduser()
+    folder = expanded((config.data.folder or "") if prepare is None else prepare.output)
     if prepare is None or (folder / MANIFEST).is_file():
         shards = TokenShards(folder, "train")  # which says what to do where it is not there
         weights = shards.weights if prepare is None else source_weights(prepare)
@@ -237,9 +239,9 @@ def _data(config: PretrainConfig) -> DataFacts:
     if is_local(prepare.tokenizer):  # otherwise the Hub may have it
         return DataFacts(len(load_tokenizer(prepare.tokenizer)), f"the tokenizer {prepare.tokenizer}", *unknown)
     try:
-        size = len(AutoTokenizer.from_pretrained(prepare.tokenizer, local_files_only=True))
+        size = len(AutoTokenizer.from_pretrained(prepare.tokenizer, local_files_only=True, **NO_CODE))
         return DataFacts(size, f"the tokenizer {prepare.tokenizer}", *unknown)
-    except (OSError, ValueError, TypeError, KeyError):
+    except FAULTS:
         size = HybridLMConfig.vocab_size
         return DataFacts(size, f"assumed: the tokenizer {prepare.tokenizer} is not on this machine", *unknown)
 

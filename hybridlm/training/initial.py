@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from hybridlm import HybridLMConfig, HybridLMForCausalLM
 from hybridlm.data.tokenizer import load_tokenizer, looks_local
 from hybridlm.errors import UserError, did_you_mean
+from hybridlm.files import expanded
+from hybridlm.safe_loading import FAULTS, SAFETENSORS, check_weights
 from hybridlm.training.checkpoints import CHECKSUMS, STATE, damage
 from hybridlm.training.state import quiet
 
@@ -76,12 +77,18 @@ def load_initial(model: HybridLMForCausalLM, tokenizer: Any, source: str) -> Non
     problems += _other_tokenizer(load_tokenizer(source), tokenizer)
     if problems:
         raise _refused(source, problems, _FITTING)
+    check_weights(source, f"training.init_from={source!r}")
     try:
         with _quiet():
             # Sizes are ignored to be named below: the error that transformers raises says none.
-            options: Any = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
+            options: Any = {
+                "dtype": torch.float32,
+                "output_loading_info": True,
+                "ignore_mismatched_sizes": True,
+                **SAFETENSORS,
+            }
             loaded: Any = HybridLMForCausalLM.from_pretrained(source, **options)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except FAULTS as error:
         raise UserError(f"training.init_from={source!r}: its weights cannot be read ({_line(error)}).") from error
     found, notes = loaded
     problems = [
@@ -95,11 +102,11 @@ def load_initial(model: HybridLMForCausalLM, tokenizer: Any, source: str) -> Non
 
 def is_local(source: str) -> bool:
     """Whether `source` can only be a folder of this machine, or is one."""
-    return Path(source).expanduser().is_dir() or looks_local(source) or "/" not in source
+    return expanded(source).is_dir() or looks_local(source) or "/" not in source
 
 
 def _expanded(source: str) -> str:
-    path = Path(source).expanduser()
+    path = expanded(source)
     return str(path) if path.is_dir() else source
 
 
@@ -122,7 +129,7 @@ def _config_of(source: str) -> HybridLMConfig:
         raise UserError(f"training.init_from={source!r}: {what}{_near(folder)}. {_GIVE}")
     try:
         with _quiet():
-            values, _ = PreTrainedConfig.get_config_dict(source)
+            values, _ = HybridLMConfig.get_config_dict(source)
             kind = values.get("model_type")
             if kind != HybridLMConfig.model_type:
                 raise UserError(
@@ -147,9 +154,9 @@ def _config_of(source: str) -> HybridLMConfig:
 
 def _near(folder: Path) -> str:
     """A guess at which folder beside it was meant."""
-    if folder.exists() or not folder.expanduser().parent.is_dir():
+    if folder.exists() or not expanded(folder).parent.is_dir():
         return ""
-    return did_you_mean(folder.name, [path.name for path in folder.expanduser().parent.iterdir() if path.is_dir()])
+    return did_you_mean(folder.name, [path.name for path in expanded(folder).parent.iterdir() if path.is_dir()])
 
 
 def _other_architecture(theirs: HybridLMConfig, ours: HybridLMConfig) -> list[str]:

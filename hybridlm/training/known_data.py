@@ -17,6 +17,7 @@ import yaml
 from hybridlm.data.prepare import prepare, source_weights
 from hybridlm.data.shards import TokenShards
 from hybridlm.errors import OtherSettingsError, UserError
+from hybridlm.files import expanded
 from hybridlm.training.checkpoints import checkpoints
 from hybridlm.training.config import settings
 from hybridlm.training.sections import PretrainConfig
@@ -34,7 +35,7 @@ def prepared_folder(config: PretrainConfig, log: Callable[[str], None]) -> Path:
     """
     section = config.data.prepare
     assert section is not None
-    output = Path(section.output).expanduser()
+    output = expanded(section.output)
     if not run_began_with(config.run.path, output, source_weights(section)):
         return prepare(section, log, set_weights=False)
     if as_begun(config):

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 from hybridlm.data.prepare import PrepareConfig
+from hybridlm.files import expanded
 from hybridlm.training.annealing import EpsilonConfig, ExplorationConfig
 from hybridlm.training.carriable import refuse_uncarried
 from hybridlm.training.fields import SECTION, Count, CountOrNever, Share, whole
@@ -317,7 +318,7 @@ class RunConfig:
 
     @property
     def path(self) -> Path:
-        return Path(self.folder).expanduser() / self.name
+        return expanded(self.folder) / self.name
 
 
 @dataclass(config=SECTION, kw_only=True)

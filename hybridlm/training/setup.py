@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from safetensors import SafetensorError
 from torch.distributed.device_mesh import DeviceMesh
 
 from hybridlm import HybridLMConfig, HybridLMForCausalLM
@@ -16,6 +15,7 @@ from hybridlm.data.loader import Windows
 from hybridlm.data.prepare import source_weights
 from hybridlm.data.shards import TokenShards
 from hybridlm.errors import UserError
+from hybridlm.safe_loading import FAULTS, SAFETENSORS, check_weights
 from hybridlm.training.beforehand import refuse_start
 from hybridlm.training.ema import WeightAverage
 from hybridlm.training.initial import load_initial
@@ -147,10 +147,11 @@ def prepare(
 
 
 def _read_model(checkpoint: Path) -> HybridLMForCausalLM:
+    check_weights(checkpoint, f"The model in {checkpoint}")
     try:
         with quiet():
-            return HybridLMForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            return HybridLMForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, **SAFETENSORS)
+    except FAULTS as error:
         raise UserError(
             f"The model in {checkpoint} cannot be read ({type(error).__name__}: {error}). "
             "Remove this checkpoint folder to go on from an older one, or choose another run.name."

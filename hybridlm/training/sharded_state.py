@@ -23,6 +23,8 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorS
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from hybridlm.safe_loading import is_inside
+
 _DESCRIPTION = {
     "torch.distributed.checkpoint.metadata": {
         "Metadata", "StorageMeta", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata",
@@ -94,6 +96,11 @@ class _Reader(FileSystemReader):
                 raise ValueError(f".metadata: {error}") from error
         if not isinstance(found, Metadata):
             raise ValueError(f".metadata holds {type(found).__name__}, not what was written")
+        outside = [
+            stored.relative_path for stored in found.storage_data.values() if not is_inside(stored.relative_path)
+        ]
+        if outside:
+            raise ValueError(f".metadata names {outside[0]!r}, no file of the folder")
         found.storage_meta = StorageMeta(load_id=self.load_id)
         return found
 

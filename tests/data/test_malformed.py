@@ -10,6 +10,7 @@ import tempfile
 from contextlib import chdir
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -163,3 +164,58 @@ def test_a_file_that_goes_away_while_it_is_read(tmp_path, monkeypatch, older):
         prepare(config("a.txt"), quiet)
     assert content(tmp_path / "out") == content(older)
     assert os.listdir() == ["out"]
+
+
+@pytest.fixture
+def data(older, tmp_path):
+    return shutil.copytree(older, tmp_path / "data")
+
+
+def change(data, entry, value):
+    """Sets an entry of the manifest's only shard, or of the manifest."""
+    path = data / "manifest.json"
+    manifest = json.loads(path.read_text())
+    place = manifest["splits"]["train"][0]
+    (place if entry in place else manifest)[entry] = value
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        *(("tokens", value) for value in (None, "x", -1, 1.5, True, {})),
+        *(("sources", value) for value in (3, [], [3], [{}])),
+        *(("weights", value) for value in (3, ["x"], [-1], [None])),
+        *(("dtype", value) for value in ("O", "float32", "V2", 3, None)),
+        *(("splits", value) for value in (3, [], {}, {"train": 3})),
+        *(("vocab_size", value) for value in ("x", None)),
+    ],
+)
+def test_a_manifest_that_says_something_else(data, entry, value):
+    change(data, entry, value)
+    with pytest.raises(UserError, match=r"manifest\.json: it is damaged"):
+        TokenShards(data, "train")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "3", "[]", "null", '"format_version"'])
+def test_a_manifest_that_is_none(data, text):
+    (data / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match=r"manifest\.json: it is damaged"):
+        TokenShards(data, "train")
+
+
+def test_an_index_whose_documents_end_before_they_begin(data):
+    edges = np.load(data / "train-00000.docs.npy")
+    np.save(data / "train-00000.docs.npy", np.insert(edges[1:], 0, edges[-1] + 5))
+    with pytest.raises(UserError, match="one ends before it begins"):
+        _ = TokenShards(data, "train").lengths
+    np.save(data / "train-00000.docs.npy", edges.astype(np.float64))
+    with pytest.raises(UserError, match="does not fit the manifest"):
+        TokenShards(data, "train")
+
+
+def test_a_shard_that_goes_away_before_it_is_verified(data):
+    shards = TokenShards(data, "train")
+    (data / "train-00000.bin").unlink()
+    with pytest.raises(UserError, match=r"train-00000\.bin: it cannot be read \(No such file"):
+        shards.verify()

@@ -122,3 +122,18 @@ def test_a_tokenizer_of_another_model_is_refused(copy, build):
     build(vocab_size=280).save_pretrained(copy)
     with pytest.raises(UserError, match="the tokenizer has 300 tokens, the model 280"):
         load_checkpoint(copy)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "generation_config.json"])
+@pytest.mark.parametrize("text", ["3", "[]", "null", "[" * 100_000])
+def test_a_file_that_says_something_else(copy, name, text):
+    (copy / name).write_text(text)
+    with pytest.raises(UserError, match=str(copy)):
+        load_checkpoint(copy)
+
+
+def test_a_tokenizer_without_an_end_names_its_folder(copy):
+    fields = json.loads((copy / "tokenizer_config.json").read_text())
+    (copy / "tokenizer_config.json").write_text(json.dumps(fields | {"eos_token": None}))
+    with pytest.raises(UserError, match=f"{copy}: tokenizer: it has no end symbol"):
+        load_checkpoint(copy)

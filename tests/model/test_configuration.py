@@ -138,3 +138,30 @@ def test_an_unknown_field_in_a_file(tmp_path, caplog):
 def test_overrides_at_loading(tmp_path):
     HybridLMConfig().save_pretrained(tmp_path)
     assert HybridLMConfig.from_pretrained(tmp_path, hidden_size=256).hidden_size == 256
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("id2label", ["a"]),
+        ("id2label", {"a": "b"}),
+        ("id2label", 3),
+        ("dtype", "nn"),
+        ("dtype", "half precision"),
+        ("dtype", [None]),
+        ("dtype", {"": "float32"}),
+        ("architectures", 1.0),
+        ("architectures", [[]]),
+    ],
+)
+def test_fields_of_every_configuration(field, value):
+    """transformers makes something of them before anything is checked."""
+    with pytest.raises(ValueError, match=rf"HybridLMConfig: {field}="):
+        HybridLMConfig(**{field: value})
+
+
+@pytest.mark.parametrize("text", ["null", "3", "[]", '"x"', "[[1, 2]]", "[" * 100_000])
+def test_a_file_that_is_no_configuration(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json"):
+        HybridLMConfig.from_pretrained(tmp_path)

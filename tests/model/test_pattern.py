@@ -79,6 +79,9 @@ def test_render_finds_the_usual_forms(stack, pattern):
         ("rglru+attention", "cannot stand in 'a\\+b'"),
         (f"rglru*{MAX_LAYERS + 1}", "more than 4096 layers"),
         ("(" * 3000, "more than 32 brackets"),
+        ("rglru*" + "9" * 5000, "more than 4096 layers"),  # Python reads no number as long
+        ("rglru*\u0663", "unexpected character"),
+        ("rglru*" + "0" * 5000, "whole number of at least 1"),
         ("(((rglru*4000)*4000)*4000)*4000", "more than 4096 layers"),
     ],
 )
@@ -92,3 +95,11 @@ def test_a_pattern_is_a_string():
         read(["rglru"])
     with pytest.raises(ValueError, match="at least one layer"):
         render([])
+
+
+def test_of_a_long_pattern_the_message_shows_the_place():
+    pattern = "rglru " * 1000 + "bmur " + "rglru " * 1000
+    with pytest.raises(ValueError, match=r"\.\.\. '.*bmur.*' \.\.\.: unknown mixer 'bmur'.* position 6000") as error:
+        read(pattern)
+    assert len(str(error.value)) < 1000
+    assert read("rglru*" + "0" * 5000 + "2") == ("rglru", "rglru")

@@ -1,5 +1,7 @@
 """The file of a conversation: what changed bytes, other versions and other models do to it, and what is not saved."""
 
+import json
+
 import pytest
 import torch
 from models import make_ids, make_model
@@ -7,7 +9,7 @@ from test_conversation import STACK, identical, read
 from transformers import DynamicCache, StaticCache
 
 from hybridlm import HybridLMForCausalLM, HybridLMForTokenClassification
-from hybridlm.model.statefile_hybridlm import read_header
+from hybridlm.model.statefile_hybridlm import _SEAL, _seal, read_header
 
 
 @pytest.fixture(autouse=True)
@@ -111,3 +113,42 @@ def test_what_no_state_depends_on_does_not_keep_it_from_being_loaded(tmp_path):
     other = HybridLMForCausalLM.from_pretrained(tmp_path / "model", threshold_high=1.25)
     with pytest.raises(ValueError, match=r"with threshold_high 1\.5 \(here 1\.25\)"):
         other.load_cache("state")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("layers", value) for value in (None, 3, [3], [{}], "x")),
+        *(("tokens", value) for value in (-1, "x", None, 1.5, True, 2**70)),
+        *(("model", value) for value in (None, [], 3)),
+        *(("notes", value) for value in (None, {"a": 1}, [])),
+        ("max_cache_len", "x"),
+    ],
+)
+def test_a_header_that_somebody_sealed_anew(tmp_path, name, value):
+    model = make_model("bmru attention")
+    path = tmp_path / saved(model, make_ids(1, 8))
+    rewrite(path, name, value)
+    with pytest.raises(ValueError, match=str(path)):
+        model.load_cache(path)
+
+
+@pytest.mark.parametrize(("layer", "tensors"), [(0, ["conv"]), (1, ["keys"]), (0, [])])
+def test_layers_that_are_not_the_models(tmp_path, layer, tensors):
+    model = make_model("bmru attention")
+    path = tmp_path / saved(model, make_ids(1, 8))
+    layers = read_header(path)["layers"]
+    layers[layer]["tensors"] = tensors
+    rewrite(path, "layers", layers)
+    with pytest.raises(ValueError, match=f"what it holds of layer {layer} is none of its states"):
+        model.load_cache(path)
+
+
+def rewrite(path, name, value):
+    """Puts another value into the header of a file, and a right seal."""
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    metadata = {key: text for key, text in header["__metadata__"].items() if key != _SEAL} | {name: json.dumps(value)}
+    text = json.dumps(header | {"__metadata__": metadata | {_SEAL: _seal(metadata)}}).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])

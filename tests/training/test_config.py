@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import pairwise
 
 import pytest
 from transformers import PreTrainedConfig
@@ -207,3 +208,18 @@ def test_a_wrong_pattern_is_told_beside_a_misspelt_field():
         load_config(None, [*LEAST, "model={pattern: rglru bmur, hiden_size: 32}"])
     assert "did you mean 'hidden_size'" in str(error.value)
     assert "did you mean 'bmru'" in str(error.value)
+
+
+LEVELS = [f"&{new} [{', '.join(9 * [f'*{old}'])}]" for old, new in pairwise("abcdefghi")]
+ODD_YAML = ["!!float x", "!!int ''", "!!timestamp 99-99", "&a [*a]", "{b: &a {c: *a}}", '"a\\0b"', "[" * 5000]
+
+
+@pytest.mark.parametrize("text", [*ODD_YAML, f"[&a [x], {', '.join(LEVELS)}]"])
+def test_yaml_that_no_recipe_needs(tmp_path, text):
+    """What PyYAML fails at in other ways than it says, what holds itself, and 43 million entries in 400 characters."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"training: {text}\n")
+    with pytest.raises(UserError, match=r"recipe\.yaml is not valid YAML"):
+        load_config(path)
+    with pytest.raises(UserError, match="the value is not valid YAML"):
+        load_config(None, [*LEAST, f"model={text}"])

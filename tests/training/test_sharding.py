@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from launching import launch
 from launching_runs import rows_of, run_all
 from safetensors.torch import load_file
 from torch import distributed
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from hybridlm.errors import UserError
@@ -169,7 +170,7 @@ class _Harm:
         return os.mkdir, ("harm",)
 
 
-@pytest.mark.parametrize("harm", ["code", "object", "nothing", "torn"])
+@pytest.mark.parametrize("harm", ["code", "object", "outside", "nothing", "torn"])
 def test_a_description_runs_no_code(alone, tmp_path, monkeypatch, harm):
     monkeypatch.chdir(tmp_path)
     write_parts(tmp_path / "parts", TENSORS, alone)
@@ -180,6 +181,12 @@ def test_a_description_runs_no_code(alone, tmp_path, monkeypatch, harm):
         save({"a": [1, 2]}, storage_writer=FileSystemWriter(tmp_path / "objects"), process_group=alone)
         description = description.replace(tmp_path / "kept")
         (tmp_path / "objects" / ".metadata").rename(tmp_path / "parts" / ".metadata")
+    elif harm == "outside":
+        found = FileSystemReader(tmp_path / "parts").read_metadata()
+        entries = found.storage_data.items()
+        found.storage_data = {key: replace(stored, relative_path="../a.distcp") for key, stored in entries}
+        (tmp_path / "parts" / "__0_0.distcp").rename(tmp_path / "a.distcp")
+        description.write_bytes(pickle.dumps(found))
     elif harm == "nothing":
         description.write_bytes(pickle.dumps([1]))
     else:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 import hybridlm
 from hybridlm import HybridLMConfig, HybridLMForTokenClassification
@@ -21,7 +21,7 @@ from hybridlm.evaluation.certificate.exploring import Exploration, explore, true
 from hybridlm.evaluation.certificate.heads import is_sum_of, prove, take_apart
 from hybridlm.evaluation.certificate.machine import Machine
 from hybridlm.evaluation.certificate.stepping import Stepper
-from hybridlm.evaluation.loading import load_weights, locate, quiet_transformers
+from hybridlm.evaluation.loading import load_weights, locate, read_config
 from hybridlm.evaluation.memory.formal import Automaton
 from hybridlm.evaluation.memory.kept import RECORD
 from hybridlm.evaluation.memory.registry import TASKS
@@ -147,11 +147,7 @@ def _automaton(name: str) -> Automaton:
 
 def _load(checkpoint: str | Path, source: str, name: str, task: Automaton) -> PreTrainedModel:
     """The model on the CPU. Raises UserError where it is not one for the task."""
-    try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise UserError(f"checkpoint {checkpoint}: its config.json cannot be used ({error}).") from None
+    config = read_config(source, f"checkpoint {checkpoint}")
     wanted = HybridLMForTokenClassification.__name__
     if not isinstance(config, HybridLMConfig) or (config.architectures or [wanted]) != [wanted]:
         kind = config.architectures if isinstance(config, HybridLMConfig) else config.model_type

@@ -96,7 +96,7 @@ def read_study(path: str | Path) -> Study:
     values = read_yaml(path, "study")
     try:
         file = TypeAdapter(_File).validate_python(values)
-        lengths = read_lengths(",".join(map(str, file.lengths))) if file.lengths else []
+        lengths = _lengths(path, file.lengths)
     except ValidationError as error:
         raise UserError("\n".join([f"study {path}:", *map(_problem, error.errors(include_url=False))])) from None
     for field in ("search", "final"):
@@ -126,6 +126,13 @@ def read_study(path: str | Path) -> Study:
             except UserError as error:
                 raise UserError(f"study {path}, model {name!r}: {error}") from None
     return study
+
+
+def _lengths(path: Path, given: list[int | str]) -> list[int]:
+    try:
+        return read_lengths(",".join(map(str, given))) if given else []
+    except UserError as error:
+        raise UserError(f"study {path}: {error}") from None
 
 
 def _check_fields(path: Path, field: str, fields: Fields) -> None:

@@ -10,6 +10,7 @@ from hybridlm.evaluation.memory.commands import commands
 from hybridlm.evaluation.memory.store import Store
 from hybridlm.evaluation.memory.summary import Group, summarize
 from hybridlm.evaluation.memory.table import overview_table
+from hybridlm.files import expanded
 from hybridlm.model.configuration_hybridlm import HybridLMConfig
 from hybridlm.release.model_card.markdown import block, code
 
@@ -33,7 +34,7 @@ def memory_section(folder: str | Path, layers: Sequence[str]) -> str:
 
     Raises UserError where `folder` holds no records of the memory suite.
     """
-    path = Path(folder).expanduser()
+    path = expanded(folder)
     if not path.is_dir():
         raise UserError(f"--memory {folder}: there is no such folder. Give the one of `memory-suite --out`.")
     records = Store(path).records()

@@ -17,6 +17,7 @@ from hybridlm.data.mixture import epoch_tokens
 from hybridlm.data.prepare import source_weights
 from hybridlm.data.shards import TokenShards, read_manifest
 from hybridlm.errors import UserError
+from hybridlm.files import expanded
 from hybridlm.release.model_card.markdown import code, table
 from hybridlm.release.model_card.training import Training
 
@@ -59,7 +60,7 @@ def read_data(training: Training) -> Data:
         shards = TokenShards(folder, "train", found.weights or None)
         if shards.fingerprint != found.fingerprint:
             raise UserError(f"data folder {folder}: it is another than the one that this checkpoint was trained on.")
-        manifest = read_manifest(Path(folder).expanduser())
+        manifest = read_manifest(expanded(folder))
         found.epoch_tokens = epoch_tokens(shards.lengths, shards.source_edges, shards.weights)
     except UserError as error:
         training.notes.append(f"No sizes of the data: {error}")

@@ -24,7 +24,7 @@ from hybridlm.errors import UserError
 from hybridlm.evaluation.places import check_out
 from hybridlm.evaluation.plots import NoMatplotlibError
 from hybridlm.evaluation.run_charts import loss_and_validation
-from hybridlm.files import replace_file, replace_pieces
+from hybridlm.files import expanded, replace_file, replace_pieces
 from hybridlm.release import card
 from hybridlm.release.export import open_source
 from hybridlm.release.model_card import benchmarks
@@ -88,7 +88,7 @@ def _check(options: CardOptions) -> None:
 def _place(name: str, folder: Path, out: str | Path | None) -> Path:
     if out is not None:
         return check_out(out)
-    if folder.resolve() != Path(name).expanduser().resolve():
+    if folder.resolve() != expanded(name).resolve():
         raise UserError(f"checkpoint {name}: it is no local folder, so a card has no place in it. Give --out FILE.md.")
     return folder / "README.md"
 
