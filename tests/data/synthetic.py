@@ -39,7 +39,7 @@ def write_index(folder: Path, documents: int, sources: int = 1, shards: int = 3,
                 "sources": [
                     {"documents": len(part), "tokens": int(part.sum()), "bytes": 3 * int(part.sum())} for part in parts
                 ],
-                "sha256": {},
+                "sha256": {f"{name}.{kind}": "unknown" for kind in ("bin", "docs.npy", "bytes.npy")},
             }
         )
     manifest = {

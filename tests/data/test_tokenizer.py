@@ -70,7 +70,7 @@ def test_a_word_that_is_no_folder_is_not_looked_up_on_the_network(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     asked = []
 
-    def ask(name):
+    def ask(name, **_):
         asked.append(name)
         raise OSError("offline")
 

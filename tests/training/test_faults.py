@@ -200,7 +200,9 @@ def test_checkpoints_became_a_file(recipe, monkeypatch):
             (config.run.path / "checkpoints").write_text("x")
 
     monkeypatch.setattr(JsonLines, "write", put_and_block)
-    with pytest.raises(SaveError, match=r"\(File exists: .*There is none; make .*/checkpoints a folder that can be"):
+    with pytest.raises(
+        SaveError, match=r"/checkpoints is a file.*There is none; make .*/checkpoints a folder that can be"
+    ):
         pretrain(config)
 
 

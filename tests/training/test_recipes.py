@@ -16,7 +16,8 @@ from hybridlm.training.dryrun import dry_run
 from hybridlm.training.dryrun_text import dry_run_text
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted((ROOT / "configs").rglob("*.yaml"))
+RECIPES = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "compare")
+"""Without studies, and what they train with, which the tests of comparisons read."""
 SIZES = {
     "laptop_8m": 8.6e6, "gpu1_125m": 125e6, "gpu8_350m": 350e6, "gpu8_long_350m": 350e6, "gpu8_1300m": 1.3e9,
     "gpu8_1300m_fsdp": 1.3e9, "gpu16_1300m": 1.3e9,

@@ -87,7 +87,7 @@ class Study:
 
 def folder_name(model: str) -> str:
     """A model's name as a part of its runs' names."""
-    return re.sub(r"[^A-Za-z0-9]+", "_", model).strip("_")
+    return re.sub(r"[^A-Za-z0-9.]+", "_", model.replace("+", ".")).strip("_")
 
 
 def read_study(path: str | Path) -> Study:
