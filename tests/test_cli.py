@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-import torch
+from models import save_checkpoint
 
 from hybridlm import HybridLMConfig, HybridLMForCausalLM, cli
 from hybridlm.cli import main
@@ -24,15 +24,7 @@ TEXT = "She was the youngest of the two daughters of a most affectionate, indulg
 def made(tmp_path_factory):
     """A checkpoint with random weights."""
     folder = tmp_path_factory.mktemp("made") / "model"
-    tokenizer = train_tokenizer([TEXT], vocab_size=280)
-    special = {f"{name}_token_id": tokenizer.bos_token_id for name in ("bos", "eos", "pad")}
-    torch.manual_seed(0)
-    config = HybridLMConfig(
-        pattern="rglru bmru", vocab_size=280, hidden_size=32, num_attention_heads=4, initializer_range=0.5, **special
-    )
-    HybridLMForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_checkpoint(folder, train_tokenizer([TEXT], vocab_size=280), initializer_range=0.5)
 
 
 @pytest.fixture

@@ -14,10 +14,11 @@ import fetch
 import numpy as np
 import pytest
 import torch
+from models import save_checkpoint
 from safetensors.torch import load_file
 
 import hybridlm
-from hybridlm import HybridLMConfig, HybridLMForCausalLM, safe_loading
+from hybridlm import safe_loading
 from hybridlm.cli import main
 from hybridlm.data import PrepareConfig, TokenShards, prepare
 from hybridlm.data.tokenizer import train_tokenizer
@@ -39,12 +40,7 @@ class Harm:
 def made(tmp_path_factory):
     """A checkpoint with random weights."""
     folder = tmp_path_factory.mktemp("made") / "model"
-    tokenizer = train_tokenizer([TEXT], vocab_size=280)
-    special = {f"{name}_token_id": tokenizer.bos_token_id for name in ("bos", "eos", "pad")}
-    config = HybridLMConfig(pattern="rglru bmru", vocab_size=280, hidden_size=32, num_attention_heads=4, **special)
-    HybridLMForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_checkpoint(folder, train_tokenizer([TEXT], vocab_size=280))
 
 
 @pytest.fixture

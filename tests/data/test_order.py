@@ -42,10 +42,11 @@ def test_the_natural_order_stays_what_it_was(folder):
     assert digest(windows, 1) == "15b7a698bfdb6c491fb4c4587eb661b381ccf0c8ca30e488c59f865122e4f416"
 
 
-def test_what_is_held_for_a_document(tmp_path):
+def test_what_is_held_for_a_document(tmp_path, request):
     """Of the index nothing, as it is mapped; of an epoch 4 bytes and 8, and 4 for each window."""
     count = 100_000
     write_index(tmp_path, count)
+    request.addfinalizer(tracemalloc.stop)  # left on by a failure, it would slow down every test behind this one
     tracemalloc.start()
     shards = open_index(tmp_path)
     index = tracemalloc.get_traced_memory()[0]

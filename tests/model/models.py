@@ -1,4 +1,4 @@
-"""Small models for the tests of this folder."""
+"""Small models, for the tests of this folder and of others."""
 
 import torch
 
@@ -44,3 +44,13 @@ def make_model(pattern, seed=0, dtype=torch.float32, **options):
 
 def make_ids(rows, length, seed=1):
     return torch.randint(1, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def save_checkpoint(folder, tokenizer, pattern="rglru bmru", **options):
+    """A language model with random weights and its tokenizer, as a folder that `from_pretrained` reads."""
+    torch.manual_seed(0)
+    special = {f"{name}_token_id": tokenizer.bos_token_id for name in ("bos", "eos", "pad")}
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 32, "num_attention_heads": 4}
+    HybridLMForCausalLM(HybridLMConfig(pattern=pattern, **(sizes | special | options))).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -148,7 +148,7 @@ def test_a_tokenizer_without_places_is_refused(tokenizer, long_text):
         bos_token_id = eos_token_id = 0
 
         def __call__(self, text, **_):
-            raise NotImplementedError  # as slow tokenizers of transformers do
+            raise NotImplementedError  # what slow tokenizers of transformers raise where they are asked for places
 
     with pytest.raises(UserError, match="a Slow does not say which characters"):
         tokens_of(Slow(), long_text)
