@@ -8,7 +8,9 @@ PYTHON ?= python3
 PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile $(PIP_ARGS) --constraint constraints.txt
+# What pip would do, with all cores. It fails over the few files that packages carry in the syntax of newer Pythons.
+COMPILE := @$(BIN)/python -W ignore -m compileall -qq -j 0 $(VENV)/lib || true
 
 .PHONY: help demo test lint transformers-suite clean
 
@@ -38,11 +40,13 @@ EDITABLE := --config-settings editable_mode=compat --editable
 $(VENV)/.installed-demo: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV) (a few minutes the first time)"
 	$(INSTALL) $(EDITABLE) '.[plot]'
+	$(COMPILE)
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV) with the development tools (a few minutes the first time)"
 	$(INSTALL) $(EDITABLE) '.[dev,plot]'
+	$(COMPILE)
 	@touch $@ $(VENV)/.installed-demo
 
 $(BIN)/python:

@@ -5,6 +5,7 @@ Everything else stands in pyproject.toml.
 
 import os
 import runpy
+from concurrent.futures import ThreadPoolExecutor
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -20,6 +21,17 @@ class BuildLibrary(build_ext):
 
     def get_export_symbols(self, ext):
         return ext.export_symbols
+
+    def build_extensions(self):
+        one_by_one = self.compiler.compile
+
+        def together(files, **options):
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                objects = pool.map(lambda file: one_by_one([file], **options), files)
+                return [name for names in objects for name in names]
+
+        self.compiler.compile = together
+        super().build_extensions()
 
 
 FOLDER = "hybridlm/ops/cpu/"
