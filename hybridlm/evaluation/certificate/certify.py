@@ -75,15 +75,16 @@ def certify_checkpoint(checkpoint: str | Path, *, task: str | None = None, limit
 def _proved(model: PreTrainedModel, task: Automaton) -> dict[str, Any] | None:
     """Where the heads of the model, looked at one by one, show that it is correct."""
     wide = copy.deepcopy(model).double().eval()  # pyright: ignore[reportArgumentType]
-    heads = take_apart(wide)
+    heads = take_apart(wide, model.dtype)
     if heads is None or not heads.finite or not is_sum_of(wide, heads):
         return None
-    proof, holds_in = prove(heads, task, model.dtype), [_name(model.dtype)]
-    if proof is None:
-        proof, holds_in = prove(heads, task, torch.float64), []
+    proof, holds_in = prove(heads, task), [_name(model.dtype)]
     if proof is None:
         return None
     counts = {"states": None, "pairs": proof.pairs, "steps": proof.steps, "heads": heads.count, "closed": True}
+        heads = take_apart(wide)
+        proof, holds_in = (prove(heads, task) if heads else None), []
+    if heads is None or proof is None:
     return {
         "verdict": "correct",
         "why": None,
