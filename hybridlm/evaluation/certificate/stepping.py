@@ -21,11 +21,16 @@ from hybridlm.model.snapshot_hybridlm import LayerSnapshot, put, take
 class Stepper:
     """Steps of a model that labels tokens, in a dtype. Its layers must be recurrent ones. letters (B,) int64: those of
     the step that is being taken, or was last. decided (W,): which numbers of a row are states of cells, not of a
-    convolution's window."""
+    convolution's window. shake: every weight is off by up to this share of it, by
+    chance; by as much to the other side with minus this."""
 
     @torch.no_grad()
-    def __init__(self, model: PreTrainedModel, dtype: torch.dtype = torch.float64):
+    def __init__(self, model: PreTrainedModel, dtype: torch.dtype = torch.float64, shake: float = 0.0):
         self.model: Any = copy.deepcopy(model).to(dtype).eval()  # pyright: ignore[reportArgumentType]
+        if shake:
+            generator = torch.Generator().manual_seed(0)
+            for weight in self.model.parameters():
+                weight.mul_(1 + shake * torch.rand(weight.shape, dtype=dtype, generator=generator).mul_(2).sub_(1))
         self.letters = torch.empty(0, dtype=torch.int64)
         cache = self._cache()
         # A token of padding moves nothing, so what it leaves is where a text begins.
