@@ -128,7 +128,7 @@ def task_of(source: str) -> str:
         )
     try:
         return json.loads((Path(source) / RECORD).read_text(encoding="utf-8"))["task"].lower()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(
             f"checkpoint {source}: it does not say what it was trained on ({RECORD}). Give --task, one of "
             f"{', '.join(automata())}."

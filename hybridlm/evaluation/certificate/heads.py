@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from hybridlm.evaluation.memory.formal import Automaton
@@ -107,6 +108,9 @@ def take_apart(model: Any, dtype: torch.dtype = torch.float64) -> Heads | None:
         return None
     layer = model.model.layers[0]
     mixer, cell = layer.mixer, layer.mixer.cells[0]
+    maps = mixer.in_proj, mixer.gate_proj, mixer.out_proj, cell.transition, model.score
+    if any(type(each) is not nn.Linear for each in maps if each is not None):  # an adapter, which gives more
+        return None
     floor = torch.finfo(dtype).tiny / torch.finfo(dtype).eps
     x = model.model.embed_tokens.weight
     u = layer.mixer_norm(x)

@@ -333,6 +333,14 @@ def test_configurations_that_are_none(latch, tmp_path, capsys, change):
     assert f"checkpoint {folder}: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("record", ["[" * 5000, "[]", '{"task": 5}', "\0"])
+def test_records_that_are_none(latch, tmp_path, capsys, record):
+    folder = saved(latch, tmp_path, task=None)
+    (folder / "memory_suite.json").write_text(record)
+    assert main(["certify", str(folder)]) == 2
+    assert "it does not say what it was trained on (memory_suite.json). Give --task" in capsys.readouterr().err
+
+
 def test_names_of_tasks_may_be_capital(latch, tmp_path, capsys):
     assert main(["certify", str(saved(latch, tmp_path)), "--task", "Flip_Flop_Dense"]) == 0
 

@@ -76,6 +76,18 @@ def test_other_stacks_are_not_taken_apart(change):
     assert take_apart(model) is None
 
 
+def test_maps_that_give_more_than_their_weights_say(parity):
+    """As those of an adapter do, whose sizes the bounds would not know."""
+
+    class Adapted(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + 1e6 * x - 1e6 * x
+
+    model = parity(0.0)
+    model.model.layers[0].mixer.in_proj.__class__ = Adapted
+    assert take_apart(model) is None
+
+
 @pytest.mark.parametrize("task", ["z2", "s3", "dyck1_depth"])
 @pytest.mark.parametrize("gate", [False, True])
 def test_bound_holds_for_all_that_heads_can_be_in_together(task, gate, monkeypatch):
