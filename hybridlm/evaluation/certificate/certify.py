@@ -34,6 +34,8 @@ CLEAR = 1e-9
 ROUNDING = 1e-13
 """States that count as one may differ by so much, beside the largest number in a window; else they are not one for
 certain."""
+TRIED = 300, 8
+"""Length and number of the words on which a forward is tried."""
 LARGEST_TABLE = 16
 """States and letters of an automaton that is printed."""
 LATCHES = 12
@@ -113,7 +115,7 @@ def _explored(model: PreTrainedModel, task: Automaton, limit: int) -> dict[str, 
     with watching(stepper, task.inputs) as decisions:
         seen = explore(stepper, task, limit, own, shaken)
     return {
-        **_verdict(stepper, own, seen, decisions, limit),
+        **_verdict(stepper, own, seen, decisions, task, limit),
         **_automata(seen.machine, task),
         "latches": [row for latches in decisions.latches for row in _units(latches)],
     }
@@ -178,7 +180,9 @@ def _load(checkpoint: str | Path, source: str, name: str, task: Automaton) -> Pr
     return load_weights(checkpoint, source, HybridLMForTokenClassification)
 
 
-def _verdict(stepper: Stepper, own: Stepper, seen: Exploration, decisions: Decisions, limit: int) -> dict[str, Any]:
+def _verdict(
+    stepper: Stepper, own: Stepper, seen: Exploration, decisions: Decisions, task: Automaton, limit: int
+) -> dict[str, Any]:
     margins = {"margin_of_answers": _finite(seen.margin), "margin_of_decisions": _finite(decisions.margin)}
     counts = {"states": seen.states, "pairs": seen.pairs, "steps": seen.steps, "heads": None, "closed": seen.closed}
     common = {**margins, **counts, "spread": seen.spread, "differing": seen.differing, "all_words_to": seen.longest}
@@ -202,9 +206,17 @@ def _verdict(stepper: Stepper, own: Stepper, seen: Exploration, decisions: Decis
         why = f"states that count as one differ by {seen.spread:.1g}, which is more than rounding"
     elif seen.unsure:
         why = f"{seen.unsure:,} steps come out otherwise where numbers are off by {SHAKE:.0e} of their size"
+    elif not _forward_is_right(stepper, task):
+        why = "one forward over long words answers otherwise than the steps"
     if why is None:
         return {"verdict": "correct", "why": None, "holds_in": ["float64"], **common}
     return {"verdict": "open", "why": why, **common}
+
+
+def _forward_is_right(stepper: Stepper, task: Automaton) -> bool:
+    """Whether the model, which answers step by step as it should, does so in one forward over each of a few words."""
+    words = task.of_length(*TRIED, torch.Generator().manual_seed(0))
+    return torch.equal(stepper.answers(words.inputs), words.targets)
 
 
 def _unknown(model: Any) -> str:

@@ -54,10 +54,14 @@ class Stepper:
         logits = self.model(self.letters.unsqueeze(1), past_key_values=cache, use_cache=True).logits
         return _pack(take(cache)), logits[:, 0]
 
-    @torch.no_grad()
     def answer(self, word: Sequence[int]) -> int:
         """The class that the model gives behind a word, in one forward over all of it."""
-        return int(self.model(torch.tensor([list(word)])).logits[0, -1].argmax())
+        return int(self.answers(torch.tensor([list(word)]))[0, -1])
+
+    @torch.no_grad()
+    def answers(self, words: Tensor) -> Tensor:
+        """The classes (B, T) that it gives behind each letter of words (B, T), in one forward."""
+        return self.model(words, use_cache=False).logits.argmax(-1)
 
     def _cache(self) -> DynamicCache:
         return DynamicCache(config=self.model.config)

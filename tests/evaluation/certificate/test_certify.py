@@ -233,6 +233,21 @@ def test_right_in_its_own_dtype_alone(latch, tmp_path, capsys):
     assert "  it says 1 in float64 and 0 in float32, right is 0\n" in capsys.readouterr().out
 
 
+def test_a_long_forward_must_agree(latch, tmp_path, monkeypatch):
+    """One letter of many is answered otherwise than by steps."""
+    answers = Stepper.answers
+
+    def spoiled(self, words):
+        said = answers(self, words)
+        said[5, 200] = 1 - said[5, 200]
+        return said
+
+    monkeypatch.setattr(Stepper, "answers", spoiled)
+    facts = certify_checkpoint(saved(latch, tmp_path))
+    assert facts["verdict"] == "open"
+    assert facts["why"] == "one forward over long words answers otherwise than the steps"
+
+
 def test_steps_and_one_forward_that_disagree(latch, tmp_path, monkeypatch):
     """Words up to the one in question are right."""
     latch.model.layers[0].mixer.cells[0].s0.fill_(1)
