@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 import hybridlm
 from hybridlm import HybridLMConfig, HybridLMForTokenClassification
 from hybridlm.errors import UserError, did_you_mean
-from hybridlm.evaluation.certificate.decisions import HOLD, RESET, SET, Decisions, Latches, watching
-from hybridlm.evaluation.certificate.exploring import Exploration, explore, true_machine
+from hybridlm.evaluation.certificate.decisions import HOLD, RESET, SET, WATCHED, Decisions, Latches, watching
+from hybridlm.evaluation.certificate.exploring import SHAKE, Exploration, explore, true_machine
 from hybridlm.evaluation.certificate.heads import is_sum_of, prove, take_apart
 from hybridlm.evaluation.certificate.machine import Machine
 from hybridlm.evaluation.certificate.stepping import Stepper
@@ -29,10 +29,13 @@ from hybridlm.model.mixers_hybridlm import ATTENTION, MIXERS
 
 LIMIT = 100_000
 """States of the model, or pairs with states of the task, up to which is looked."""
-CLEAR = 1e-7
-"""A decision with a smaller margin is too close to call, since states that differ by `RESOLUTION` count as one."""
-ROUNDING = 1e-12
-"""States that count as one may differ by so much, beside their largest number; else they are not one for certain."""
+CLEAR = 1e-9
+"""A decision with a smaller margin is too close to call: a thousand times `SHAKE`, for numbers of about 1."""
+ROUNDING = 1e-13
+"""States that count as one may differ by so much, beside the largest number in a window; else they are not one for
+certain."""
+TRIED = 300, 8
+"""Length and number of the words on which a forward is tried."""
 LARGEST_TABLE = 16
 """States and letters of an automaton that is printed."""
 LATCHES = 12
@@ -51,8 +54,9 @@ def certify_checkpoint(checkpoint: str | Path, *, task: str | None = None, limit
     that shows more, namely that no rounding matters, in float64 and, where `holds_in` names it, in the dtype that the
     model was saved in. What it does not show to be correct, and every other model, is followed from state to state.
 
-    `verdict` is "correct" (at every length), "wrong" (with the shortest `word`, what is `said` and what is `right`) or
-    "open" (with `why`, and the length up to which all words are right).
+    `verdict` is "correct" (at every length), "wrong" (with the shortest `word`, what is `said` and what is `right`; and
+    `said_in_own_dtype`, which may be right) or "open" (with `why`). `all_words_to`: the length up to which all words
+    are right.
     """
     if limit < 1:
         raise UserError(f"limit={limit}: must be at least 1, a number of states.")
@@ -75,13 +79,14 @@ def certify_checkpoint(checkpoint: str | Path, *, task: str | None = None, limit
 def _proved(model: PreTrainedModel, task: Automaton) -> dict[str, Any] | None:
     """Where the heads of the model, looked at one by one, show that it is correct."""
     wide = copy.deepcopy(model).double().eval()  # pyright: ignore[reportArgumentType]
-    heads = take_apart(wide)
+    heads = take_apart(wide, model.dtype)
     if heads is None or not heads.finite or not is_sum_of(wide, heads):
         return None
-    proof, holds_in = prove(heads, task, model.dtype), [_name(model.dtype)]
+    proof, holds_in = prove(heads, task), [_name(model.dtype)]
     if proof is None:
-        proof, holds_in = prove(heads, task, torch.float64), []
-    if proof is None:
+        heads = take_apart(wide)
+        proof, holds_in = (prove(heads, task) if heads else None), []
+    if heads is None or proof is None:
         return None
     counts = {"states": None, "pairs": proof.pairs, "steps": proof.steps, "heads": heads.count, "closed": True}
     return {
@@ -106,10 +111,11 @@ def _name(dtype: torch.dtype) -> str:
 def _explored(model: PreTrainedModel, task: Automaton, limit: int) -> dict[str, Any]:
     """By following every word. Raises FloatingPointError where the model's numbers are none."""
     stepper, own = Stepper(model), Stepper(model, model.dtype)
+    shaken = () if _unknown(model) else (Stepper(model, shake=SHAKE), Stepper(model, shake=-SHAKE))
     with watching(stepper, task.inputs) as decisions:
-        seen = explore(stepper, task, limit, own)
+        seen = explore(stepper, task, limit, own, shaken)
     return {
-        **_verdict(stepper, seen, decisions, limit),
+        **_verdict(stepper, own, seen, decisions, task, limit),
         **_automata(seen.machine, task),
         "latches": [row for latches in decisions.latches for row in _units(latches)],
     }
@@ -124,7 +130,7 @@ def task_of(source: str) -> str:
         )
     try:
         return json.loads((Path(source) / RECORD).read_text(encoding="utf-8"))["task"].lower()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(
             f"checkpoint {source}: it does not say what it was trained on ({RECORD}). Give --task, one of "
             f"{', '.join(automata())}."
@@ -174,41 +180,54 @@ def _load(checkpoint: str | Path, source: str, name: str, task: Automaton) -> Pr
     return load_weights(checkpoint, source, HybridLMForTokenClassification)
 
 
-def _verdict(stepper: Stepper, seen: Exploration, decisions: Decisions, limit: int) -> dict[str, Any]:
+def _verdict(
+    stepper: Stepper, own: Stepper, seen: Exploration, decisions: Decisions, task: Automaton, limit: int
+) -> dict[str, Any]:
     margins = {"margin_of_answers": _finite(seen.margin), "margin_of_decisions": _finite(decisions.margin)}
     counts = {"states": seen.states, "pairs": seen.pairs, "steps": seen.steps, "heads": None, "closed": seen.closed}
     common = {**margins, **counts, "spread": seen.spread, "differing": seen.differing, "all_words_to": seen.longest}
     failure, margin = seen.failure, min(decisions.margin, seen.margin)
+    if failure is not None:
+        common["all_words_to"] = len(failure.word) - 1
     if failure is not None and stepper.answer(failure.word) != failure.right:
-        said = stepper.answer(failure.word)
-        return {"verdict": "wrong", "word": failure.word, "said": said, "right": failure.right, **common}
+        said = {"said": stepper.answer(failure.word), "said_in_own_dtype": own.answer(failure.word)}
+        return {"verdict": "wrong", "word": failure.word, **said, "right": failure.right, **common}
     why = None
-    infinite = _infinite(stepper.model)
+    unknown = _unknown(stepper.model)
     if failure is not None:
         why = f"steps and one forward answer otherwise on {' '.join(map(str, failure.word))}, by rounding"
-    elif infinite:
-        why = f"{infinite}: numbers that need not recur"
+    elif unknown:
+        why = unknown
     elif not seen.closed:
         why = f"states, or pairs with those of the task, are more than {limit:,}; a larger --limit looks further"
     elif margin < CLEAR:
         why = f"a decision is too close to call (margin {margin:.1g})"
     elif seen.spread > ROUNDING:
         why = f"states that count as one differ by {seen.spread:.1g}, which is more than rounding"
+    elif seen.unsure:
+        why = f"{seen.unsure:,} steps come out otherwise where numbers are off by {SHAKE:.0e} of their size"
+    elif not _forward_is_right(stepper, task):
+        why = "one forward over long words answers otherwise than the steps"
     if why is None:
         return {"verdict": "correct", "why": None, "holds_in": ["float64"], **common}
     return {"verdict": "open", "why": why, **common}
 
 
-def _infinite(model: PreTrainedModel) -> str:
-    """The layers whose states are real numbers, as words."""
+def _forward_is_right(stepper: Stepper, task: Automaton) -> bool:
+    """Whether the model, which answers step by step as it should, does so in one forward over each of a few words."""
+    words = task.of_length(*TRIED, torch.Generator().manual_seed(0))
+    return torch.equal(stepper.answers(words.inputs), words.targets)
+
+
+def _unknown(model: Any) -> str:
+    """The layers of which a proof knows too little, and why, as words."""
     mixers: list[str] = model.config.block_types
-    found = [
-        f"layer {layer} ({kind})"
-        for layer, mixer in enumerate(mixers)
-        for kind in mixer.split("+")
-        if not getattr(MIXERS[kind], "finite", False)
-    ]
-    return ", ".join(found)
+    layers = [(f"layer {i} ({kind})", kind) for i, mixer in enumerate(mixers) for kind in mixer.split("+")]
+    infinite = [name for name, kind in layers if not getattr(MIXERS[kind], "finite", False)]
+    if infinite:
+        return f"{', '.join(infinite)}: numbers that need not recur"
+    others = [name for name, kind in layers if MIXERS[kind] not in WATCHED]  # one derived may decide otherwise
+    return f"{', '.join(others)}: how clearly it decides is not known" if others else ""
 
 
 def _finite(value: float) -> float | None:
@@ -232,16 +251,20 @@ def _units(latches: Latches) -> Iterable[dict[str, Any]]:
     counts = latches.counts
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     for place, name in enumerate(latches.units.names):
-        row: dict[str, Any] = {"unit": name, "cell": latches.units.kind, "kind": _kind(counts[:, :, place].sum(0))}
+        kind = _kind(counts[:, :, place].sum(0), latches.held[:, :, place])
+        row: dict[str, Any] = {"unit": name, "cell": latches.units.kind, "kind": kind}
         for action, word in ((SET, "set"), (RESET, "reset"), (HOLD, "hold")):
             row[word] = {str(i): float(f"{s:.4g}") for i, s in enumerate(shares[:, action, place]) if s > 0}
         yield row
 
 
-def _kind(totals: np.ndarray) -> str:
-    """Of a unit's numbers of sets, resets and holds."""
+def _kind(totals: np.ndarray, held: np.ndarray) -> str:
+    """Of a unit's numbers of sets, resets and holds; held (letters, 2): holds of either value."""
     if not totals[SET] and not totals[RESET]:
         return "never written"
     if not totals[HOLD]:
         return "always written"
-    return "latch" if totals[SET] and totals[RESET] else "written one way"
+    if not totals[SET] or not totals[RESET]:
+        return "written one way"
+    # Where each letter holds one value only, writing that value in place of each hold would do the same.
+    return "latch" if (held > 0).all(1).any() else "held one way"

@@ -23,15 +23,19 @@ from hybridlm.model.cells_fqbmru import FqbmruCell
 from hybridlm.model.cells_nfsm import NfsmCell
 
 SET, RESET, HOLD = range(3)
+WATCHED = BmruCell, FqbmruCell, NfsmCell
+"""Cells whose decisions are."""
 
 
 @dataclass
 class Latches:
     """The units of one memory cell. counts (letters, 3, N) int64: how often each letter set, reset and held each unit,
-    once for every state of the model in which that letter was taken."""
+    once for every state of the model in which that letter was taken. held (letters, 2, N): how often it held what was
+    reset, and what was set."""
 
     units: CellUnits
     counts: np.ndarray
+    held: np.ndarray
 
 
 @dataclass
@@ -53,7 +57,10 @@ def watching(stepper: Stepper, letters: int) -> Iterator[Decisions]:
     model: nn.Module = stepper.model
     has_units = any(isinstance(module, (BmruCell, FqbmruCell)) for module in model.modules())
     units = [each for each in memory_units(model) if each.cell.finite] if has_units else []
-    latches = [Latches(each, np.zeros((letters, 3, each.width), dtype=np.int64)) for each in units]
+    latches = [
+        Latches(each, *(np.zeros((letters, actions, each.width), dtype=np.int64) for actions in (3, 2)))
+        for each in units
+    ]
     found = Decisions(stepper, latches)
     handles = [each.units.cell.register_forward_hook(partial(_note_units, found, each)) for each in latches]
     handles += [
@@ -71,9 +78,11 @@ def watching(stepper: Stepper, letters: int) -> Iterator[Decisions]:
 def _note_units(found: Decisions, latches: Latches, cell: Any, inputs: tuple[Any, ...], _output: Any) -> None:
     set_, reset, margin = _bistable(cell, inputs[0][:, 0])
     found.note(margin)
-    for action, units in ((SET, set_), (RESET, reset), (HOLD, ~(set_ | reset))):
-        counts = torch.zeros(latches.counts.shape[0], units.shape[1], dtype=torch.int64)
-        latches.counts[:, action] += counts.index_add_(0, found.stepper.letters, units.long()).numpy()
+    hold, up = ~(set_ | reset), inputs[1]["s"] > 0
+    for counts, seen in ((latches.counts, (set_, reset, hold)), (latches.held, (hold & ~up, hold & up))):
+        for action, units in enumerate(seen):
+            more = torch.zeros(counts.shape[0], units.shape[1], dtype=torch.int64)
+            counts[:, action] += more.index_add_(0, found.stepper.letters, units.long()).numpy()
 
 
 def _bistable(cell: Any, x: Tensor) -> tuple[Tensor, Tensor, float]:

@@ -2,12 +2,14 @@
 
 Where that comes to an end, the answers of the model to all words are known. States of the model are told apart by all
 that they carry, to `RESOLUTION`: the numbers in them come from the last few letters and from states that latch, so they
-recur, up to rounding, when these do.
+recur, up to rounding, when these do. What rounding can change, and what counting states as one passes over, is tried:
+every step is taken again with all weights, and the numbers in windows, a little off.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +20,8 @@ from hybridlm.evaluation.memory.formal import Automaton
 
 RESOLUTION = 2.0**-32
 """Numbers of a state that differ by less may count as the same."""
+SHAKE = 2.0**-40
+"""Weights are off by up to this share of them, and numbers in a window of the largest there, or of 1."""
 LARGEST = 2.0**20
 """Numbers of a state may not be larger."""
 LIMIT_WHEN_WRONG = 10_000
@@ -40,8 +44,9 @@ class Exploration:
     """closed: whether all was seen. longest: all words up to this length were answered. pairs: of a state of the task
     and one of the model. steps: of the model. failure: the shortest there is; None: no wrong answer was seen. margin:
     the smallest lead of an answer over the second best, in logits. spread: the largest difference between two states
-    that counted as one, beside their largest number. differing: steps that the model takes otherwise in its own dtype.
-    machine: of the pairs, with the model's answers; None unless closed."""
+    that counted as one, beside the largest number in a window. differing: steps that the model takes otherwise in its
+    own dtype. unsure: those that it takes otherwise where numbers are off by `SHAKE`. machine: of the pairs, with the
+    model's answers; None unless closed."""
 
     closed: bool
     longest: int
@@ -52,17 +57,20 @@ class Exploration:
     margin: float
     spread: float
     differing: int
+    unsure: int
     machine: Machine | None
 
 
-def explore(stepper: Stepper, task: Automaton, limit: int, own: Stepper | None = None) -> Exploration:
+def explore(
+    stepper: Stepper, task: Automaton, limit: int, own: Stepper | None = None, shaken: Sequence[Stepper] = ()
+) -> Exploration:
     """Takes words in the order of their length, until no new pair of states comes, or states of the model or pairs are
-    more than `limit`, or than `LIMIT_WHEN_WRONG` once an answer was wrong. own: the same model in its own dtype, which
-    takes every step too.
+    more than `limit`, or than `LIMIT_WHEN_WRONG` once an answer was wrong. own: the same model in its own dtype;
+    shaken: with weights that are off by `SHAKE`, to either side; which take every step too.
 
     Raises FloatingPointError where an answer of the model is no number, or a state is not or is too large.
     """
-    model, pairs = _Model(stepper, task.inputs, own), _Pairs(task)
+    model, pairs = _Model(stepper, task.inputs, own, shaken), _Pairs(task)
     per_call = max(1, AT_ONCE // task.inputs)
     first = longest = 0
     while first < len(pairs.order):
@@ -90,14 +98,15 @@ def true_machine(task: Automaton) -> Machine:
 class _Model:
     """What is known of the model: its states, numbered as they are met, and its moves so far."""
 
-    def __init__(self, stepper: Stepper, letters: int, own: Stepper | None):
-        self.stepper, self.own = stepper, own
+    def __init__(self, stepper: Stepper, letters: int, own: Stepper | None, shaken: Sequence[Stepper]):
+        self.stepper, self.own, self.shaken = stepper, own, shaken
+        self.chance = np.random.default_rng(0)
         start = stepper.start()
         self.rows = [start[0]]
         self.numbers = {_keys(start)[0]: 0}
         self.following = np.full((1024, letters), NOWHERE)
         self.answers = np.full((1024, letters), NOWHERE)
-        self.steps = self.differing = 0
+        self.steps = self.differing = self.unsure = 0
         self.margin, self.spread = np.inf, 0.0
 
     def learn(self, moves: list[tuple[int, int]]) -> None:
@@ -120,12 +129,32 @@ class _Model:
         self.answers[states, letters] = answers
         if self.own is not None:
             there, said = self.own.step(before, letters)
-            moved = (np.abs(there - rows) > 0.5)[:, self.stepper.decided].any(1)
-            self.differing += int((moved | (said.argmax(1).numpy() != answers)).sum())
+            self.differing += int((self._moved(there, rows) | (said.argmax(1).numpy() != answers)).sum())
+        if self.shaken:
+            self.unsure += int(self._unsure(before, letters, rows, answers).sum())
         self.steps += len(fresh)
         if len(self.rows) > len(self.following):
             more = np.full((2 * len(self.rows) - len(self.following), self.following.shape[1]), NOWHERE)
             self.following, self.answers = np.vstack([self.following, more]), np.vstack([self.answers, more])
+
+    def _moved(self, there: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """(B,): where a cell went elsewhere."""
+        return np.asarray((np.abs(there - rows) > 0.5)[:, self.stepper.decided].any(1))
+
+    def _unsure(self, before: np.ndarray, letters: np.ndarray, rows: np.ndarray, answers: np.ndarray) -> np.ndarray:
+        """(B,): where steps that come to `rows` and `answers` come out otherwise with numbers off by `SHAKE`; or where
+        a window is off by more than the resolution behind them, so that the next step may."""
+        window, found = ~self.stepper.decided, np.zeros(len(rows), dtype=bool)
+        off = SHAKE * self._largest(before)[:, None] * self.chance.uniform(-1, 1, before.shape) * window
+        for stepper, side in zip(self.shaken, (1, -1), strict=True):
+            there, said = stepper.step(before + side * off, letters)
+            apart = np.abs(there - rows)[:, window].max(1, initial=0) / self._largest(rows)
+            found |= self._moved(there, rows) | ~(apart <= RESOLUTION) | (said.argmax(1).numpy() != answers)
+        return found
+
+    def _largest(self, rows: np.ndarray) -> np.ndarray:
+        """(B,): the largest number in a window of each row, or 1."""
+        return np.abs(rows[:, ~self.stepper.decided]).max(1, initial=1.0)
 
     def _number(self, row: np.ndarray, key: bytes) -> int:
         number = self.numbers.setdefault(key, len(self.rows))
@@ -133,7 +162,7 @@ class _Model:
             self.rows.append(row.copy())  # not a view, which would keep all rows of the step
         else:
             known = self.rows[number]
-            self.spread = max(self.spread, float(np.abs(row - known).max() / max(1.0, np.abs(known).max())))
+            self.spread = max(self.spread, float(np.abs(row - known).max() / self._largest(known[None])[0]))
         return number
 
 
@@ -200,5 +229,6 @@ def _found(model: _Model, pairs: _Pairs, longest: int, closed: bool) -> Explorat
         margin=model.margin,
         spread=model.spread,
         differing=model.differing,
+        unsure=model.unsure,
         machine=machine,
     )

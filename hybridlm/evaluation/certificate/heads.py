@@ -8,7 +8,9 @@ these the heads are in, each for itself, then it leads on every word.
 All is computed in float64, with bounds on what rounding in a narrower dtype can change, in whatever order sums are
 taken: a head whose best destinations are too close to tell apart may go to each of them, and an answer must lead by
 more than its logits may be off. The bounds are those of sums of n products, n u (Higham, Accuracy and Stability of
-Numerical Algorithms, 2002, section 3.1), taken twice.
+Numerical Algorithms, 2002, section 3.1), taken twice. They hold between the smallest normal number and the largest:
+what a product below the first may lose is added to the size of every sum, and what comes near the second proves
+nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from hybridlm.evaluation.memory.formal import Automaton
@@ -38,7 +41,9 @@ class Heads:
 
     theta (A, K, n, n), letter (A, D), emitted (A, K, n, D), weight (C, D), the norm's own included, bias (C,), eps of
     the norm. theta_size, emitted_size: the same sums, of absolute values. terms: about how many numbers are added up on
-    the way to a number."""
+    the way to a number. floor: what is added to the absolute values for numbers that are too small for the dtype; lost
+    (C,): the same of logits. largest: of the numbers on the way to theta, emitted and logits. dtype: the one that all
+    these bounds are for."""
 
     theta: np.ndarray
     theta_size: np.ndarray
@@ -49,6 +54,10 @@ class Heads:
     bias: np.ndarray
     eps: float
     terms: int
+    floor: float
+    lost: np.ndarray
+    largest: float
+    dtype: torch.dtype
 
     @property
     def count(self) -> int:
@@ -56,7 +65,7 @@ class Heads:
 
     @property
     def finite(self) -> bool:
-        arrays = self.theta_size, self.letter, self.emitted_size, self.weight, self.bias
+        arrays = self.theta_size, self.letter, self.emitted_size, self.weight, self.bias, self.lost, self.largest
         return all(bool(np.isfinite(array).all()) for array in arrays)
 
     def rms(self, z: np.ndarray) -> np.ndarray:
@@ -72,9 +81,10 @@ class Heads:
             rows.append(self.weight @ z / self.rms(z) + self.bias)
         return np.stack(rows)
 
-    def blur(self, dtype: torch.dtype) -> float:
-        """By how much a sum may be off in a dtype, beside the sum of its absolute values."""
-        return 2 * self.terms * torch.finfo(dtype).eps / 2
+    @property
+    def blur(self) -> float:
+        """By how much a sum may be off, beside the sum of its absolute values."""
+        return 2 * self.terms * torch.finfo(self.dtype).eps / 2
 
 
 @dataclass(frozen=True)
@@ -90,35 +100,51 @@ class Proof:
 
 
 @torch.no_grad()
-def take_apart(model: Any) -> Heads | None:
-    """None where the model is not such a stack. model: a `HybridLMForTokenClassification` in float64."""
+def take_apart(model: Any, dtype: torch.dtype = torch.float64) -> Heads | None:
+    """None where the model is not such a stack. model: a `HybridLMForTokenClassification` in float64. dtype: the one
+    that something will be shown of."""
     config = model.config
     if config.block_types != ("nfsm",) or config.conv_kernel or config.mlp_size:
         return None
     layer = model.model.layers[0]
     mixer, cell = layer.mixer, layer.mixer.cells[0]
+    maps = mixer.in_proj, mixer.gate_proj, mixer.out_proj, cell.transition, model.score
+    if any(type(each) is not nn.Linear for each in maps if each is not None):  # an adapter, which gives more
+        return None
+    floor = torch.finfo(dtype).tiny / torch.finfo(dtype).eps
     x = model.model.embed_tokens.weight
     u = layer.mixer_norm(x)
+    u_size = u.abs() + floor * (1 + layer.mixer_norm.weight.abs())
+    v_size = F.linear(u_size, mixer.in_proj.weight.abs()) + floor
     bias, weight = cell.transition_bias, cell.transition.weight
-    size = F.linear(F.linear(u.abs(), mixer.in_proj.weight.abs()), weight.abs())
+    size = F.linear(v_size, weight.abs()) + floor
     values = cell.values.expand(len(x), -1, -1, -1)
-    values_size = values.abs()
+    values_size = values.abs() + floor
+    sizes = [u_size, v_size, size, values_size]
     if mixer.gate_proj is not None:
         gate = F.silu(mixer.gate_proj(u))
-        gate_size = gate.abs() + SLOPE * F.linear(u.abs(), mixer.gate_proj.weight.abs())
+        before = F.linear(u_size, mixer.gate_proj.weight.abs()) + floor
+        gate_size = gate.abs() + SLOPE * before + floor
         values = values * gate.unflatten(-1, (cell.heads, 1, -1))
-        values_size = values_size * gate_size.unflatten(-1, (cell.heads, 1, -1))
+        values_size = values_size * gate_size.unflatten(-1, (cell.heads, 1, -1)) + floor
+        sizes += [before, gate_size, values_size]
     into = mixer.out_proj.weight.unflatten(1, (cell.heads, -1))
+    score, norm = model.score.weight, model.model.norm.weight
+    sizes.append(norm.abs() * x.shape[1] ** 0.5)
     return Heads(
         theta=(cell.transition(mixer.in_proj(u)).unflatten(-1, bias.shape) + bias).numpy(),
         theta_size=(size.unflatten(-1, bias.shape) + bias.abs()).numpy(),
         letter=x.numpy(),
         emitted=torch.einsum("aknd,Dkd->aknD", values, into).numpy(),
-        emitted_size=torch.einsum("aknd,Dkd->aknD", values_size, into.abs()).numpy(),
-        weight=(model.score.weight * model.model.norm.weight).numpy(),
+        emitted_size=(torch.einsum("aknd,Dkd->aknD", values_size, into.abs()) + floor).numpy(),
+        weight=(score * norm).numpy(),
         bias=model.score.bias.numpy(),
         eps=config.rms_norm_eps,
         terms=2 * x.shape[1] + 2 * mixer.in_proj.out_features + 16,
+        floor=floor,
+        lost=floor * (1 + score.abs() @ (1 + norm.abs())).numpy(),
+        largest=max(float(each.max()) for each in sizes),
+        dtype=dtype,
     )
 
 
@@ -131,15 +157,15 @@ def is_sum_of(model: Any, heads: Heads) -> bool:
     return bool(np.abs(logits - heads.logits(word.tolist())).max() <= ALIKE * max(1.0, np.abs(logits).max()))
 
 
-def prove(heads: Heads, task: Automaton, dtype: torch.dtype) -> Proof | None:
-    """Follows each head, then takes the worst of what they may emit together. None where the right answer may not lead
-    in that dtype, or where numbers are none."""
+def prove(heads: Heads, task: Automaton) -> Proof | None:
+    """Follows each head, then takes the worst of what they may emit together. None where the right answer may not lead,
+    or where numbers are none."""
     if not heads.finite:
         return None
     following, labels = task.transitions.numpy(), task.labels.numpy()
     comes = np.zeros(following.shape, dtype=bool)
     np.put_along_axis(comes, task.choices.numpy(), True, axis=1)
-    close = 2 * heads.blur(dtype) * heads.theta_size.max(-1, keepdims=True)
+    close = 2 * heads.blur * heads.theta_size.max(-1, keepdims=True)
     leads = heads.theta.max(-1, keepdims=True) - heads.theta
     moves = leads <= close
     reached = [_reached(moves[:, k], following, comes) for k in range(heads.count)]
@@ -148,7 +174,7 @@ def prove(heads: Heads, task: Automaton, dtype: torch.dtype) -> Proof | None:
         here, leads_to = comes[:, letter], following[:, letter]
         after = [_after(move, states, leads_to, here) for move, states in zip(moves[letter], reached, strict=True)]
         if here.any():
-            least, off = _least_leads(heads, letter, np.unique(leads_to[here]), after, labels, dtype)
+            least, off = _least_leads(heads, letter, np.unique(leads_to[here]), after, labels)
             if not (least > off).all():
                 return None
             answers = min(answers, float(least.min()))
@@ -180,16 +206,16 @@ def _after(move: np.ndarray, reached: np.ndarray, following: np.ndarray, comes: 
 
 
 def _least_leads(
-    heads: Heads, letter: int, tasks: np.ndarray, after: Sequence[np.ndarray], labels: np.ndarray, dtype: torch.dtype
+    heads: Heads, letter: int, tasks: np.ndarray, after: Sequence[np.ndarray], labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """By how much the right answer leads each class at least, in logits, behind a letter that led to one of the states
-    `tasks`: (len(tasks), C), infinite for the right one; and by how much the dtype may change that."""
+    `tasks`: (len(tasks), C), infinite for the right one; and by how much rounding may change that."""
     right = labels[tasks]
     z = heads.letter[letter]
     scores = heads.weight @ z
     lead = scores[right][:, None] - scores  # (len(tasks), C)
     low = high = np.broadcast_to(z, (len(tasks), len(z)))
-    size = np.abs(low)
+    size = np.abs(low) + heads.floor
     for k, may_be in enumerate(after):
         allowed = may_be[tasks][:, :, None]
         gives = heads.emitted[letter, k]
@@ -198,13 +224,22 @@ def _least_leads(
         low = low + np.where(allowed, gives, np.inf).min(1)
         high = high + np.where(allowed, gives, -np.inf).max(1)
         size = size + np.where(allowed, heads.emitted_size[letter, k], 0).max(1)
-    blur, eps = heads.blur(dtype), heads.eps**0.5
+    blur, eps = heads.blur, heads.eps**0.5
     largest = heads.rms(np.maximum(np.abs(low), np.abs(high))) + blur * heads.rms(size)
     smallest = np.maximum(heads.rms(np.maximum(0, np.maximum(low, -high))) - blur * heads.rms(size), eps)
     largest, smallest = largest[:, None], smallest[:, None]
     least = lead / np.where(lead > 0, largest, smallest) + (heads.bias[right][:, None] - heads.bias)
     least[np.arange(len(tasks)), right] = np.inf
-    logits = size @ np.abs(heads.weight).T / smallest + np.abs(heads.bias)
+    logits = size @ np.abs(heads.weight).T / smallest + np.abs(heads.bias) + heads.lost
     off = 2 * blur * (logits + logits.max(1, keepdims=True))
-    fits = max(float(size.max()), float(logits.max()), float(heads.theta_size.max())) < torch.finfo(dtype).max ** 0.5
+    fits = _fits(heads, float(size.max()), float(logits.max()))
     return least, off if fits else np.full_like(least, np.inf)
+
+
+def _fits(heads: Heads, size: float, logits: float) -> bool:
+    """Whether no number becomes infinite in the dtype, the sums of squares in norms among them, and the norms' eps is
+    none of the smallest there are. Norms are computed in fp32 at least."""
+    kind, wide = torch.finfo(heads.dtype), torch.finfo(torch.promote_types(heads.dtype, torch.float32))
+    largest = max(heads.largest, float(heads.theta_size.max()), size, logits)
+    squares = heads.letter.shape[1] * size**2
+    return largest < kind.max / 4 and squares < wide.max / 4 and heads.eps > wide.tiny / wide.eps

@@ -40,9 +40,11 @@ def _verdict(facts: dict[str, Any]) -> str:
         return f"correct at every length (in {' and '.join(facts['holds_in'])})"
     if facts["verdict"] == "wrong":
         word = " ".join(map(str, facts["word"]))
+        said, own = facts["said"], facts["said_in_own_dtype"]
+        also = "" if own == said else f" in float64 and {own} in {facts['dtype']}"
         return (
             f"wrong. The shortest word on which it fails has length {len(facts['word'])}:\n  {word}\n"
-            f"  it says {facts['said']}, right is {facts['right']}"
+            f"  it says {said}{also}, right is {facts['right']}"
         )
     return f"open. No wrong answer on any word up to length {facts['all_words_to']}; not certain: {facts['why']}"
 

@@ -21,11 +21,16 @@ from hybridlm.model.snapshot_hybridlm import LayerSnapshot, put, take
 class Stepper:
     """Steps of a model that labels tokens, in a dtype. Its layers must be recurrent ones. letters (B,) int64: those of
     the step that is being taken, or was last. decided (W,): which numbers of a row are states of cells, not of a
-    convolution's window."""
+    convolution's window. shake: every weight is off by up to this share of it, by
+    chance; by as much to the other side with minus this."""
 
     @torch.no_grad()
-    def __init__(self, model: PreTrainedModel, dtype: torch.dtype = torch.float64):
+    def __init__(self, model: PreTrainedModel, dtype: torch.dtype = torch.float64, shake: float = 0.0):
         self.model: Any = copy.deepcopy(model).to(dtype).eval()  # pyright: ignore[reportArgumentType]
+        if shake:
+            generator = torch.Generator().manual_seed(0)
+            for weight in self.model.parameters():
+                weight.mul_(1 + shake * torch.rand(weight.shape, dtype=dtype, generator=generator).mul_(2).sub_(1))
         self.letters = torch.empty(0, dtype=torch.int64)
         cache = self._cache()
         # A token of padding moves nothing, so what it leaves is where a text begins.
@@ -49,10 +54,14 @@ class Stepper:
         logits = self.model(self.letters.unsqueeze(1), past_key_values=cache, use_cache=True).logits
         return _pack(take(cache)), logits[:, 0]
 
-    @torch.no_grad()
     def answer(self, word: Sequence[int]) -> int:
         """The class that the model gives behind a word, in one forward over all of it."""
-        return int(self.model(torch.tensor([list(word)])).logits[0, -1].argmax())
+        return int(self.answers(torch.tensor([list(word)]))[0, -1])
+
+    @torch.no_grad()
+    def answers(self, words: Tensor) -> Tensor:
+        """The classes (B, T) that it gives behind each letter of words (B, T), in one forward."""
+        return self.model(words, use_cache=False).logits.argmax(-1)
 
     def _cache(self) -> DynamicCache:
         return DynamicCache(config=self.model.config)

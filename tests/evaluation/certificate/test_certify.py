@@ -14,6 +14,8 @@ from hybridlm.evaluation.certificate.decisions import HOLD, RESET, SET, watching
 from hybridlm.evaluation.certificate.exploring import explore
 from hybridlm.evaluation.certificate.stepping import Stepper
 from hybridlm.evaluation.memory.registry import TASKS
+from hybridlm.model.cells_bmru import BmruCell
+from hybridlm.model.mixers_hybridlm import CELLS, MIXERS
 
 FLIP_FLOP = "flip_flop_dense"
 
@@ -107,6 +109,14 @@ def test_open_where_a_decision_is_too_close(latch, tmp_path):
     assert facts["why"] == "a decision is too close to call (margin 0)"
 
 
+def test_a_close_decision_that_rounding_cannot_reach(latch, tmp_path):
+    with torch.no_grad():
+        latch.model.layers[0].mixer.cells[0].candidate.bias[3] = 1 - 6e-8  # the next to the threshold
+    facts = certify_checkpoint(saved(latch, tmp_path))
+    assert facts["verdict"] == "correct"
+    assert 0 < facts["margin_of_decisions"] < 1e-7
+
+
 def test_real_numbers_are_never_certain(latch, tmp_path):
     """A layer of lru that adds nothing to the right answers, but carries what never recurs."""
     config = HybridLMConfig.from_dict({**latch.config.to_dict(), "pattern": "bmru lru"})
@@ -140,6 +150,111 @@ def test_states_that_only_seem_one(latch, tmp_path):
     facts = certify_checkpoint(saved(model, tmp_path))
     assert facts["verdict"] != "correct"
     assert facts["spread"] > 1e-12
+
+
+def behind(latch, scale):
+    """The same model with a window of one letter, whose numbers are scaled down and what reads them up. It is wrong
+    where letter 2 comes behind letter 1: that resets the latch."""
+    config = HybridLMConfig.from_dict({**latch.config.to_dict(), "conv_kernel": 2})
+    model = HybridLMForTokenClassification(config)
+    model.load_state_dict(latch.state_dict(), strict=False)
+    with torch.no_grad():
+        mixer = model.model.layers[0].mixer
+        mixer.in_proj.weight.copy_(torch.eye(4)[[0, 1, 2, 1]] / scale)
+        mixer.conv.weight.copy_(torch.tensor([[0, 1.0], [0, 1], [0, 1], [1, 0]]) * scale)
+        mixer.conv.bias.zero_()
+        mixer.cells[0].candidate.weight[0, 3] = -4
+    return model
+
+
+OFF = " steps come out otherwise where numbers are off by 9e-13 of their size"
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**42, 2.0**46])
+def test_what_seems_rounding_may_decide(latch, tmp_path, scale):
+    """Windows that differ by less than rounding may make them, and a convolution that makes that large."""
+    model = behind(latch, scale)
+    assert model(torch.tensor([[1, 2]])).logits[0, 1].argmax() == 0
+    facts = certify_checkpoint(saved(model, tmp_path))
+    if scale == 1:
+        assert (facts["verdict"], facts["word"], facts["right"]) == ("wrong", [1, 2], 1)
+    else:
+        assert facts["verdict"] == "open"
+        assert ("count as one differ by 5e-13" if scale < 2.0**46 else OFF) in facts["why"]
+
+
+def test_open_where_rounding_decides(latch, tmp_path):
+    """A drive of 1e16 + 2 - 1e16, which depends on the order in which that is added up."""
+    with torch.no_grad():
+        latch.model.embed_tokens.weight[:, 3] = 1
+        mixer, cell = latch.model.layers[0].mixer, latch.model.layers[0].mixer.cells[0]
+        mixer.in_proj.weight[:3, 3] = 1
+        mixer.out_proj.weight[3, 0] = 3
+        cell.candidate.weight[3] = torch.tensor([1e16, 1.0, 1.0, -1e16])
+    facts = certify_checkpoint(saved(latch, tmp_path))
+    assert (facts["verdict"], facts["closed"]) == ("open", True)
+    assert facts["why"].endswith(OFF)
+
+
+def test_a_unit_that_holds_at_the_start_alone_is_no_latch(latch, tmp_path):
+    """The letter before sets or resets it, and in front of the first there is none."""
+    model = behind(latch, 1.0)
+    with torch.no_grad():
+        cell = model.model.layers[0].mixer.cells[0]
+        model.model.layers[0].mixer.in_proj.weight[3] = torch.tensor([1.0, -1, 1, 0])
+        cell.candidate.weight[0, 3], cell.candidate.weight[1, 3], cell.candidate.bias[1] = 0, 1, 0
+    facts = certify_checkpoint(saved(model, tmp_path))
+    assert facts["verdict"] == "correct"
+    assert [unit["kind"] for unit in facts["latches"]][:2] == ["latch", "held one way"]
+    assert set(facts["latches"][1]["hold"]) == {"0", "1", "2"}
+
+
+def test_cells_of_others_are_not_certain(latch, tmp_path, monkeypatch):
+    """How clearly they decide is not watched."""
+
+    class Mine(BmruCell):
+        record = BmruCell.record
+
+    monkeypatch.setitem(CELLS, "mine", Mine)
+    monkeypatch.setitem(MIXERS, "mine", Mine)
+    model = HybridLMForTokenClassification(HybridLMConfig.from_dict({**latch.config.to_dict(), "pattern": "mine"}))
+    model.load_state_dict(latch.state_dict())
+    facts = certify_checkpoint(saved(model, tmp_path))
+    assert (facts["verdict"], facts["closed"]) == ("open", True)
+    assert facts["why"] == "layer 0 (mine): how clearly it decides is not known"
+
+
+def test_right_in_its_own_dtype_alone(latch, tmp_path, capsys):
+    """Logits that float32 cannot tell apart, where the first is right."""
+    with torch.no_grad():
+        latch.score.bias.fill_(1)
+        latch.score.weight.zero_()[1, 0] = 1e-10
+    assert main(["certify", str(saved(latch, tmp_path))]) == 0
+    assert "  it says 1 in float64 and 0 in float32, right is 0\n" in capsys.readouterr().out
+
+
+def test_a_long_forward_must_agree(latch, tmp_path, monkeypatch):
+    """One letter of many is answered otherwise than by steps."""
+    answers = Stepper.answers
+
+    def spoiled(self, words):
+        said = answers(self, words)
+        said[5, 200] = 1 - said[5, 200]
+        return said
+
+    monkeypatch.setattr(Stepper, "answers", spoiled)
+    facts = certify_checkpoint(saved(latch, tmp_path))
+    assert facts["verdict"] == "open"
+    assert facts["why"] == "one forward over long words answers otherwise than the steps"
+
+
+def test_steps_and_one_forward_that_disagree(latch, tmp_path, monkeypatch):
+    """Words up to the one in question are right."""
+    latch.model.layers[0].mixer.cells[0].s0.fill_(1)
+    monkeypatch.setattr(Stepper, "answer", lambda self, word: 0)
+    facts = certify_checkpoint(saved(latch, tmp_path))
+    assert (facts["verdict"], facts["all_words_to"]) == ("open", 0)
+    assert facts["why"] == "steps and one forward answer otherwise on 0, by rounding"
 
 
 def test_units_are_counted_once_for_every_state_and_letter(latch):
@@ -231,6 +346,14 @@ def test_configurations_that_are_none(latch, tmp_path, capsys, change):
     (folder / "config.json").write_text(json.dumps({**config, **change}))
     assert main(["certify", str(folder)]) == 2
     assert f"checkpoint {folder}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("record", ["[" * 5000, "[]", '{"task": 5}', "\0"])
+def test_records_that_are_none(latch, tmp_path, capsys, record):
+    folder = saved(latch, tmp_path, task=None)
+    (folder / "memory_suite.json").write_text(record)
+    assert main(["certify", str(folder)]) == 2
+    assert "it does not say what it was trained on (memory_suite.json). Give --task" in capsys.readouterr().err
 
 
 def test_names_of_tasks_may_be_capital(latch, tmp_path, capsys):

@@ -76,6 +76,18 @@ def test_other_stacks_are_not_taken_apart(change):
     assert take_apart(model) is None
 
 
+def test_maps_that_give_more_than_their_weights_say(parity):
+    """As those of an adapter do, whose sizes the bounds would not know."""
+
+    class Adapted(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + 1e6 * x - 1e6 * x
+
+    model = parity(0.0)
+    model.model.layers[0].mixer.in_proj.__class__ = Adapted
+    assert take_apart(model) is None
+
+
 @pytest.mark.parametrize("task", ["z2", "s3", "dyck1_depth"])
 @pytest.mark.parametrize("gate", [False, True])
 def test_bound_holds_for_all_that_heads_can_be_in_together(task, gate, monkeypatch):
@@ -116,7 +128,7 @@ def answers_of(heads, task, monkeypatch):
         return np.ones_like(least), np.zeros_like(off)
 
     monkeypatch.setattr(proofs, "_least_leads", noting)
-    assert prove(heads, task, torch.float64) is not None
+    assert prove(heads, task) is not None
     monkeypatch.undo()
     return found
 
@@ -125,14 +137,14 @@ def test_bound_is_exact_for_one_head(parity):
     """One head whose state is the task's: nothing is left to bound."""
     model = parity(0.0)
     rms = np.sqrt(2 / 12 + model.config.rms_norm_eps)
-    assert prove(take_apart(model), TASKS["z2"](True), torch.float64).answers == pytest.approx(2 / rms, rel=1e-9)
+    assert prove(take_apart(model), TASKS["z2"](True)).answers == pytest.approx(2 / rms, rel=1e-9)
 
 
 @pytest.mark.parametrize(("noise", "sure"), [(0.3, True), (0.49, True), (0.51, False)])
 def test_heads_that_wander(parity, tmp_path, noise, sure):
     """Two heads that may add as much as the first decides: below it the model is certified, whatever the limit."""
     model = parity(noise)
-    assert (prove(take_apart(model), TASKS["z2"](True), torch.float64) is not None) == sure
+    assert (prove(take_apart(model), TASKS["z2"](True)) is not None) == sure
     model.float().save_pretrained(tmp_path / "model")
     facts = certify_checkpoint(tmp_path / "model", task="z2", limit=1)
     assert facts["verdict"] == ("correct" if sure else "open")
@@ -190,6 +202,45 @@ def test_a_narrower_dtype_is_not_claimed(parity, tmp_path, capsys):
     assert "in bfloat16 some moves or answers are too close to be sure of" in printed
 
 
+def small_transitions(model):
+    """Whose products are below all that float32 has."""
+    model.model.layers[0].mixer.in_proj.weight.mul_(1e-25)
+    model.model.layers[0].mixer.cells[0].transition.weight.mul_(1e-25)
+
+
+def large_letters(model):
+    """Whose squares fit, and their sum does not."""
+    model.model.embed_tokens.weight.mul_(1e19)[:, 4:] = 1e19
+
+
+def large_on_the_way(model):
+    """What the input projection gives, which transitions make small again."""
+    model.model.layers[0].mixer.in_proj.weight.mul_(3e38)
+    model.model.layers[0].mixer.cells[0].transition.weight.mul_(1e-38)
+
+
+def small_letters(model):
+    """Squares, and an eps, that are 0 in float32."""
+    model.model.embed_tokens.weight.mul_(1e-25)
+    model.model.layers[0].mixer.out_proj.weight.mul_(1e-25)
+    for norm in (model.model.norm, model.model.layers[0].mixer_norm):
+        norm.eps = 1e-60
+    model.config.rms_norm_eps = 1e-60
+
+
+@pytest.mark.parametrize("change", [small_transitions, large_letters, large_on_the_way, small_letters])
+def test_numbers_that_a_narrower_dtype_does_not_have(parity, tmp_path, change):
+    """Right in float64 and wrong in float32, without a sum that is badly rounded."""
+    model, letters = parity(0.0), torch.tensor([[1, 1, 0, 1, 0, 0, 1, 1]])
+    with torch.no_grad():
+        change(model)
+        assert torch.equal(model(letters).logits.argmax(-1), letters.cumsum(1) % 2)
+        model.float().save_pretrained(tmp_path / "model")
+        assert not torch.equal(model(letters).logits.argmax(-1), letters.cumsum(1) % 2)
+    facts = certify_checkpoint(tmp_path / "model", task="z2")
+    assert (facts["verdict"], facts["holds_in"]) == ("correct", ["float64"])
+
+
 def test_wrong_model_is_followed(parity, tmp_path):
     """One that always says the opposite is wrong at once, and the word is shown."""
     model = parity(0.0)
@@ -208,7 +259,7 @@ def test_a_head_that_may_go_either_way(parity):
         with torch.no_grad():
             model.model.layers[0].mixer.cells[0].transition.weight.unflatten(0, (3, 3, 3))[head] = 0
             model.model.layers[0].mixer.cells[0].transition_bias[head] = 0
-        assert (prove(take_apart(model), TASKS["z2"](True), torch.float64) is not None) == proved
+        assert (prove(take_apart(model), TASKS["z2"](True)) is not None) == proved
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -218,7 +269,7 @@ def test_what_is_no_number_proves_nothing(parity, tmp_path, value):
     with torch.no_grad():
         model.model.layers[0].mixer.cells[0].values[1, 2, 0] = value
         model.score.weight.neg_()
-    assert prove(take_apart(model), TASKS["z2"](True), torch.float64) is None
+    assert prove(take_apart(model), TASKS["z2"](True)) is None
 
 
 @pytest.mark.parametrize("bias", [1e12, 1e17])
@@ -228,4 +279,4 @@ def test_a_lead_that_rounding_swallows(parity, bias):
     with torch.no_grad():
         model.score.bias.fill_(bias)
         model.model.layers[0].mixer.out_proj.weight.mul_(1e-4)
-    assert prove(take_apart(model), TASKS["z2"](True), torch.float64) is None
+    assert prove(take_apart(model), TASKS["z2"](True)) is None
