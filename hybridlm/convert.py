@@ -3,14 +3,16 @@
     transformers' Mamba-2     pattern "mamba2*L", no MLP
 
 What such a checkpoint has and ours cannot express (biases of the projections, another activation, clipped step sizes,
-weights of another name) is refused, not dropped; a missing weight too.
+weights of another name) is refused, not dropped; a missing weight too. Where the model came from is written beside it,
+for its card.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoTokenizer, GenerationConfig, Mamba2ForCausalLM
@@ -37,6 +39,25 @@ _RENAMED_IN_LAYER = {
     "mixer.D": "mixer.cell.D",
     "mixer.dt_bias": "mixer.cell.dt_bias",
 }
+
+
+CONVERTED = "converted.json"
+
+
+class Origin(NamedTuple):
+    """What a checkpoint was converted from, as it was given."""
+
+    source: str
+    on_hub: bool
+
+
+def converted_from(folder: Path) -> Origin | None:
+    """That of a checkpoint which `hybridlm convert` wrote; None for others."""
+    try:
+        said = json.loads((folder / CONVERTED).read_text(encoding="utf-8"))
+        return Origin(str(said["source"]), said["on_hub"] is True)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
 
 
 def from_mamba2(source: Mamba2ForCausalLM | str | Path) -> HybridLMForCausalLM:
@@ -77,12 +98,14 @@ def convert_mamba2(source: str | Path, out: str | Path) -> Path:
         raise _unwritable(out, error) from None
     model = from_mamba2(source)
     tokenizer = _tokenizer(source)
+    origin = Origin(str(source), not Path(locate(source)).is_dir())
 
     def fill(folder: Path) -> None:
         with quiet_transformers():
             model.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
+        (folder / CONVERTED).write_text(json.dumps(origin._asdict(), indent=2) + "\n", encoding="utf-8")
 
     try:
         write_folder(out, fill)

@@ -1,5 +1,7 @@
 """`hybridlm convert`: the folder it writes is a checkpoint of this package, with the tokenizer of its source."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from models import make_ids
@@ -7,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Mamba2Config, Mamb
 
 from hybridlm import HybridLMForCausalLM
 from hybridlm.cli import main
+from hybridlm.convert import converted_from
 from hybridlm.data.tokenizer import train_tokenizer
 
 TEXT = "She was the youngest of the two daughters of a most affectionate, indulgent father. " * 20
@@ -29,6 +32,8 @@ def theirs(tmp_path, monkeypatch):
 def test_the_command_writes_a_checkpoint_that_every_other_command_takes(theirs, capsys):
     assert main(["convert", "theirs", "ours"]) == 0
     assert capsys.readouterr().out == "Checkpoint: ours\nTry:        hybridlm info ours\n"
+    assert converted_from(Path("ours")) == ("theirs", False)
+    assert converted_from(theirs) is None
     ours, reference = (AutoModelForCausalLM.from_pretrained(folder) for folder in ("ours", "theirs"))
     assert isinstance(ours, HybridLMForCausalLM)
     ids = make_ids(2, 20)
@@ -60,7 +65,7 @@ def test_a_source_without_a_tokenizer_gives_a_checkpoint_without_one(theirs):
     for path in theirs.glob("tokenizer*"):
         path.unlink()
     assert main(["convert", "theirs", "ours"]) == 0
-    files = ["config.json", "generation_config.json", "model.safetensors"]
+    files = ["config.json", "converted.json", "generation_config.json", "model.safetensors"]
     assert sorted(path.name for path in (theirs.parent / "ours").iterdir()) == files
 
 
