@@ -23,6 +23,7 @@ from hybridlm import HybridLMConfig
 from hybridlm.data import TokenShards
 from hybridlm.errors import UserError
 from hybridlm.evaluation.comparison.study import read_study
+from hybridlm.evaluation.generate import generate_text
 from hybridlm.evaluation.info import describe
 from hybridlm.evaluation.loading import load_checkpoint
 from hybridlm.evaluation.reading import load_state
@@ -126,9 +127,11 @@ class Checkpoints:
         try:
             if name.endswith(".index.json"):
                 (self.place / "model.safetensors").unlink()
-            load_checkpoint(self.place)
+            model, tokenizer = load_checkpoint(self.place)
+            if name == "generation_config.json":
+                generate_text(model, tokenizer, "a", max_new_tokens=1)
         except UserError as error:
-            _says(error, str(self.place))
+            _says(error, str(self.place), "generation_config.json")
             return "refused"
         finally:
             (self.place / name).unlink(missing_ok=True)
