@@ -9,10 +9,9 @@ for its card.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, GenerationConfig, Mamba2ForCausalLM
@@ -20,6 +19,7 @@ from transformers import AutoTokenizer, GenerationConfig, Mamba2ForCausalLM
 from hybridlm import HybridLMConfig, HybridLMForCausalLM
 from hybridlm.errors import UserError
 from hybridlm.evaluation.loading import locate, quiet_transformers, read_config
+from hybridlm.evaluation.origin import Origin, write_origin
 from hybridlm.files import expanded, try_folder, write_folder
 from hybridlm.safe_loading import FAULTS, NO_CODE, SAFETENSORS, check_weights
 
@@ -39,25 +39,6 @@ _RENAMED_IN_LAYER = {
     "mixer.D": "mixer.cell.D",
     "mixer.dt_bias": "mixer.cell.dt_bias",
 }
-
-
-CONVERTED = "converted.json"
-
-
-class Origin(NamedTuple):
-    """What a checkpoint was converted from, as it was given."""
-
-    source: str
-    on_hub: bool
-
-
-def converted_from(folder: Path) -> Origin | None:
-    """That of a checkpoint which `hybridlm convert` wrote; None for others."""
-    try:
-        said = json.loads((folder / CONVERTED).read_text(encoding="utf-8"))
-        return Origin(str(said["source"]), said["on_hub"] is True)
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return None
 
 
 def from_mamba2(source: Mamba2ForCausalLM | str | Path) -> HybridLMForCausalLM:
@@ -105,7 +86,7 @@ def convert_mamba2(source: str | Path, out: str | Path) -> Path:
             model.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-        (folder / CONVERTED).write_text(json.dumps(origin._asdict(), indent=2) + "\n", encoding="utf-8")
+        write_origin(folder, origin)
 
     try:
         write_folder(out, fill)

@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Mamba2Config, Mamb
 
 from hybridlm import HybridLMForCausalLM
 from hybridlm.cli import main
-from hybridlm.convert import converted_from
 from hybridlm.data.tokenizer import train_tokenizer
+from hybridlm.evaluation.origin import read_origin
 
 TEXT = "She was the youngest of the two daughters of a most affectionate, indulgent father. " * 20
 
@@ -32,8 +32,8 @@ def theirs(tmp_path, monkeypatch):
 def test_the_command_writes_a_checkpoint_that_every_other_command_takes(theirs, capsys):
     assert main(["convert", "theirs", "ours"]) == 0
     assert capsys.readouterr().out == "Checkpoint: ours\nTry:        hybridlm info ours\n"
-    assert converted_from(Path("ours")) == ("theirs", False)
-    assert converted_from(theirs) is None
+    assert read_origin(Path("ours")) == ("theirs", False)
+    assert read_origin(theirs) is None
     ours, reference = (AutoModelForCausalLM.from_pretrained(folder) for folder in ("ours", "theirs"))
     assert isinstance(ours, HybridLMForCausalLM)
     ids = make_ids(2, 20)

@@ -18,7 +18,7 @@ import numpy as np
 from hybridlm.errors import UserError
 from hybridlm.files import expanded
 from hybridlm.training.metrics import read_rows
-from hybridlm.training.plain_yaml import yaml_value
+from hybridlm.training.plain_yaml import plain_value
 
 Row = dict[str, Any]
 
@@ -132,7 +132,7 @@ def _settings(file: Path) -> dict[str, str]:
     if not file.exists():
         return {}
     try:
-        values = yaml_value(file.read_text(encoding="utf-8"))
+        values = plain_value(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
     if not isinstance(values, dict):

@@ -4,6 +4,7 @@ The values are YAML 1.2's: `lr: 2e-3` is a number and `mixed_precision: no` a wo
 """
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
@@ -33,13 +34,25 @@ _Loader.add_implicit_resolver(
 
 
 def yaml_value(text: str) -> Any:
-    """A value as recipes write it. Raises yaml.YAMLError, also for what PyYAML fails at in other ways, and for more
-    entries than anybody writes, such as aliases of aliases make, or one that holds itself."""
+    """A value as recipes write it. Raises yaml.YAMLError as `plain_value`, and for the character NUL."""
+    value = plain_value(text)
+    if any(isinstance(one, str) and "\0" in one for one in _entries(value)):
+        raise yaml.YAMLError("it holds the character NUL, which no name or path can")
+    return value
+
+
+def plain_value(text: str) -> Any:
+    """What YAML says, to be shown. Raises yaml.YAMLError, also for what PyYAML fails at in other ways, for names that
+    are no plain values, and for more entries than anybody writes, such as aliases of aliases make, or one that holds
+    itself."""
     try:
         value = yaml.load(text, Loader=_Loader)
     except _UNREADABLE as error:
         raise yaml.YAMLError(f"{type(error).__name__}: {error}") from None
-    _check_entries(value)
+    for one in _entries(value):
+        odd = [key for key in one if not isinstance(key, (str, int, float, type(None)))] if type(one) is dict else []
+        if odd:
+            raise yaml.YAMLError(f"it holds the name {odd[0]!r:.80}, which is no text")
     return value
 
 
@@ -47,19 +60,16 @@ _UNREADABLE = (ValueError, TypeError, AttributeError, IndexError, KeyError, Over
 _MOST_ENTRIES = 100_000
 
 
-def _check_entries(value: Any) -> None:
+def _entries(value: Any) -> Iterator[Any]:
+    """It, and all that it holds, names included."""
     left, seen = [value], 0
     while left:
         one = left.pop()
         seen += 1
         if seen > _MOST_ENTRIES:
             raise yaml.YAMLError(f"it holds itself, or more than {_MOST_ENTRIES:,} entries")
-        if isinstance(one, str) and "\0" in one:
-            raise yaml.YAMLError("it holds the character NUL, which no name or path can")
+        yield one
         if isinstance(one, dict):
-            odd = next((key for key in one if not isinstance(key, (str, int, float, type(None)))), None)
-            if odd is not None:
-                raise yaml.YAMLError(f"it holds the name {odd!r:.80}, which is no text")
             left += [*one, *one.values()]
         elif isinstance(one, (list, tuple, set)):
             left += one

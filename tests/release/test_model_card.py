@@ -13,10 +13,10 @@ from models import make_model
 
 import hybridlm
 from hybridlm.cli import main
-from hybridlm.convert import CONVERTED
 from hybridlm.data import TokenShards
 from hybridlm.errors import UserError
 from hybridlm.evaluation.memory.store import Store
+from hybridlm.evaluation.origin import CONVERTED
 from hybridlm.evaluation.report import evaluate_checkpoint, write_json
 from hybridlm.release import card
 from hybridlm.release.model_card import training as training_module

@@ -13,10 +13,10 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 import hybridlm
-from hybridlm.convert import Origin, converted_from
 from hybridlm.data.tokenizer import load_tokenizer, start_and_end
 from hybridlm.errors import UserError
 from hybridlm.evaluation.info import describe
+from hybridlm.evaluation.origin import Origin, read_origin
 from hybridlm.evaluation.weights import digest_of, weight_files
 from hybridlm.release import card
 from hybridlm.release.export import AUTO_CLASSES, Source, has_tokenizer, is_export
@@ -65,7 +65,7 @@ class Contents:
                 f"{self.folder} holds other weights than its run wrote (training_state/checksums.json), which its "
                 "training, data and losses say nothing of: they are left out"
             )
-        self.origin = converted_from(self.folder)
+        self.origin = read_origin(self.folder)
         if self.origin is not None and self.training is None:
             self.no_run = _converted(self.origin)
         self.data, self.measured = sources.Data(), []
