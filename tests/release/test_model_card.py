@@ -1,5 +1,6 @@
 """The model card: every number is that of a file, what is missing is said, and nobody's own card is replaced."""
 
+import copy
 import json
 import re
 import shutil
@@ -15,10 +16,12 @@ import hybridlm
 from hybridlm.cli import main
 from hybridlm.data import TokenShards
 from hybridlm.errors import UserError
+from hybridlm.evaluation.info import describe
 from hybridlm.evaluation.memory.store import Store
 from hybridlm.evaluation.origin import CONVERTED
 from hybridlm.evaluation.report import evaluate_checkpoint, write_json
 from hybridlm.release import card
+from hybridlm.release.model_card import contents as contents_module
 from hybridlm.release.model_card import training as training_module
 from hybridlm.release.model_card import write as write_module
 from hybridlm.release.model_card.contents import CardOptions
@@ -44,6 +47,22 @@ checkpoint: {every: 2, keep: 5}
 validation: {every: 2}
 run: {name: small, folder: runs}
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def described_once():
+    """`describe` sends a token through a model on no device, which takes longer than a card: once for each config."""
+    known = {}
+
+    def described(folder):
+        config = (Path(folder) / "config.json").read_bytes()
+        if config not in known:
+            known[config] = describe(folder)
+        return copy.deepcopy(known[config])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(contents_module, "describe", described)
+        yield
 
 
 @pytest.fixture(scope="module")
