@@ -204,8 +204,11 @@ def _argument_lists(draw: Any) -> list[str]:
     argv = draw(st.sampled_from(LINES)).split()
     for _ in range(draw(st.integers(0, 2))):
         at = draw(st.integers(1, len(argv)))
-        how = draw(st.sampled_from(["replace", "replace", "leave out", "double", "odd", "flag", "flag with", "other"]))
-        if how == "replace" and at < len(argv):
+        how = draw(st.sampled_from([*5 * ["value"], "replace", "leave out", "double", "odd", "flag with", "other"]))
+        values = [place for place, word in enumerate(argv) if place and not word.startswith("-")]
+        if how == "value" and values:  # most of the others end in argparse's usage
+            argv[draw(st.sampled_from(values))] = draw(odd)
+        elif how == "replace" and at < len(argv):
             argv[at] = draw(odd)
         elif how == "leave out" and at < len(argv) and len(argv) > 1:
             del argv[at]
@@ -213,8 +216,6 @@ def _argument_lists(draw: Any) -> list[str]:
             argv.insert(at, argv[at])
         elif how == "odd":
             argv.insert(at, draw(odd))
-        elif how == "flag":
-            argv.insert(at, draw(st.sampled_from(FLAGS)))
         elif how == "flag with":
             argv[at:at] = [draw(st.sampled_from(FLAGS)), draw(odd)]
         elif how == "other":
