@@ -3,7 +3,8 @@
     transformers' Mamba-2     pattern "mamba2*L", no MLP
 
 What such a checkpoint has and ours cannot express (biases of the projections, another activation, clipped step sizes,
-weights of another name) is refused, not dropped; a missing weight too.
+weights of another name) is refused, not dropped; a missing weight too. Where the model came from is written beside it,
+for its card.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from transformers import AutoTokenizer, GenerationConfig, Mamba2ForCausalLM
 from hybridlm import HybridLMConfig, HybridLMForCausalLM
 from hybridlm.errors import UserError
 from hybridlm.evaluation.loading import locate, quiet_transformers, read_config
+from hybridlm.evaluation.origin import Origin, write_origin
 from hybridlm.files import expanded, try_folder, write_folder
 from hybridlm.safe_loading import FAULTS, NO_CODE, SAFETENSORS, check_weights
 
@@ -77,12 +79,14 @@ def convert_mamba2(source: str | Path, out: str | Path) -> Path:
         raise _unwritable(out, error) from None
     model = from_mamba2(source)
     tokenizer = _tokenizer(source)
+    origin = Origin(str(source), not Path(locate(source)).is_dir())
 
     def fill(folder: Path) -> None:
         with quiet_transformers():
             model.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
+        write_origin(folder, origin)
 
     try:
         write_folder(out, fill)

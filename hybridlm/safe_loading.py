@@ -72,6 +72,14 @@ def is_inside(name: str) -> bool:
     return "\0" not in name and ":" not in parts[0] and all(part not in ("", ".", "..") for part in parts)
 
 
+def leads_outside(path: Path, folder: Path) -> bool:
+    """Whether what lies at `path` in the folder of a checkpoint lies elsewhere in truth, through a link. (What was
+    downloaded from the Hub is a folder of links to `blobs` beside it.)"""
+    home = folder.resolve()
+    homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    return not any(path.resolve().is_relative_to(each) for each in homes)
+
+
 def _index(source: str | Path) -> Path | None:
     """The index of weights in several files; None: there is none, or what there is cannot be looked at."""
     folder = Path(source)

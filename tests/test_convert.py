@@ -1,5 +1,7 @@
 """`hybridlm convert`: the folder it writes is a checkpoint of this package, with the tokenizer of its source."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from models import make_ids
@@ -8,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Mamba2Config, Mamb
 from hybridlm import HybridLMForCausalLM
 from hybridlm.cli import main
 from hybridlm.data.tokenizer import train_tokenizer
+from hybridlm.evaluation.origin import read_origin
 
 TEXT = "She was the youngest of the two daughters of a most affectionate, indulgent father. " * 20
 
@@ -29,6 +32,8 @@ def theirs(tmp_path, monkeypatch):
 def test_the_command_writes_a_checkpoint_that_every_other_command_takes(theirs, capsys):
     assert main(["convert", "theirs", "ours"]) == 0
     assert capsys.readouterr().out == "Checkpoint: ours\nTry:        hybridlm info ours\n"
+    assert read_origin(Path("ours")) == ("theirs", False)
+    assert read_origin(theirs) is None
     ours, reference = (AutoModelForCausalLM.from_pretrained(folder) for folder in ("ours", "theirs"))
     assert isinstance(ours, HybridLMForCausalLM)
     ids = make_ids(2, 20)
@@ -60,7 +65,7 @@ def test_a_source_without_a_tokenizer_gives_a_checkpoint_without_one(theirs):
     for path in theirs.glob("tokenizer*"):
         path.unlink()
     assert main(["convert", "theirs", "ours"]) == 0
-    files = ["config.json", "generation_config.json", "model.safetensors"]
+    files = ["config.json", "converted.json", "generation_config.json", "model.safetensors"]
     assert sorted(path.name for path in (theirs.parent / "ours").iterdir()) == files
 
 

@@ -2,6 +2,7 @@
 to do, and nothing of it has happened."""
 
 import ast
+import gzip
 import io
 import json
 import os
@@ -20,9 +21,10 @@ from safetensors.torch import load_file
 import hybridlm
 from hybridlm import safe_loading
 from hybridlm.cli import main
-from hybridlm.data import PrepareConfig, TokenShards, prepare
+from hybridlm.data import PrepareConfig, TokenShards, prepare, texts
 from hybridlm.data.tokenizer import train_tokenizer
 from hybridlm.errors import UserError
+from hybridlm.evaluation.run_record import read_runs
 from hybridlm.safe_loading import check_weights, is_inside
 
 TEXT = "She was the youngest of the two daughters of a most affectionate, indulgent father. " * 20
@@ -221,6 +223,35 @@ def test_yaml_makes_plain_values_only(work, capsys, tag):
     assert "is not valid YAML" in refused(capsys, "compare study.yaml")
     assert main(["pretrain", f"training.steps={tag}"]) == 2
     assert "the value is not valid YAML" in capsys.readouterr().err
+
+
+def laughs(name):
+    """Nine levels of nine aliases: 387 million entries, in 500 characters."""
+    levels = [f"&{b} [{', '.join(9 * [f'*{a}'])}]" for a, b in zip("abcdefghi", "bcdefghij", strict=True)]
+    return f"{name}: [&a [x], {', '.join(levels)}]\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [laughs("model"), "model: &a {b: *a}\n", "model: !!timestamp x\n", "a:\n- ? !!timestamp 2001-01-01\n  : 1\n"],
+)
+def test_the_recipe_of_a_run_that_is_shown(tmp_path, text):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 5.0, "grad_norm": 1.0}\n')
+    (tmp_path / "config.yaml").write_text(text)
+    (run,) = read_runs([tmp_path])
+    assert run.settings == {}
+    assert run.notes[0].startswith("config.yaml cannot be read: ")
+
+
+def test_a_compressed_file_that_fills_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(texts, "_HARMLESS", 2**16)
+    monkeypatch.setattr(texts, "_PIECE", 2**12)
+    path = tmp_path / "bomb.txt.gz"
+    path.write_bytes(gzip.compress(b"a" * 2**20))
+    with pytest.raises(UserError, match=r"bomb.txt.gz: it unpacks to more than 250 times its size"):
+        list(texts.text_file(path, "line"))
+    path.write_bytes(gzip.compress((TEXT + "\n").encode() * 30))  # long lines, in pieces
+    assert "".join(texts.text_file(path, "file")) == (TEXT + "\n") * 30
 
 
 def test_an_archive_of_tests_is_unpacked_into_its_folder(tmp_path):

@@ -71,8 +71,11 @@ class Source:
         return self.path or self.dataset or self.builtin or ""
 
     def origin(self) -> dict[str, str | None]:
-        """Its kind (path, dataset or builtin), and the licence of its texts; None where that is not known."""
+        """Its kind (path, dataset, builtin; saved: a data set in a folder), and the licence of its texts; None where
+        that is not known."""
         kind = next(name for name in ("path", "dataset", "builtin") if getattr(self, name) is not None)
+        if self.dataset is not None and Path(self.dataset).exists():
+            kind = "saved"
         return {"kind": kind, "license": self.license or (LICENSE if self.builtin is not None else None)}
 
 

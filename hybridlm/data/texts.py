@@ -89,7 +89,7 @@ def _lines(path: Path) -> Iterator[str]:
     offset = 0
     try:
         with _open(path) as file:
-            for line in file:
+            for line in file if compression(path) is None else _unpacked(path, file):
                 zero = line.find(b"\0")
                 if zero >= 0:
                     raise UserError(
@@ -112,6 +112,30 @@ def _lines(path: Path) -> Iterator[str]:
         raise UserError(f"{path}: it cannot be read ({error.strerror}).") from error
     if offset == 0:
         raise UserError(f"{path}: the file is empty. Remove it from the sources, or fill it.")
+
+
+_PIECE = 2**24
+_EXPANSION, _HARMLESS = 250, 2**28
+"""How many times its size a compressed file may unpack to, from so many bytes on. Text packs to a third or a tenth;
+what packs to a thousandth is one character repeated, as in files that are made to fill a memory."""
+
+
+def _unpacked(path: Path, file: IO[bytes] | gzip.GzipFile) -> Iterator[bytes]:
+    """The lines of a compressed file. A line may be all of it, so it is read in pieces."""
+    most, total, parts = max(_HARMLESS, _EXPANSION * path.stat().st_size), 0, []
+    while piece := file.readline(_PIECE):
+        total += len(piece)
+        if total > most:
+            raise UserError(
+                f"{path}: it unpacks to more than {_EXPANSION} times its size, which texts do not. If it is right, "
+                "unpack it and give the result."
+            )
+        parts.append(piece)
+        if piece.endswith(b"\n"):
+            yield b"".join(parts)
+            parts.clear()
+    if parts:
+        yield b"".join(parts)
 
 
 def _open(path: Path) -> IO[bytes] | gzip.GzipFile:

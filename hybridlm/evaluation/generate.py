@@ -5,11 +5,13 @@ The same seed gives the same text on the same machine; the caller's random state
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from hybridlm.data.tokenizer import prompt_ids, start_and_end
 from hybridlm.errors import UserError
@@ -82,27 +84,67 @@ def write_on(
     **more: Any,
 ) -> Tensor:
     """Input and continuation, (B, T) int64, as transformers' `generate` gives them for `inputs`; more: its other
-    keyword arguments. The options are those of `generate_text`, and are to be in range."""
+    keyword arguments. The options are those of `generate_text`, and are to be in range. Raises UserError where the
+    checkpoint's generation_config.json says what cannot be done."""
     choice: dict[str, Any] = {"do_sample": False}
     if temperature > 0:
         choice = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": top_k}
+    ends = sorted(end_ids(model, tokenizer))
     devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.inference_mode():
+    with torch.random.fork_rng(devices=devices), torch.inference_mode(), _preferences(model):
         torch.manual_seed(seed)
         return model.generate(  # pyright: ignore[reportCallIssue]  the Auto classes give models that can generate
             **inputs,
             max_new_tokens=max_new_tokens,
-            eos_token_id=sorted(end_ids(model, tokenizer)),
+            eos_token_id=ends,
             pad_token_id=padding(tokenizer),
             **choice,
             **more,
         )
 
 
+_PREFERENCES = (
+    *("repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens"),
+    *("sequence_bias", "exponential_decay_length_penalty", "min_length", "min_new_tokens", "renormalize_logits"),
+    *("min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "remove_invalid_values"),
+)
+"""Fields of generation_config.json that are followed: they say what a model should rather write. How that is searched
+for (beams, several answers, stop strings, another cache) is the command's, which writes one text as it comes."""
+
+
+@contextmanager
+def _preferences(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, the model generates as its generation_config.json says, as far as that is followed. What is raised there
+    is a UserError where that may be why."""
+    own = model.generation_config
+    followed = {name: value for name in _PREFERENCES if (value := getattr(own, name, None)) is not None}
+    config = GenerationConfig()
+    for name, value in followed.items():
+        setattr(config, name, value)
+    model.generation_config = config
+    try:
+        yield
+    except (ValueError, TypeError, LookupError) as error:
+        if not followed:
+            raise
+        raise UserError(
+            f"generation_config.json of the checkpoint: it cannot be followed ({' '.join(str(error).split())[:300]}). "
+            f"It says {', '.join(followed)}; mend that, or remove the file."
+        ) from error
+    finally:
+        model.generation_config = own
+
+
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """The symbols that end a text: the tokenizer's, and those of the checkpoint's generation_config.json."""
-    ends = model.generation_config.eos_token_id if model.generation_config is not None else None
-    return {start_and_end(tokenizer)[1], *([] if ends is None else [ends] if isinstance(ends, int) else ends)}
+    said: Any = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ends = [] if said is None else said if isinstance(said, list) else [said]
+    if not all(type(end) is int for end in ends):
+        raise UserError(
+            f"generation_config.json of the checkpoint: eos_token_id is {said!r:.80}; must be a number or a list of "
+            "numbers. Mend it, or remove the file."
+        )
+    return {start_and_end(tokenizer)[1], *ends}
 
 
 def padding(tokenizer: PreTrainedTokenizerBase) -> int:

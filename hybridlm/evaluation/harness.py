@@ -27,6 +27,7 @@ from hybridlm.evaluation.harness_model import harness_model
 from hybridlm.evaluation.harness_tasks import find_tasks, listening, one_line
 from hybridlm.evaluation.loading import load_checkpoint, locate
 from hybridlm.evaluation.report import trained_length
+from hybridlm.evaluation.weights import weights_digest
 
 SEED = 1234
 """Of few-shot examples, sampling and bootstrapping; lm_eval's own default."""
@@ -54,7 +55,8 @@ def evaluate_checkpoint_tasks(
     if context is None:
         context = trained_length(source) or int(model.config.max_position_embeddings)
     options = {"batch_size": batch_size, "num_fewshot": num_fewshot, "limit": limit}
-    told = {"checkpoint": source, "include_path": None if include_path is None else str(include_path)}
+    told = {"checkpoint": source, "weights": weights_digest(source)}
+    told["include_path"] = None if include_path is None else str(include_path)
     return told | evaluate_tasks(model, tokenizer, found, context=context, **options)
 
 

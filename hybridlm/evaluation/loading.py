@@ -27,7 +27,8 @@ from hybridlm.safe_loading import FAULTS, NO_CODE, SAFETENSORS, brief, check_wei
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """What `dtype` may name, besides `auto`: as saved."""
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+"""OWNER/MODEL."""
 
 
 def load_checkpoint(
@@ -122,7 +123,7 @@ def locate(checkpoint: str | Path, field: str = "checkpoint") -> str:
             f"{field} {checkpoint}: that is a file. Give the folder that holds config.json and the weights."
         )
     owner = str(checkpoint).partition("/")[0]
-    if _HUB_NAME.fullmatch(str(checkpoint)) and not Path(owner).exists():
+    if HUB_NAME.fullmatch(str(checkpoint)) and not Path(owner).exists():
         return str(checkpoint)
     names = [entry.name for entry in path.parent.iterdir() if entry.is_dir()] if path.parent.is_dir() else []
     raise UserError(

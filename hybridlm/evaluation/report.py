@@ -9,6 +9,7 @@ from typing import Any
 from hybridlm.errors import UserError
 from hybridlm.evaluation.bits_per_byte import evaluate_text, read_file
 from hybridlm.evaluation.loading import load_checkpoint, locate
+from hybridlm.evaluation.weights import weights_digest
 from hybridlm.files import expanded, replace_file
 
 
@@ -33,7 +34,7 @@ def evaluate_checkpoint(
     if context is None:
         context = trained_length(source) or int(model.config.max_position_embeddings)
     facts = evaluate_text(model, tokenizer, text, context=context, batch_size=batch_size, carry_state=carry_state)
-    return {"checkpoint": source, "text": str(text_file)} | facts
+    return {"checkpoint": source, "weights": weights_digest(source), "text": str(text_file)} | facts
 
 
 def trained_length(checkpoint: str | Path) -> int | None:

@@ -18,6 +18,7 @@ import numpy as np
 from hybridlm.errors import UserError
 from hybridlm.files import expanded
 from hybridlm.training.metrics import read_rows
+from hybridlm.training.plain_yaml import plain_value
 
 Row = dict[str, Any]
 
@@ -108,7 +109,7 @@ def _read(file: Path, name: str) -> RunRecord:
     record = RunRecord(name, file, written, training, validation)
     try:
         record.settings = _settings(file.parent / "config.yaml")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         record.notes.append(f"config.yaml cannot be read: {error}")
     try:
         samples = _rows(file.parent / "samples.jsonl") if (file.parent / "samples.jsonl").exists() else []
@@ -131,7 +132,7 @@ def _settings(file: Path) -> dict[str, str]:
     if not file.exists():
         return {}
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = plain_value(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
     if not isinstance(values, dict):

@@ -17,8 +17,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import ModelCard
-from huggingface_hub.errors import RemoteEntryNotFoundError
+from huggingface_hub import CommitOperationDelete, ModelCard
+from huggingface_hub.errors import RemoteEntryNotFoundError, RevisionNotFoundError
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils.hub import PushToHubMixin, hf_api
 
@@ -116,7 +116,9 @@ class CarriesCode(PushToHubMixin):
         """As in transformers, and the code goes along: the repository loads with torch and transformers alone. A README
         that somebody wrote there stays; else it is a small card.
 
-        Weights of an earlier push that this one does not overwrite stay, too: `hybridlm push` removes them.
+        A commit of its own removes what would be taken for this model and is an earlier one's: weights in one file,
+        which are read in place of these in several, and results of `hybridlm card --benchmark`. Other files stay:
+        `hybridlm push` makes one commit that removes old shards and code too.
         """
         with _carrying(self.config):
             return super().push_to_hub(*args, **kwargs)
@@ -125,11 +127,11 @@ class CarriesCode(PushToHubMixin):
         """As in transformers, with a card that says something in place of its form to fill in."""
         from .card_hybridlm import card, sealed_by
 
-        name, token = type(self).__name__, kwargs.get("token")
+        name, token, revision = type(self).__name__, kwargs.get("token"), kwargs.get("revision")
         auto_class = next((auto for auto, ours in AUTO_MAP.items() if ours.endswith(f".{name}")), None)
-        there = _readme(repo_id, token)
+        there = _readme(repo_id, token, revision)
+        file = Path(working_dir) / "README.md"
         if auto_class is not None and (there is None or sealed_by(there) is not None):
-            file = Path(working_dir) / "README.md"
             form: Any = ModelCard.load(file, ignore_metadata_errors=True)
             text = card(
                 repo_id,
@@ -141,13 +143,41 @@ class CarriesCode(PushToHubMixin):
                 tokenizer=hf_api().file_exists(repo_id, "tokenizer_config.json", token=token),
             )
             file.write_text(text, encoding="utf-8")
-        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+        elif there is not None and revision is not None:
+            file.write_bytes(there.encode("utf-8"))  # transformers has that of main
+        done = super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+        _remove_old(Path(working_dir), repo_id, getattr(done, "pr_revision", None) or revision, token)
+        return done
 
 
-def _readme(repo_id: str, token) -> str | None:
-    """The one on the Hub; None where there is none."""
-    try:
-        path = hf_api().hf_hub_download(repo_id, "README.md", token=token)
-    except RemoteEntryNotFoundError:
-        return None
-    return Path(path).read_text(encoding="utf-8", errors="replace")
+_MISLEADING = {"model.safetensors": "model.safetensors.index.json", ".eval_results/hybridlm.yaml": "config.json"}
+"""What an earlier upload may have left -> the file that says that it is not this one's."""
+
+
+def _remove_old(folder: Path, repo_id: str, revision: str | None, token) -> None:
+    """Removes from a repository what would be taken for a part of the model that was uploaded from `folder`."""
+    api = hf_api()
+    old = [
+        name
+        for name, sign in _MISLEADING.items()
+        if (folder / sign).is_file()
+        and not (folder / name).is_file()
+        and api.file_exists(repo_id, name, revision=revision, token=token)
+    ]
+    if old:
+        operations = [CommitOperationDelete(name, is_folder=False) for name in old]
+        message = "Remove what is of the model before"
+        api.create_commit(repo_id, operations, commit_message=message, revision=revision, token=token)
+
+
+def _readme(repo_id: str, token, revision: str | None) -> str | None:
+    """The one on the Hub, on a branch that is there; None where there is none."""
+    for branch in dict.fromkeys((revision, None)):
+        try:
+            path = hf_api().hf_hub_download(repo_id, "README.md", revision=branch, token=token)
+        except RevisionNotFoundError:  # which will be made from main
+            continue
+        except RemoteEntryNotFoundError:
+            return None
+        return Path(path).read_bytes().decode("utf-8", "replace")
+    return None

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard
+from yaml import YAMLError
 
+from hybridlm.errors import UserError
 from hybridlm.model.card_hybridlm import (
     TASKS,
     card,
@@ -57,8 +59,13 @@ def full_card(folder: Path) -> str | None:
 
 
 def moved(text: str, top: str, title: str) -> str:
-    """A full card for another place. top: its new title, and how to load it."""
-    card = ModelCard(text, ignore_metadata_errors=True)
+    """A full card for another place. top: its new title, and how to load it. Raises UserError where its metadata cannot
+    be read, as `hybridlm card` never wrote them."""
+    try:
+        card = ModelCard(text, ignore_metadata_errors=True)
+    except (ValueError, TypeError, AttributeError, YAMLError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"README.md: its metadata cannot be read ({reason}). Remove it, or make it anew.") from None
     before, _, rest = card.text.partition(OPENING)
     _, _, behind = rest.partition(CLOSING)
     card.text = f"{before}{OPENING}\n\n{top.strip()}\n\n{CLOSING}{behind}"

@@ -44,7 +44,7 @@ from hybridlm.release.card import (
     moved,
     title_of,
 )
-from hybridlm.safe_loading import FAULTS, NO_CODE, brief
+from hybridlm.safe_loading import FAULTS, NO_CODE, brief, leads_outside
 
 AUTO_CLASSES = {reference.rpartition(".")[2]: auto for auto, reference in AUTO_MAP.items() if auto != "AutoConfig"}
 """Class of ours, as config.json names it in `architectures` -> the Auto class that loads it."""
@@ -52,11 +52,13 @@ AUTO_CLASSES = {reference.rpartition(".")[2]: auto for auto, reference in AUTO_M
 WEIGHTS_AND_CODE = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|\w+_hybridlm\.py|cells_\w+\.py")
 """Files of an earlier export that a new one may no longer have."""
 
-_REST_OF_AN_EXPORT = re.compile(
-    r"README\.md|(generation_)?config\.json|(LICENSE|NOTICE)-CODE"
-    r"|tokenizer\.(json|model)|(tokenizer_config|special_tokens_map|added_tokens)\.json|vocab\.(json|txt)|merges\.txt"
-    r"|chat_template\.(jinja|json)|additional_chat_templates"
+TOKENIZER = re.compile(
+    r"tokenizer\.(json|model)|(tokenizer_config|special_tokens_map|added_tokens)\.json|vocab\.(json|txt)|merges\.txt"
+    r"|chat_template\.(jinja|json)|additional_chat_templates(/.+\.jinja)?"
 )
+"""Files of a tokenizer: those of another one beside them would become a part of it."""
+_REST_OF_AN_EXPORT = re.compile(r"README\.md|(generation_)?config\.json|(LICENSE|NOTICE)-CODE")
+_FOLDERS = (".eval_results", "additional_chat_templates")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md", PICTURE, BENCHMARKS]
 
@@ -90,6 +92,11 @@ class Source:
     name: str
     folder: Path
     architecture: str
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether it was downloaded: weights, tokenizer and card alone, without the code."""
+        return expanded(self.name).resolve() != self.folder.resolve()
 
 
 def export_checkpoint(
@@ -150,7 +157,9 @@ def open_source(checkpoint: str | Path) -> Source:
 
 
 def write_export(source: Source, folder: Path, location: str, name: str) -> Export:
-    """Fills an empty `folder`. location: what is reported; name: what the README's example loads."""
+    """Fills an empty `folder`. location: what is reported; name: what the README's example loads. Raises UserError
+    where the checkpoint holds links to places outside of it: their contents would be published."""
+    _check_links(source)
     model = load_weights(source.name, str(source.folder), getattr(hybridlm, source.architecture))
     tokenizer = _load_tokenizer(source, model)
     model.carry_code()  # pyright: ignore[reportCallIssue]
@@ -161,6 +170,17 @@ def write_export(source: Source, folder: Path, location: str, name: str) -> Expo
     export = Export(location, source.architecture, model.config.pattern, model.num_parameters(), tokenizer is not None)
     _write_card(source, folder, export, name)
     return export
+
+
+def _check_links(source: Source) -> None:
+    """Weights may lie elsewhere: what is read from there is safetensors that fit the model. Other files might be
+    anybody's, as they are in an archive from a stranger."""
+    for path in _top(source.folder):
+        if path.suffix != ".safetensors" and _of_an_export(path, source.folder) and leads_outside(path, source.folder):
+            raise UserError(
+                f"checkpoint {source.name}: {path.name} is a link to {path.resolve()}, outside of the folder, and what "
+                "lies there would be published. Put a copy in its place if it belongs to the model."
+            )
 
 
 def _write_card(source: Source, folder: Path, export: Export, name: str) -> None:
@@ -230,7 +250,7 @@ def _free_target(source: Source, out: str | Path, overwrite: bool) -> Path:
         raise UserError(f"OUT {out}: that is a file. Give the folder to write.")
     if not target.is_dir() or not any(target.iterdir()):
         return target
-    if not _is_export(target):
+    if not is_export(target):
         raise UserError(f"OUT {out}: the folder holds something that is no export. Give a new folder.")
     foreign = sorted(path.relative_to(target).as_posix() for path in _top(target) if not _of_an_export(path, target))
     if foreign:
@@ -244,17 +264,18 @@ def _free_target(source: Source, out: str | Path, overwrite: bool) -> Path:
 
 
 def _top(folder: Path) -> Iterator[Path]:
-    """What lies in it, and in the folder of BENCHMARKS in place of that one."""
+    """What lies in it, and in the folders of an export in place of these."""
     for path in folder.iterdir():
-        yield from path.iterdir() if path == (folder / BENCHMARKS).parent and path.is_dir() else [path]
+        yield from path.iterdir() if path.name in _FOLDERS and path.is_dir() else [path]
 
 
 def _of_an_export(path: Path, folder: Path) -> bool:
     name = path.relative_to(folder).as_posix()
-    return bool(WEIGHTS_AND_CODE.fullmatch(name) or _REST_OF_AN_EXPORT.fullmatch(name) or name in (PICTURE, BENCHMARKS))
+    kinds = (WEIGHTS_AND_CODE, TOKENIZER, _REST_OF_AN_EXPORT)
+    return name in (PICTURE, BENCHMARKS) or any(kind.fullmatch(name) for kind in kinds)
 
 
-def _is_export(folder: Path) -> bool:
+def is_export(folder: Path) -> bool:
     """Whether an export of ours lies in the folder, whatever else does."""
     config = _read_config(folder)
     if config is None:

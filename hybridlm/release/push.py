@@ -25,10 +25,12 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 
 from hybridlm.errors import UserError
-from hybridlm.release.card import BENCHMARKS, PICTURE, has_own_card, is_full_card, is_own_card
-from hybridlm.release.export import WEIGHTS_AND_CODE, Export, Source, open_source, write_export
+from hybridlm.release.card import BENCHMARKS, PICTURE, WRITTEN, has_own_card, is_full_card, is_own_card
+from hybridlm.release.export import TOKENIZER, WEIGHTS_AND_CODE, Export, Source, open_source, write_export
 
 _AGAIN = " Nothing is half-committed: run the same command again. Weights that have arrived are not sent twice."
+_NO_BRANCH = re.compile(r"^$|^[-./]|[\x00-\x20\x7f~^:?*\[\\]|\.\.|//|/\.|@\{|^@$|\.lock(/|$)|[./]$|^[0-9a-f]{40}$")
+"""What no branch is called: git's rules, and names of commits."""
 _PASSING = (408, 412, 429, 500, 502, 503, 504)
 """Answers after which the same request may succeed."""
 
@@ -45,8 +47,9 @@ def push_checkpoint(
 ) -> Export:
     """Uploads what `export_checkpoint` would write to OWNER/NAME on the Hub, which is made where there is none.
 
-    Weights and code of an earlier push that the new one no longer has are removed in the same commit. A README that
-    somebody wrote or changed in the repository stays, unless the checkpoint has one of its own. private: a new
+    Weights and code of an earlier push that the new one no longer has are removed in the same commit, as are its
+    results of benchmarks, and, where the new one has a tokenizer, what is left of the old one. A README that somebody
+    wrote or changed in the repository stays, unless the checkpoint has one of its own. private: a new
     repository is private (else: the owner's default), and one that is there must be. revision: a branch (None: main),
     made from main where there is none. message: of the commit. token: None takes HF_TOKEN, or the one of
     `hf auth login`.
@@ -106,13 +109,16 @@ def _commit(
     there = [sibling.rfilename for sibling in head.siblings or []]
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     old = [name for name in there if WEIGHTS_AND_CODE.fullmatch(name)]
+    if any(TOKENIZER.fullmatch(name) for name in files):
+        old += [name for name in there if TOKENIZER.fullmatch(name)]
+    if BENCHMARKS in there and _read(api, head, BENCHMARKS).startswith(WRITTEN):  # of weights that go
+        old.append(BENCHMARKS)
     if "README.md" in there:
-        readme = Path(api.hf_hub_download(head.id, "README.md", revision=head.sha))
-        text = readme.read_text(encoding="utf-8", errors="replace")
+        text = _read(api, head, "README.md")
         if is_own_card(text) and not has_own_card(source.folder):
             files = {name: path for name, path in files.items() if name not in ("README.md", PICTURE)}
-        if is_full_card(text):  # what lies beside it is of the weights that go
-            old += [name for name in (PICTURE, BENCHMARKS) if name in there]
+        if is_full_card(text) and PICTURE in there:
+            old.append(PICTURE)
     return api.create_commit(
         head.id,
         [
@@ -123,6 +129,11 @@ def _commit(
         revision=revision,
         parent_commit=head.sha,
     )
+
+
+def _read(api: HfApi, head: ModelInfo, name: str) -> str:
+    path = Path(api.hf_hub_download(head.id, name, revision=head.sha))
+    return path.read_text(encoding="utf-8", errors="replace")
 
 
 def _check_name(repo_id: str) -> None:
@@ -138,10 +149,10 @@ def _check_name(repo_id: str) -> None:
 
 
 def _check_words(revision: str | None, message: str | None) -> None:
-    if revision is not None and (not revision.strip() or re.fullmatch(r"[0-9a-f]{40}", revision)):
+    if revision is not None and _NO_BRANCH.search(revision):
         raise UserError(
-            f"--revision {revision!r}: must be the name of a branch, e.g. step-1000. A commit cannot be added to one "
-            "that others stand on."
+            f"--revision {revision!r}: must be the name of a branch as git has them, e.g. step-1000. A commit cannot "
+            "be added to one that others stand on."
         )
     if message is not None and not message.strip():
         raise UserError("--message: it is empty. Say what the commit changes, or leave it out.")

@@ -118,6 +118,16 @@ def damage(folder: Path) -> str | None:
     return None
 
 
+def written_weights(folder: Path) -> dict[str, str] | None:
+    """SHA-256 of each file of weights as it was when the folder was sealed, by its name; None where that is not on
+    record."""
+    try:
+        sums = json.loads((folder / STATE / CHECKSUMS).read_text(encoding="utf-8"))
+        return {name: found for name, found in sums.items() if name.endswith(".safetensors") and "/" not in name}
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+
+
 def prune(run: Path, keep: int, keep_every: int = 0) -> None:
     """Removes all but the `keep` newest checkpoints and those at multiples of `keep_every` steps (0: none), and what
     crashed processes left half-written."""

@@ -1,8 +1,7 @@
 """Recipes: YAML file + dotted overrides -> PretrainConfig, with every problem reported at once.
 
-YAML is read with YAML 1.2's plain values: `lr: 2e-3` is a number and `mixed_precision: no` a word (to PyYAML they are
-text and false). Types are strict: "20" is no integer, true is no number. Each problem names the dotted field, the
-value, what is allowed and what the field means.
+YAML is read with YAML 1.2's plain values (plain_yaml.py). Types are strict: "20" is no integer, true is no number. Each
+problem names the dotted field, the value, what is allowed and what the field means.
 """
 
 import dataclasses
@@ -20,64 +19,12 @@ from transformers import PreTrainedConfig
 
 from hybridlm import HybridLMConfig
 from hybridlm.errors import UserError, did_you_mean
+from hybridlm.training.plain_yaml import yaml_value
 from hybridlm.training.sections import FROM_TOKENIZER, PretrainConfig
 
 __all__ = ["PretrainConfig", "config_help", "config_yaml", "load_config", "read_yaml", "settings", "yaml_value"]
 
 _ADAPTER = TypeAdapter(PretrainConfig)
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2's plain values: 2e-3 is a number, `no` a word, a date a text; and no key twice."""
-
-    def construct_mapping(self, node, deep=False):
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = sorted({key for key in keys if keys.count(key) > 1})
-        if twice:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":timestamp"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def yaml_value(text: str) -> Any:
-    """A value as recipes write it. Raises yaml.YAMLError, also for what PyYAML fails at in other ways, and for more
-    entries than anybody writes, such as aliases of aliases make, or one that holds itself."""
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except _UNREADABLE as error:
-        raise yaml.YAMLError(f"{type(error).__name__}: {error}") from None
-    _check_entries(value)
-    return value
-
-
-_UNREADABLE = (ValueError, TypeError, AttributeError, IndexError, KeyError, OverflowError, RecursionError)
-_MOST_ENTRIES = 100_000
-
-
-def _check_entries(value: Any) -> None:
-    left, seen = [value], 0
-    while left:
-        one = left.pop()
-        seen += 1
-        if seen > _MOST_ENTRIES:
-            raise yaml.YAMLError(f"it holds itself, or more than {_MOST_ENTRIES:,} entries")
-        if isinstance(one, str) and "\0" in one:
-            raise yaml.YAMLError("it holds the character NUL, which no name or path can")
-        if isinstance(one, dict):
-            left += [*one, *one.values()]
-        elif isinstance(one, (list, tuple, set)):
-            left += one
 
 
 def load_config(path: str | Path | None, overrides: list[str] | None = None) -> PretrainConfig:

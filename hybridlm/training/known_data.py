@@ -20,6 +20,7 @@ from hybridlm.errors import OtherSettingsError, UserError
 from hybridlm.files import expanded
 from hybridlm.training.checkpoints import checkpoints
 from hybridlm.training.config import settings
+from hybridlm.training.plain_yaml import yaml_value
 from hybridlm.training.sections import PretrainConfig
 from hybridlm.training.state import read_state
 
@@ -83,7 +84,7 @@ def _weights_before(run: Path) -> list[float] | None:
 def _section_before(run: Path) -> dict[str, Any]:
     """data.prepare of the run's last session; empty where that is not known."""
     try:
-        before = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["data"]["prepare"]
+        before = yaml_value((run / "config.yaml").read_text(encoding="utf-8"))["data"]["prepare"]
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         return {}
     return before if isinstance(before, dict) else {}

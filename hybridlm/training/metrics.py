@@ -127,7 +127,7 @@ def each_row(path: Path) -> Iterator[dict[str, Any]]:
             row = json.loads(line.decode("utf-8"))
             if not isinstance(row, dict):
                 raise ValueError(f"but {line[:20].decode('utf-8', 'replace').strip()}")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(
                 f"{path}:{number} is no JSON object ({error}). Restore the file, or move it away to start a new record."
             ) from None

@@ -41,7 +41,7 @@ def sessions(run: Path, until: int | None = None) -> list[dict[str, Any]]:
     """
     path, found = run / SESSIONS, []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             row = json.loads(line)
             if isinstance(row, dict) and isinstance(row.get("step"), int):
                 found.append(row)

@@ -10,6 +10,7 @@ folder aside: it gets its name once all have written, or not at all. All process
 
 import errno
 import json
+import math
 import pickle
 import re
 import shutil
@@ -232,9 +233,23 @@ def read_state(folder: Path) -> TrainingState:
     """`state.json` of a checkpoint. Raises UserError if it cannot be read."""
     path = folder / STATE / "state.json"
     try:
-        return TrainingState(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        state = TrainingState(**json.loads(path.read_text(encoding="utf-8")))
+        _check_kinds(state)
+        return state
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}). {_ADVICE}") from None
+
+
+def _check_kinds(state: TrainingState) -> None:
+    """Raises TypeError for a value that no run writes."""
+    kinds: dict[str, tuple[type, ...]] = {"seconds": (int, float), "data_fingerprint": (str,), "settings": (dict,)}
+    kinds |= dict.fromkeys(("step", "total_steps", "tokens", "processes"), (int,))
+    kinds |= dict.fromkeys(("epsilon", "exploration"), (int, float, type(None)))
+    kinds |= {"stopped_early": (bool,), "early_stopping": (dict, type(None))}
+    for name, allowed in kinds.items():
+        value = getattr(state, name)
+        if type(value) not in allowed or (type(value) is float and not math.isfinite(value)):
+            raise TypeError(f"{name} is {value!r:.80}")
 
 
 def load_optimizer(folder: Path, accelerator: Accelerator, model: Any, optimizer: Any) -> None:

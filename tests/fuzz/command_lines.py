@@ -56,7 +56,9 @@ LINES = [
     "report run --out report.html",
     "card model --name a/b --license mit --language en --overwrite --out card.md",
     "export model exported --overwrite",
-    "export model --push a/b --private",
+    "export trained/final exported",
+    "card trained/final --benchmark a/acc=b/c:d --memory suite",
+    "push model a/b --private --revision b --message x",
     "convert model converted",
 ]
 FLAGS = [*sorted({word for line in LINES for word in line.split() if word.startswith("--")}), "--help", "--", "-x", "-"]
@@ -105,6 +107,13 @@ HEAVY = (
     "hybridlm.evaluation.harness.evaluate_checkpoint_tasks",
     "hybridlm.data.workers.ProcessPoolExecutor",
 )
+
+
+PICTURES = {
+    "hybridlm.evaluation.run_report.draw": [],
+    "hybridlm.release.model_card.write.loss_and_validation": None,
+}
+"""What draws them, by the same -> what there is without."""
 
 
 class CommandLines:
@@ -163,6 +172,7 @@ def run(folder: Path, argv: list[str], typed: str = "") -> tuple[int | None, str
 def _nothing_heavy() -> Iterator[None]:
     threads = torch.get_num_threads()
     patches = [mock.patch(name, _reached) for name in HEAVY]
+    patches += [mock.patch(name, return_value=found) for name, found in PICTURES.items()]
     try:
         for patch in patches:
             patch.start()
@@ -194,8 +204,11 @@ def _argument_lists(draw: Any) -> list[str]:
     argv = draw(st.sampled_from(LINES)).split()
     for _ in range(draw(st.integers(0, 2))):
         at = draw(st.integers(1, len(argv)))
-        how = draw(st.sampled_from(["replace", "replace", "leave out", "double", "odd", "flag", "flag with", "other"]))
-        if how == "replace" and at < len(argv):
+        how = draw(st.sampled_from([*5 * ["value"], "replace", "leave out", "double", "odd", "flag with", "other"]))
+        values = [place for place, word in enumerate(argv) if place and not word.startswith("-")]
+        if how == "value" and values:  # most of the others end in argparse's usage
+            argv[draw(st.sampled_from(values))] = draw(odd)
+        elif how == "replace" and at < len(argv):
             argv[at] = draw(odd)
         elif how == "leave out" and at < len(argv) and len(argv) > 1:
             del argv[at]
@@ -203,8 +216,6 @@ def _argument_lists(draw: Any) -> list[str]:
             argv.insert(at, argv[at])
         elif how == "odd":
             argv.insert(at, draw(odd))
-        elif how == "flag":
-            argv.insert(at, draw(st.sampled_from(FLAGS)))
         elif how == "flag with":
             argv[at:at] = [draw(st.sampled_from(FLAGS)), draw(odd)]
         elif how == "other":

@@ -7,10 +7,12 @@ part of the package refuses; anything else that it raises is a fault.
 import json
 import shutil
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import chdir, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import yaml
 from damage import ODD_TEXTS, VALUES, changed, damaged, json_files
@@ -21,13 +23,19 @@ from hybridlm import HybridLMConfig
 from hybridlm.data import TokenShards
 from hybridlm.errors import UserError
 from hybridlm.evaluation.comparison.study import read_study
+from hybridlm.evaluation.generate import generate_text
 from hybridlm.evaluation.info import describe
 from hybridlm.evaluation.loading import load_checkpoint
 from hybridlm.evaluation.reading import load_state
+from hybridlm.evaluation.run_record import read_runs
+from hybridlm.evaluation.run_report import render as render_report
 from hybridlm.model.mixers_hybridlm import MIXERS, STANDALONE
 from hybridlm.model.pattern_hybridlm import parse, render
 from hybridlm.model.snapshot_hybridlm import take, tokens_seen
 from hybridlm.model.statefile_hybridlm import _SEAL, _seal
+from hybridlm.release.model_card import contents as contents_module
+from hybridlm.release.model_card import write as write_module
+from hybridlm.release.model_card.write import write_card
 from hybridlm.training.config import config_yaml, load_config, yaml_value
 
 
@@ -119,9 +127,11 @@ class Checkpoints:
         try:
             if name.endswith(".index.json"):
                 (self.place / "model.safetensors").unlink()
-            load_checkpoint(self.place)
+            model, tokenizer = load_checkpoint(self.place)
+            if name == "generation_config.json":
+                generate_text(model, tokenizer, "a", max_new_tokens=1)
         except UserError as error:
-            _says(error, str(self.place))
+            _says(error, str(self.place), "generation_config.json")
             return "refused"
         finally:
             (self.place / name).unlink(missing_ok=True)
@@ -223,6 +233,67 @@ class States:
         return "works"
 
 
+class Runs:
+    """What a run left, of which one file is damaged: its card, and its report without the pictures."""
+
+    def __init__(self, made: Path, place: Path):
+        self.place, self.facts = place / "work", describe(made / "model")
+        shutil.copytree(made, self.place)
+        lines = ["trained/metrics.jsonl", "trained/sessions.jsonl"]
+        said = ["trained/final/training_state/state.json", "trained/final/training_state/checksums.json"]
+        said += ["trained/final/evaluation/short-8.json", "data/manifest.json"]
+        self.content = {name: (made / name).read_bytes() for name in (*lines, *said, "trained/config.yaml")}
+        names = st.sampled_from(sorted(self.content))
+        recipe = yaml.safe_load(self.content["trained/config.yaml"])
+        self.inputs = (
+            names.flatmap(lambda name: st.tuples(st.just(name), damaged(self.content[name])))
+            | st.sampled_from(said).flatmap(
+                lambda name: st.tuples(st.just(name), json_files(json.loads(self.content[name])))
+            )
+            | st.sampled_from(lines).flatmap(lambda name: st.tuples(st.just(name), self.rows(name)))
+            | st.tuples(st.just("trained/config.yaml"), _yaml(recipe, RECIPE) | _tags().map(str.encode))
+            | st.tuples(names, st.none())
+        )
+
+    def rows(self, name: str) -> st.SearchStrategy[bytes]:
+        """Lines of which one says something else."""
+        rows = self.content[name].splitlines()
+        return st.integers(0, len(rows) - 1).flatmap(
+            lambda at: json_files(json.loads(rows[at])).map(
+                lambda row: b"\n".join([*rows[:at], row, *rows[at + 1 :], b""])
+            )
+        )
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """What takes longest, and is of files that are not damaged here: the model's facts, and the picture."""
+        with (
+            mock.patch.object(contents_module, "describe", return_value=self.facts),
+            mock.patch.object(write_module, "loss_and_validation", return_value=None),
+        ):
+            yield
+
+    def attempt(self, case: tuple[str, bytes | None]) -> str:
+        name, data = case
+        path = self.place / name
+        if data is None:
+            path.unlink()
+        else:
+            path.write_bytes(data)
+        try:
+            with chdir(self.place), self.whole():
+                write_card("trained/final", "card.md", overwrite=True, log=lambda _: None)
+                text = Path("card.md").read_text(encoding="utf-8")
+                assert "| nan" not in text, "a number that is none"
+                render_report(read_runs(["trained"]), [])
+        except UserError as error:
+            _says(error, "trained", "data")
+            return "refused"
+        finally:
+            path.write_bytes(self.content[name])
+        return "works"
+
+
 class Recipes:
     """YAML of recipes and studies, and overrides. What is read can be written and read again."""
 
@@ -232,13 +303,7 @@ class Recipes:
         recipe, study = yaml_value(RECIPE), yaml_value(STUDY)
         preparing = {"prepare": {"sources": [{"path": "book.txt"}], "output": "out", "vocab_size": 270}}
         other = recipe | {"data": preparing | {"sequence_length": 16}}
-        tags = st.sampled_from(
-            [
-                *("!!python/object/apply:os.mkdir [harm]", "&a [*a]", "!!binary x", "{[1]: 2}", "? {a: 1}\n: 2"),
-                *("<<: {a: 1}", "{<<: 3}", "!!set {a}", "!!omap [a: 1]", "!!timestamp 99-99", "!!float x", "!!int ''"),
-                _laughs(),
-            ]
-        )
+        tags = _tags()
         loose = st.sampled_from(["data", "model", "training", "run"]).flatmap(
             lambda name: tags.map(lambda text: f"{name}: {text}")
         )
@@ -264,6 +329,18 @@ class Recipes:
         path.write_text(config_yaml(config), encoding="utf-8")
         assert load_config(path) == config
         return "works"
+
+
+def _tags() -> st.SearchStrategy[str]:
+    """YAML that says more than plain values, or says them in odd ways."""
+    return st.sampled_from(
+        [
+            *("!!python/object/apply:os.mkdir [harm]", "&a [*a]", "!!binary x", "{[1]: 2}", "? {a: 1}\n: 2"),
+            *("<<: {a: 1}", "{<<: 3}", "!!set {a}", "!!omap [a: 1]", "!!timestamp 99-99", "!!float x", "!!int ''"),
+            *("&a {b: *a}", "? !!timestamp 2001-01-01\n: 1"),
+            _laughs(),
+        ]
+    )
 
 
 def _laughs() -> str:

@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from command_lines import CommandLines
-from damaged_files import Checkpoints, Configs, Patterns, Recipes, Shards, States
+from damaged_files import Checkpoints, Configs, Patterns, Recipes, Runs, Shards, States
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as seeded
 from workshop import make
 
 TARGETS: dict[str, tuple[Callable[[Path, Path], Any], float]] = {
     "patterns": (lambda made, place: Patterns(), 0.15),
-    "configurations": (Configs, 0.15),
+    "configurations": (Configs, 0.1),
     "checkpoints": (Checkpoints, 0.1),
     "shards": (Shards, 0.15),
-    "states": (States, 0.15),
+    "states": (States, 0.1),
+    "runs": (Runs, 0.1),
     "recipes": (Recipes, 0.15),
     "command lines": (CommandLines, 0.15),
 }

@@ -1,5 +1,6 @@
 """A small checkpoint, its data, a state and recipes, made once; and folders of them that are worn out by inputs."""
 
+import json
 import os
 import random
 import shutil
@@ -10,9 +11,14 @@ from pathlib import Path
 import torch
 
 from hybridlm import HybridLMConfig, HybridLMForCausalLM
-from hybridlm.data import PrepareConfig, prepare
+from hybridlm.data import PrepareConfig, TokenShards, prepare
 from hybridlm.data.tokenizer import load_tokenizer
 from hybridlm.evaluation.reading import read_book
+from hybridlm.evaluation.report import evaluate_checkpoint, write_json
+from hybridlm.machine import machine
+from hybridlm.training.checkpoints import write_sealed
+from hybridlm.training.config import load_config
+from hybridlm.training.resume import frozen_settings
 
 SENTENCE = "the sea was calm and a grey ship went slowly past our old house while she wrote one more letter to him"
 RECIPE = """\
@@ -39,7 +45,7 @@ LEFTOVERS = (".partial", ".old-", ".unfinished", ".lock", ".gone-", ".tmp")
 
 def make(folder: Path) -> Path:
     """Everything that is damaged later: `model`, `data`, `book.txt`, `book.state`, `prompts.jsonl`, `recipe.yaml`,
-    `study.yaml`, `run`."""
+    `study.yaml`, `run`; `trained`, the run of a checkpoint."""
     folder.mkdir(parents=True)
     rng = random.Random(0)
     words = SENTENCE.split()
@@ -55,6 +61,7 @@ def make(folder: Path) -> Path:
         prepare(PrepareConfig(sources=sources, output="data", **options), lambda _: None)
         _model("data/tokenizer", "model")
         read_book("model", "short.txt", "book.state")
+        _trained()
     (folder / "run").mkdir()
     rows = "".join(f'{{"step": {step}, "loss": {5 - step}.5, "lr": 0.001}}\n' for step in (1, 2, 3))
     (folder / "run" / "metrics.jsonl").write_text(rows, encoding="utf-8")
@@ -70,6 +77,29 @@ def _model(tokenizer_folder: str, out: str) -> None:
         HybridLMConfig(pattern="rglru bmru attention sliding_attention", sliding_window=8, **sizes, **special)
     ).save_pretrained(out)
     tokenizer.save_pretrained(out)
+
+
+def _trained() -> None:
+    """What a training of two steps leaves, without the training."""
+    config = load_config("recipe.yaml")
+    facts = {"step": 2, "total_steps": 2, "tokens": 64, "seconds": 1.5, "epsilon": 0.0, "processes": 1}
+    settings = {"settings": frozen_settings(config), "data_fingerprint": TokenShards("data", "train").fingerprint}
+
+    def fill(final: Path) -> None:
+        shutil.copytree("model", final, dirs_exist_ok=True)
+        (final / "training_state").mkdir()
+        (final / "training_state" / "state.json").write_text(json.dumps(facts | settings), encoding="utf-8")
+
+    write_sealed(Path("trained/final"), fill)
+    measured = evaluate_checkpoint("trained/final", "short.txt", context=8)
+    write_json("trained/final/evaluation/short-8.json", measured)
+    row = {"loss": 4.5, "lr": 0.002, "epsilon": 0.0, "grad_norm": 1.0, "tokens_per_second": 50.0}
+    rows = [row | {"step": step, "tokens": 32 * step, "seconds": 0.5 * step} for step in (1, 2)]
+    rows.append({"step": 2, "bits_per_byte": 3.5, "loss": 4.4, "n_bytes": 90, "n_tokens": 40, "windows": 3})
+    Path("trained/metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")
+    shutil.copy("recipe.yaml", "trained/config.yaml")
+    session = {"step": 0, "command": "hybridlm pretrain", "processes": 1} | machine(torch.device("cpu"))
+    Path("trained/sessions.jsonl").write_text(json.dumps(session) + "\n", encoding="utf-8")
 
 
 Listing = dict[str, tuple[int, int, int]]

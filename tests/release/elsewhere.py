@@ -1,7 +1,6 @@
-"""What the child processes of test_elsewhere.py and test_hub.py do, where hybridlm is not installed.
+"""What the child process of test_elsewhere.py does, where hybridlm is not installed.
 
-    python elsewhere.py FOLDER     # exports
-    python elsewhere.py want.pt    # repositories of the Hub that HF_ENDPOINT names
+    python elsewhere.py FOLDER want.pt    # exports; repositories of the Hub that HF_ENDPOINT names
 
 FOLDER/NAME/export is an export, FOLDER/NAME/want.pt what its model gave where it was exported, in the same version of
 torch and on the same machine: everything has to be equal to the last bit. Prints one line for each export, or
@@ -139,7 +138,7 @@ def check_repositories(file):
 
 
 @torch.no_grad()
-def main(path):
+def main(folder, file):
     try:
         import hybridlm
     except ImportError:
@@ -148,9 +147,10 @@ def main(path):
         raise AssertionError(f"hybridlm is installed here: {hybridlm.__file__}")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    (check_exports if path.is_dir() else check_repositories)(path)
+    check_exports(folder)
+    check_repositories(file)
     assert not any(name.partition(".")[0] == "hybridlm" for name in sys.modules)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(*map(Path, sys.argv[1:]))

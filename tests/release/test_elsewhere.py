@@ -1,10 +1,10 @@
-"""Exports in an environment without hybridlm: the same logits to the last bit, generation, saving again.
+"""Exports, and what was pushed to a Hub, in an environment without hybridlm: the same logits to the last bit,
+generation, saving again.
 
 One child process for all: its environment is a new one that sees the libraries of this one, and not the package.
 """
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from hybridlm import (
     ops,
 )
 from hybridlm.release.export import AUTO_CLASSES, export_checkpoint
+from hybridlm.release.push import push_checkpoint
 
 HEADS = {
     "sequence": HybridLMForSequenceClassification,
@@ -76,21 +77,38 @@ def make_fine_tuned(name, folder):
 
 
 def make_text(checkpoint, folder):
-    """With a copy in the place where the Hub's cache keeps OWNER/NAME."""
+    """Also on the Hub."""
     snippet = export_checkpoint(checkpoint, folder / "export", log=lambda _: None).snippet()
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     writer = pipeline("text-generation", model=AutoModelForCausalLM.from_pretrained(checkpoint), tokenizer=tokenizer)
     found = writer("She was", max_new_tokens=8, do_sample=False)[0]["generated_text"]
     want = {"text": found, "tokens": tokenizer("She was")["input_ids"], "snippet": snippet}
-    revision, repository = "0" * 40, folder.parents[1] / "hub" / "models--owner--name"
-    shutil.copytree(folder / "export", repository / "snapshots" / revision)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(revision)
-    want["repository"] = "owner/name"
+    want["repository"] = "owner/text"
+    push_checkpoint(checkpoint, want["repository"], log=lambda _: None)
     torch.save(want | {"checks": ["text"]}, folder / "want.pt")
 
 
-def test_exports_work_where_hybridlm_is_not_installed(checkpoint, tmp_path):
+@torch.no_grad()
+def make_repositories(hub, folder):
+    """What there is on the Hub, by both ways: a private repository of two commits, which a token alone opens, and one
+    of model.push_to_hub. Returns (name, revision, logits), and is what `want.pt` holds."""
+    old, new = make_model("rglru bmru"), make_model("rglru bmru", seed=7)
+    for model in (old, new):
+        model.save_pretrained(folder / "pushed")
+        push_checkpoint(folder / "pushed", "owner/name", private=True, log=lambda _: None)
+    first = list(hub.repositories["owner/name"].commits)[-2]
+    old.push_to_hub("owner/by-hand")
+    ids = make_ids(2, 12)
+    logits = {model: model(ids).logits for model in (old, new)}
+    assert not torch.equal(*logits.values())
+    found = [("owner/name", "main", logits[new]), ("owner/name", first, logits[old])]
+    found.append(("owner/by-hand", "main", logits[old]))
+    torch.save({"ids": ids, "repositories": found, "pushed": "owner/again", "token": "hf_owner"}, folder / "want.pt")
+    return found
+
+
+def test_all_works_where_hybridlm_is_not_installed(checkpoint, tmp_path, hub):
+    """The last of the repositories is pushed again from there."""
     python = python_without_hybridlm(tmp_path / "environment")
     cases = tmp_path / "cases"
     made = {}
@@ -101,19 +119,28 @@ def test_exports_work_where_hybridlm_is_not_installed(checkpoint, tmp_path):
         (cases / name).mkdir(parents=True)
         with ops.using("torch"):  # as it will be there; the C kernels round the last bit in other ways
             make(what, cases / name)
+    with ops.using("torch"):
+        repositories = make_repositories(hub, tmp_path)
 
     script = Path(__file__).with_name("elsewhere.py")
-    caches = {"HF_HOME": "home", "HF_HUB_CACHE": "hub", "HF_MODULES_CACHE": "modules"}
+    caches = {"HF_HOME": "home", "HF_HUB_CACHE": "cache", "HF_MODULES_CACHE": "modules"}
     caches = {variable: str(tmp_path / name) for variable, name in caches.items()}
+    online = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_reader", "HF_HUB_DISABLE_XET": "1"}
     done = subprocess.run(
-        [python, "-I", script, cases],
+        [python, "-I", script, cases, tmp_path / "want.pt"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=240,
         check=False,
-        env=os.environ | caches,
+        env=os.environ | caches | online,
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    assert [line.split(":")[0] for line in done.stdout.splitlines()] == sorted(made)
+    exports, loaded = done.stdout.splitlines()[: len(made)], done.stdout.splitlines()[len(made) :]
+    assert [line.split(":")[0] for line in exports] == sorted(made)
+    assert loaded == [f"{name} {revision}" for name, revision, _ in repositories]
+    again, by_hand = (hub.repositories[name] for name in ("owner/again", "owner/by-hand"))
+    assert again.read("model.safetensors") == by_hand.read("model.safetensors")
+    assert {name for name in by_hand.files() if name.endswith(".py")} < set(again.files())
+    assert 'from_pretrained("owner/again", trust_remote_code=True)' in again.read("README.md").decode()

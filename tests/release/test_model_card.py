@@ -1,5 +1,6 @@
 """The model card: every number is that of a file, what is missing is said, and nobody's own card is replaced."""
 
+import copy
 import json
 import re
 import shutil
@@ -15,9 +16,13 @@ import hybridlm
 from hybridlm.cli import main
 from hybridlm.data import TokenShards
 from hybridlm.errors import UserError
+from hybridlm.evaluation.info import describe
 from hybridlm.evaluation.memory.store import Store
+from hybridlm.evaluation.origin import CONVERTED
 from hybridlm.evaluation.report import evaluate_checkpoint, write_json
 from hybridlm.release import card
+from hybridlm.release.model_card import contents as contents_module
+from hybridlm.release.model_card import training as training_module
 from hybridlm.release.model_card import write as write_module
 from hybridlm.release.model_card.contents import CardOptions
 from hybridlm.release.model_card.write import write_card
@@ -42,6 +47,22 @@ checkpoint: {every: 2, keep: 5}
 validation: {every: 2}
 run: {name: small, folder: runs}
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def described_once():
+    """`describe` sends a token through a model on no device, which takes longer than a card: once for each config."""
+    known = {}
+
+    def described(folder):
+        config = (Path(folder) / "config.json").read_bytes()
+        if config not in known:
+            known[config] = describe(folder)
+        return copy.deepcopy(known[config])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(contents_module, "describe", described)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +208,8 @@ def test_sessions_on_several_machines_are_told_apart(run, no_picture):
 
 def test_averaged_weights_have_their_own_validation(run, no_picture):
     last = [each for each in read_rows(run / "metrics.jsonl") if "bits_per_byte" in each][-1]
+    shutil.copytree(run / "final-ema", run / "mine")
+    assert f"bits per byte | {last['bits_per_byte_ema']:.4f} |" in section(made(run / "mine")[0], "Evaluation")
     text, _ = made(run / "final-ema")
     assert f"bits per byte | {last['bits_per_byte_ema']:.4f} |" in section(text, "Evaluation")
     assert last["bits_per_byte_ema"] != last["bits_per_byte"]
@@ -241,6 +264,113 @@ def test_the_record_of_another_run_is_left_out(run, no_picture):
     assert "of another run (optimizer.lr differ)" in said[1]
     assert "The command is not on record." in text
     assert "validation split" not in text
+
+
+def test_numbers_of_other_weights_are_left_out(run, no_picture):
+    """Weights of the same sizes that were saved over those of the run, as a fine-tuning does: nothing that the run or
+    an evaluation said holds of them."""
+    final = run / "final"
+    before, _ = made(final)
+    model = hybridlm.HybridLMForCausalLM.from_pretrained(final)
+    model.model.norm.weight.data += 1
+    model.save_pretrained(final)
+    text, said = made(final)
+    assert "other weights than its run wrote" in said[0]
+    assert "is of other weights, which lay here before: it is left out" in said[1]
+    for title in ("Data", "Training"):
+        assert "Not known: the weights are not those that the run wrote." in section(text, title)
+    assert "Not measured." in section(text, "Evaluation")
+    assert "model-index" not in text
+    facts = evaluate_checkpoint(final, "book.txt", context=16)
+    write_json(final / "evaluation" / "book-16.json", facts)
+    assert f"{facts['bits_per_byte']:.4f}" in section(made(final)[0], "Evaluation")
+    shutil.copy(run / "final-ema" / "model.safetensors", final)
+    (final / "training_state" / "checksums.json").unlink()
+    assert "other weights than its run wrote" in made(final)[1][0]
+    assert "Not known" not in before
+
+
+@pytest.mark.parametrize(
+    ("began", "cached", "base"),
+    [
+        ("owner/model", "a file", "owner/model"),
+        ("owner/model", None, None),  # a folder that is gone reads the same
+        ("../base", "a file", None),
+        ("~/base", "a file", None),
+        ("runs/base/final", "a file", None),
+    ],
+)
+def test_a_base_model_is_one_of_the_hub(run, no_picture, monkeypatch, began, cached, base):
+    monkeypatch.setattr(training_module, "try_to_load_from_cache", lambda *_: cached)
+    path = run / "final/training_state/state.json"
+    state = json.loads(path.read_text())
+    state["settings"]["training.init_from"] = began
+    path.write_text(json.dumps(state))
+    text, _ = made(run / "final")
+    assert ModelCard(text).data.base_model == base
+    assert f"The run began with the weights of `{began}`: what those were trained on is not" in section(text, "Data")
+
+
+def test_a_converted_model_names_its_source(run, no_picture):
+    make_model("mamba2").save_pretrained("ours")
+    for source, on_hub, named in (("theirs", False, "`theirs`"), ("o/m", True, "[`o/m`](https://huggingface.co/o/m)")):
+        Path("ours", CONVERTED).write_text(json.dumps({"source": source, "on_hub": on_hub}))
+        text, _ = made("ours")
+        assert ModelCard(text).data.base_model == (source if on_hub else None)
+        for title in ("Data", "Training"):
+            assert f"Converted by `hybridlm convert` from {named}: what that was" in section(text, title)
+        assert f"they are those of `{source}`, under its licence" in section(text, "Rights")
+
+
+def test_a_data_set_in_a_folder_is_none_of_the_hub(run, no_picture):
+    """Also when the folder is gone, which the manifest remembers."""
+    manifest, recipe = Path("data/manifest.json"), run / "config.yaml"
+    recipe.write_text(
+        recipe.read_text().replace("path: book.txt", "dataset: owner/set").replace("dataset: null", "", 1)
+    )
+    said = json.loads(manifest.read_text())
+    for kind, name in (
+        ("dataset", "[`owner/set`](https://huggingface.co/datasets/owner/set)"),
+        ("saved", "`owner/set`"),
+    ):
+        said["sources"][0]["kind"] = kind
+        manifest.write_text(json.dumps(said))
+        text, _ = made(run / "final")
+        assert f"| {name} | CC0-1.0 | 1 |" in section(text, "Data")
+        assert ModelCard(text).data.datasets == (["owner/set"] if kind == "dataset" else None)
+
+
+def test_a_run_that_was_not_validated(run, no_picture):
+    path = run / "metrics.jsonl"
+    rows = [each for each in read_rows(path) if "bits_per_byte" not in each]
+    path.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    text, _ = made(run / "final")
+    assert "The run was not validated, and the picture of its losses was not drawn." in section(text, "Training")
+    assert "validation split" not in section(text, "Evaluation")
+
+
+def test_what_cannot_be_read_is_said_in_a_line(run, no_picture):
+    """Files that somebody else wrote, or a disk damaged."""
+    final, manifest = run / "final", Path("data/manifest.json")
+    deep = "[" * 100_000
+    (final / "evaluation/deep.json").write_text(deep)
+    facts = json.loads((final / "evaluation/book-16-carried.json").read_text())
+    for name, value in (("nan", "NaN"), ("large", "1" + "0" * 400)):
+        (final / f"evaluation/{name}.json").write_text(json.dumps(facts | {"bits_per_byte": 9}).replace("9", value, 1))
+    (run / "sessions.jsonl").write_text('{"step": 0, "processes": "x", "device": {}, "commit": 3}\n')
+    said = json.loads(manifest.read_text())
+    del said["sources"][0]["train"]
+    manifest.write_text(json.dumps(said))
+    text, notes = made(final)
+    left_out = [Path(line.split(" ")[0]).stem for line in notes if "left out" in line]
+    assert left_out == ["deep", "large", "nan"]
+    assert "its manifest.json is damaged (KeyError: 'train')" in notes[-1]
+    assert "sizes are not known" in text
+    state = json.loads((final / "training_state/state.json").read_text())
+    for name, value in (("step", "6"), ("seconds", None), ("settings", [])):
+        (final / "training_state/state.json").write_text(json.dumps(state | {name: value}))
+        with pytest.raises(UserError, match=r"its training_state/state.json is damaged"):
+            made(final)
 
 
 def test_a_torn_line_is_left_out_and_a_damaged_file_named(run, no_picture):
@@ -317,9 +447,14 @@ def test_results_of_benchmarks_are_those_on_record(run, no_picture):
         made(final, benchmarks=["ask/acc=someone/questions:main"] * 2)
     made(final)
     assert not results.exists()  # of an earlier card
-    results.write_text("- mine")
+    results.write_bytes(b"- mine \xff")
     made(final)
-    assert results.read_text() == "- mine"
+    with pytest.raises(UserError, match=r"hybridlm.yaml: somebody wrote it. Replace it with --overwrite"):
+        made(final, benchmarks=["ask/acc=someone/questions:main"])
+    assert results.read_bytes() == b"- mine \xff"
+    made(final, benchmarks=["ask/acc=someone/questions:main"], overwrite=True)
+    made(run / "best", final / "another.md")  # beside them, and not of them
+    assert parse_eval_result_entries(yaml.safe_load(results.read_text()))
 
 
 def test_the_memory_row_is_of_the_mixers_and_says_so(run, no_picture, tmp_path):
@@ -345,7 +480,8 @@ def test_the_memory_row_is_of_the_mixers_and_says_so(run, no_picture, tmp_path):
             made(run / "final", memory=folder)
 
 
-def test_nobodys_own_card_is_replaced(run):
+def test_nobodys_own_card_is_replaced(run, monkeypatch):
+    monkeypatch.setattr(write_module, "loss_and_validation", lambda _: b"a picture")
     path, picture = run / "final" / "README.md", run / "final" / card.PICTURE
     first, _ = made(run / "final")
     assert made(run / "final")[0] == first
@@ -380,6 +516,8 @@ def test_the_command(run, no_picture, capsys):
     for argv, says in (
         (["nowhere"], "there is no such folder"),
         (["runs/small"], "Below it there is runs/small/final"),
+        (["runs/small/final", "--name", "/"], "--name '/': must be OWNER/MODEL"),
+        (["runs/small/final", "--name", "a\nb"], "--name 'a\\nb': must be OWNER/MODEL"),
         (["runs/small/final", "--license", "MIT"], "--license MIT: must be one of the Hub's names"),
         (["runs/small/final", "--language", "English"], "--language English: must be an ISO 639 code"),
         (["runs/small/final", "--out", "no/where.md"], "--out no/where.md: the folder no does not exist"),

@@ -13,6 +13,9 @@ from hybridlm.release.model_card.memory import mixers_of, repeated
 from hybridlm.release.model_card.rights import MEMORY_UNITS, bibtex, patent_notice
 
 ROOT = Path(hybridlm.__file__).parents[1]
+NO_CARDS = {
+    ROOT / "model_cards" / f"{name}.md" for name in ("README", "template", "memory_suite", "memory_suite_findings")
+}
 
 
 def bib(text, field):
@@ -51,6 +54,14 @@ def test_the_template_stands_among_the_cards():
     packaged = Path(hybridlm.__file__).parent / "release" / "model_card" / "template.md"
     assert (ROOT / "model_cards" / "template.md").resolve() == packaged
     assert packaged.is_file()
+
+
+@pytest.mark.parametrize("path", sorted({*(ROOT / "model_cards").glob("*.md")} - NO_CARDS), ids=lambda path: path.name)
+def test_the_cards_of_the_repository_are_as_they_were_made(path):
+    text = path.read_text(encoding="utf-8")
+    assert card.is_full_card(text), "a word was changed by hand: make it anew with `hybridlm card --out`"
+    picture = f"{path.stem}_curves.png"
+    assert (picture in text) == path.with_name(picture).is_file()
 
 
 def test_markdown_that_names_cannot_break():

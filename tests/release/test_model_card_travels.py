@@ -128,3 +128,21 @@ def test_an_upload_without_one_removes_what_belonged_to_the_last(source, hub):
     repo = hub.repositories["owner/great"]
     assert not {card.PICTURE, card.BENCHMARKS} & set(repo.files())
     assert card.sealed_by(repo.read("README.md").decode()) == "export"
+
+
+def test_a_card_of_what_lies_on_the_hub(source, hub):
+    """Its title is no commit's, and the code lies there, though it is not downloaded."""
+    push(source)
+    write_card("owner/great", "theirs.md", log=print)
+    text = Path("theirs.md").read_text()
+    assert "\n# great\n" in text
+    assert 'AutoModelForCausalLM.from_pretrained("owner/great", trust_remote_code=True)' in text
+
+
+def test_a_card_that_was_sealed_and_cannot_be_read(source):
+    text = card.sealed((source / "README.md").read_text().replace("tags:", "tags: ["))
+    (source / "README.md").write_text(text)
+    assert card.is_full_card(text)
+    with pytest.raises(UserError, match=r"README.md: its metadata cannot be read"):
+        export(source, "mine")
+    assert not Path("mine").exists()

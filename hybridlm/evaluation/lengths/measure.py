@@ -31,6 +31,7 @@ from hybridlm.evaluation.lengths.tokens import Tokens, tokens_of
 from hybridlm.evaluation.loading import load_checkpoint, locate
 from hybridlm.evaluation.reading import Progress
 from hybridlm.evaluation.report import trained_length
+from hybridlm.evaluation.weights import weights_digest
 
 
 def evaluate_lengths(
@@ -66,7 +67,8 @@ def evaluate_lengths(
     for source, tokenizer, own in zip(sources, tokenizers, documents, strict=True):
         model, _ = load_checkpoint(source, dtype=dtype, device=device)
         passes.append(read_all(model, own, targets, lengths, rows=batch_size, report=report))
-        facts = {"checkpoint": source, "trained_length": trained_length(source), "n_tokens": sum(map(len, own))}
+        facts = {"checkpoint": source, "weights": weights_digest(source), "trained_length": trained_length(source)}
+        facts["n_tokens"] = sum(map(len, own))
         facts["tokenizer_is_lossless"] = all(
             _decode(tokenizer, tokens.ids[1:]) == text for tokens, text in zip(own, texts, strict=True)
         )

@@ -16,8 +16,10 @@ import hybridlm
 from hybridlm.data.tokenizer import load_tokenizer, start_and_end
 from hybridlm.errors import UserError
 from hybridlm.evaluation.info import describe
+from hybridlm.evaluation.origin import Origin, read_origin
+from hybridlm.evaluation.weights import digest_of, weight_files
 from hybridlm.release import card
-from hybridlm.release.export import AUTO_CLASSES, Source, has_tokenizer
+from hybridlm.release.export import AUTO_CLASSES, Source, has_tokenizer, is_export
 from hybridlm.release.model_card import evaluation, sources, training
 from hybridlm.release.model_card.limits import limits
 from hybridlm.release.model_card.markdown import block, code, table
@@ -26,6 +28,7 @@ from hybridlm.release.model_card.rights import bibtex, patent_notice
 from hybridlm.training.sections import RunConfig
 
 NO_RUN = "Not known: the checkpoint does not lie in the folder of a run."
+OTHER_WEIGHTS = "Not known: the weights are not those that the run wrote."
 """What stands in a card in place of its training."""
 
 
@@ -53,13 +56,24 @@ class Contents:
         self.source, self.folder, self.options = source, source.folder, options
         self.facts = facts = describe(source.folder)
         self.notes: list[str] = []
-        self.training = training.read_training(self.folder)
+        weights, self.no_run = weight_files(source.folder), NO_RUN
+        try:
+            self.training = training.read_training(self.folder, weights)
+        except training.OtherWeightsError:
+            self.training, self.no_run = None, OTHER_WEIGHTS
+            self.notes.append(
+                f"{self.folder} holds other weights than its run wrote (training_state/checksums.json), which its "
+                "training, data and losses say nothing of: they are left out"
+            )
+        self.origin = read_origin(self.folder)
+        if self.origin is not None and self.training is None:
+            self.no_run = _converted(self.origin)
         self.data, self.measured = sources.Data(), []
         if self.training is not None:
             self.data = sources.read_data(self.training)
             self.measured = evaluation.validation(self.training, _start_symbol(self.folder))
-        size = facts["pattern"], facts["parameters"]
-        self.measured += evaluation.measurements(self.folder, source.name, *size, self.notes)
+        model = evaluation.Model(facts["pattern"], facts["parameters"], digest_of(weights))
+        self.measured += evaluation.measurements(self.folder, source.name, model, self.notes)
         self.mixers = mixers_of(facts["layers"])
         self.memory = "" if options.memory is None else memory_section(options.memory, facts["layers"])
         if options.memory is not None and not self.memory:
@@ -74,6 +88,8 @@ class Contents:
     def title(self) -> str:
         if self.options.name is not None:
             return card.title_of(self.options.name)
+        if self.source.on_hub:
+            return card.title_of(self.source.name)
         folder = self.folder.resolve().name
         if self.training is None or self.training.recipe is None:
             return folder
@@ -90,7 +106,6 @@ class Contents:
     def _metadata(self) -> ModelCardData:
         task = card.TASKS[AUTO_CLASSES[self.source.architecture]]
         results = evaluation.model_index(self.measured, task)
-        began = None if self.training is None else self.training.setting("training.init_from")
         return ModelCardData(
             language=self.language or None,
             license=self.options.license,
@@ -98,10 +113,16 @@ class Contents:
             pipeline_tag=task,
             tags=["hybridlm", *self.mixers],
             datasets=self.data.hub_names or None,
-            base_model=began if began and not Path(began).exists() and began.count("/") == 1 else None,
+            base_model=self._base_model(),
             eval_results=results or None,
             model_name=self.title if results else None,
         )
+
+    def _base_model(self) -> str | None:
+        """The model of the Hub that this one was made of."""
+        if self.origin is not None:
+            return self.origin.source if self.origin.on_hub else None
+        return None if self.training is None else training.base_model(self.training)
 
     def _words(self, picture: str | None) -> dict[str, Any]:
         """What the template asks for."""
@@ -115,22 +136,24 @@ class Contents:
             "top": self._top(),
             "architecture": _architecture(self.source.architecture, self.facts),
             "trained": found is not None,
-            "no_run": NO_RUN,
+            "no_run": self.no_run,
             "sources": sources.sources_table(data),
             "about_data": sources.about(data),
             "fingerprint": code(data.fingerprint) if data.fingerprint else "",
+            "began": "" if found is None else training.beginning(found),
             "progress": "" if found is None else training.progress(found, data.epoch_tokens),
             "commands": "" if found is None else training.commands(found),
-            "launched": found is not None and any((row.get("processes") or 1) > 1 for row in found.sessions),
+            "launched": found is not None and any(training.processes_of(row) > 1 for row in found.sessions),
             "recipe": "" if found is None else training.recipe_text(found),
             "picture": picture,
+            "no_curves": _no_curves(found),
             "losses": "" if found is None else training.losses(found),
             "evaluation": evaluation.evaluation_table(self.measured),
             "evaluation_commands": block(lines) if lines else "",
             "memory": self.memory,
             "no_memory": _no_memory(self.facts["layers"]),
             "limits": limits(self.facts, found, self.language, bool(self.measured)),
-            "licence": f"Licence of the weights: {code(notice)}." if notice else "No licence of the weights is stated.",
+            "licence": f"Licence of the weights: {code(notice)}." if notice else _unlicensed(self.origin),
             "patents": patent_notice(self.mixers),
             "citation": block([bibtex(self.mixers)], "bibtex"),
             "origin": f"Made by `hybridlm card` of hybridlm {hybridlm.__version__} from the checkpoint's own files.",
@@ -144,9 +167,26 @@ class Contents:
             pattern=self.facts["pattern"],
             parameters=self.facts["parameters"],
             tokenizer=has_tokenizer(self.folder),
-            code=(self.folder / "modeling_hybridlm.py").is_file(),
+            code=is_export(self.folder) if self.source.on_hub else (self.folder / "modeling_hybridlm.py").is_file(),
             title=self.title,
         )
+
+
+def _converted(origin: Origin) -> str:
+    link = f"[{code(origin.source)}](https://huggingface.co/{origin.source})" if origin.on_hub else code(origin.source)
+    return f"Converted by `hybridlm convert` from {link}: what that was trained on, and how, is said by its own card."
+
+
+def _unlicensed(origin: Origin | None) -> str:
+    if origin is None:
+        return "No licence of the weights is stated."
+    return f"No licence of the weights is stated here: they are those of {code(origin.source)}, under its licence."
+
+
+def _no_curves(found: training.Training | None) -> str:
+    if found is None or found.record is None:
+        return "Not on record here: there is no `metrics.jsonl` of the run."
+    return "The run was not validated, and the picture of its losses was not drawn."
 
 
 def _architecture(architecture: str, facts: dict[str, Any]) -> str:

@@ -1,17 +1,18 @@
 """What was measured of a checkpoint: its validation in the run, and the JSON files below CHECKPOINT/evaluation.
 
-A file counts where it is of `hybridlm evaluate` and of a model of this pattern and size; what was measured on a part of
-a task (`--limit`) is shown as such, and is no result to report.
+A file counts where it is of `hybridlm evaluate` and of this model: its pattern, its size, its weights; what was
+measured on a part of a task (`--limit`) is shown as such, and is no result to report.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult
 
@@ -45,7 +46,16 @@ class Measurement:
     """What it depends on, for a machine."""
 
 
-def measurements(checkpoint: Path, name: str, pattern: str, parameters: int, log: list[str]) -> list[Measurement]:
+class Model(NamedTuple):
+    """What tells a model from others."""
+
+    pattern: str
+    parameters: int
+    weights: str | None
+    """`weights_digest`."""
+
+
+def measurements(checkpoint: Path, name: str, model: Model, log: list[str]) -> list[Measurement]:
     """Those of the files, in order of their names. name: of the checkpoint in commands. log: gets a line for each file
     that is left out."""
     found: list[Measurement] = []
@@ -53,12 +63,12 @@ def measurements(checkpoint: Path, name: str, pattern: str, parameters: int, log
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
             if isinstance(facts, dict) and (read := _reader(facts)) is not None:
-                found += list(read(facts, name, (pattern, parameters)))
+                found += _finite(read(facts, name, model))
             else:
                 log.append(f"{path} holds no evaluation on a text or on tasks: it is left out")
-        except _OtherModelError:
-            log.append(f"{path} is of another model: it is left out")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except _OtherModelError as error:
+            log.append(f"{path} is of {error}: it is left out")
+        except _UNREADABLE as error:
             log.append(f"{path} cannot be read ({type(error).__name__}: {error}): it is left out")
     return found
 
@@ -67,7 +77,7 @@ def validation(training: Training, start: str | None) -> list[Measurement]:
     """The run's own, of this checkpoint. start: the start symbol of its tokenizer, if that is known."""
     row = training.validation()
     key = "bits_per_byte_ema" if training.averaged else "bits_per_byte"
-    if row is None or not isinstance(row.get(key), float):
+    if row is None or not isinstance(row.get(key), float) or not math.isfinite(row[key]):
         return []
     mixed = training.setting("training.mixed_precision")
     length = training.setting("data.sequence_length")
@@ -136,6 +146,9 @@ class _OtherModelError(Exception):
     pass
 
 
+_UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+
+
 def _reader(facts: dict[str, Any]) -> Any:
     if isinstance(facts.get("tasks"), dict):
         return _tasks
@@ -146,7 +159,7 @@ def _reader(facts: dict[str, Any]) -> Any:
     return None
 
 
-def _text(facts: dict[str, Any], name: str, model: tuple[str, int]) -> Iterator[Measurement]:
+def _text(facts: dict[str, Any], name: str, model: Model) -> Iterator[Measurement]:
     _check(facts, model)
     words = ["hybridlm", "evaluate", name, "--text", facts["text"], "--context", str(facts["context"])]
     words += ["--carry-state"] if facts["carry_state"] else []
@@ -166,7 +179,7 @@ def _text(facts: dict[str, Any], name: str, model: tuple[str, int]) -> Iterator[
     yield Measurement(metric="bits per byte", value=float(facts["bits_per_byte"]), **shared)
 
 
-def _lengths(facts: dict[str, Any], name: str, model: tuple[str, int]) -> Iterator[Measurement]:
+def _lengths(facts: dict[str, Any], name: str, model: Model) -> Iterator[Measurement]:
     if len(facts["checkpoints"]) != 1:
         raise ValueError("it is of several checkpoints")
     (found,) = facts["checkpoints"]
@@ -192,7 +205,7 @@ def _lengths(facts: dict[str, Any], name: str, model: tuple[str, int]) -> Iterat
         )
 
 
-def _tasks(facts: dict[str, Any], name: str, model: tuple[str, int]) -> Iterator[Measurement]:
+def _tasks(facts: dict[str, Any], name: str, model: Model) -> Iterator[Measurement]:
     _check(facts, model)
     command = _task_command(facts, name)
     part = f"the first {facts['limit']:,} only: no result to report; " if facts["limit"] is not None else ""
@@ -229,9 +242,20 @@ def _task_command(facts: dict[str, Any], name: str) -> str:
     return shlex.join([*words, "--dtype", facts["dtype"]])
 
 
-def _check(facts: dict[str, Any], model: tuple[str, int]) -> None:
-    if (facts["pattern"], facts["parameters"]) != model:
-        raise _OtherModelError
+def _finite(found: Iterator[Measurement]) -> list[Measurement]:
+    """Raises ValueError for a value that is no number, which `hybridlm evaluate` never writes."""
+    measured = list(found)
+    if not all(math.isfinite(each.value) for each in measured):
+        raise ValueError("a value is not finite")
+    return measured
+
+
+def _check(facts: dict[str, Any], model: Model) -> None:
+    if (facts["pattern"], facts["parameters"]) != model[:2]:
+        raise _OtherModelError("another model")
+    measured = facts.get("weights")  # not on record in older files
+    if measured is not None and model.weights is not None and measured != model.weights:
+        raise _OtherModelError("other weights, which lay here before")
 
 
 def _start(facts: dict[str, Any]) -> str:

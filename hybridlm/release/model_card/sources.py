@@ -15,7 +15,7 @@ from typing import Any
 from hybridlm.data.austen import LANGUAGE
 from hybridlm.data.mixture import epoch_tokens
 from hybridlm.data.prepare import source_weights
-from hybridlm.data.shards import TokenShards, read_manifest
+from hybridlm.data.shards import MANIFEST, TokenShards, read_manifest
 from hybridlm.errors import UserError
 from hybridlm.files import expanded
 from hybridlm.release.model_card.markdown import code, table
@@ -61,14 +61,34 @@ def read_data(training: Training) -> Data:
         if shards.fingerprint != found.fingerprint:
             raise UserError(f"data folder {folder}: it is another than the one that this checkpoint was trained on.")
         manifest = read_manifest(expanded(folder))
+        _check_entries(manifest)
         found.epoch_tokens = epoch_tokens(shards.lengths, shards.source_edges, shards.weights)
     except UserError as error:
         training.notes.append(f"No sizes of the data: {error}")
         return found
     said = found.sources or [{} for _ in manifest["sources"]]
-    found.sources = [entry | own for entry, own in zip(manifest["sources"], said, strict=True)]
+    found.sources = [
+        # What a data set's name meant is known when it is read: a folder that is gone reads like a name on the Hub.
+        entry | own | ({"kind": "saved"} if entry.get("kind") == "saved" else {})
+        for entry, own in zip(manifest["sources"], said, strict=True)
+    ]
     found.weights, found.manifest = shards.weights, manifest
     return found
+
+
+def _check_entries(manifest: dict[str, Any]) -> None:
+    """Raises UserError where a manifest does not say what is told of here."""
+    try:
+        if len(manifest["sources"]) != len(manifest["weights"]):
+            raise ValueError("there are weights without a source")
+        for entry in manifest["sources"]:
+            counts = [entry["documents"], entry["validation"]["tokens"]]
+            counts += [entry["train"][key] for key in ("tokens", "bytes")]
+            if not all(type(count) is int for count in counts):
+                raise TypeError("a count is no number")
+        float((manifest["made_of"].get("validation") or {}).get("share") or 0)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"its {MANIFEST} is damaged ({type(error).__name__}: {error})") from None
 
 
 def sources_table(data: Data) -> str:
@@ -78,7 +98,7 @@ def sources_table(data: Data) -> str:
     header += ["documents", "training tokens", "training bytes", "held-out tokens"] if sized else []
     rows = []
     for number, entry in enumerate(data.sources):
-        row = [_name(entry), entry.get("license") or "not stated"]
+        row = [_name(entry), str(entry.get("license") or "not stated")]
         row += [f"{data.weights[number]:g}"] if several else []
         if sized:
             train, held_out = entry["train"], entry["validation"]
@@ -113,7 +133,7 @@ def _held_out(made_of: dict[str, Any]) -> str:
     if not chosen.get("share"):
         return "Nothing was held out."
     what = "the end of every document" if chosen.get("by") == "position" else "whole documents, drawn"
-    return f"Held out for validation: {what}, {chosen['share']:.3g} of the text."
+    return f"Held out for validation: {what}, {float(chosen['share']):.3g} of the text."
 
 
 def _name(entry: dict[str, Any]) -> str:

@@ -10,12 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
+
 from hybridlm.errors import UserError
+from hybridlm.evaluation.loading import HUB_NAME
 from hybridlm.evaluation.run_figures import figures
 from hybridlm.evaluation.run_record import RunRecord, number, read_runs
 from hybridlm.release.model_card.markdown import block, code, table
-from hybridlm.training.checkpoints import STATE
+from hybridlm.training.checkpoints import STATE, written_weights
 from hybridlm.training.config import load_config
+from hybridlm.training.initial import is_local
 from hybridlm.training.progress import clock
 from hybridlm.training.resume import frozen_settings
 from hybridlm.training.sections import PretrainConfig
@@ -24,6 +28,15 @@ from hybridlm.training.state import TrainingState, read_state
 
 _FIGURES = ("training loss", "validation", "throughput", "model FLOPs")
 """Beginnings of the names of a report's figures that a card shows."""
+
+
+_KINDS: dict[str, Any] = {
+    "data.sequence_length": int,
+    "training.batch_size": int,
+    "training.init_from": str,
+    "optimizer.lr": (int, float),
+}
+"""Settings that are calculated with, or looked up."""
 
 
 @dataclass
@@ -38,15 +51,13 @@ class Training:
     sessions: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """What was left out, for the person who makes the card."""
-
-    @property
-    def averaged(self) -> bool:
-        """Whether the checkpoint holds the averaged weights."""
-        return self.checkpoint.name == "final-ema"
+    averaged: bool = False
+    """Whether the checkpoint holds the averaged weights, also in a copy under another name."""
 
     def setting(self, name: str) -> Any:
         """One of the settings that decide a run's numbers, by its dotted name; None where it is not known."""
-        return self.state.settings.get(name)
+        value = self.state.settings.get(name)
+        return value if isinstance(value, _KINDS.get(name, object)) else None
 
     def validation(self) -> dict[str, Any] | None:
         """The row of the validation that is this checkpoint's; None where it was not validated."""
@@ -54,12 +65,21 @@ class Training:
         return next((row for row in reversed(rows) if row["step"] == self.state.step), None)
 
 
-def read_training(checkpoint: Path) -> Training | None:
-    """None where `checkpoint` was not written by a run. Raises UserError where its state, or the run's record, is
-    damaged."""
+class OtherWeightsError(Exception):
+    """The weights of a checkpoint are not those that its run wrote."""
+
+
+def read_training(checkpoint: Path, weights: dict[str, str]) -> Training | None:
+    """None where `checkpoint` was not written by a run. weights: of `weight_files`.
+
+    Raises OtherWeightsError where they are not those that the run wrote, such as after a fine-tuning that was saved
+    into the same folder; UserError where its state, or the run's record, is damaged.
+    """
     folder = checkpoint.resolve()
     if not (folder / STATE / "state.json").is_file():
         return None
+    if written_weights(folder) != weights:
+        raise OtherWeightsError
     run = folder.parent.parent if folder.parent.name == "checkpoints" else folder.parent
     try:
         found = Training(folder, run, read_state(folder))
@@ -68,6 +88,7 @@ def read_training(checkpoint: Path) -> Training | None:
             f"checkpoint {checkpoint}: its {STATE}/state.json is damaged. Copy it again, or move {STATE} elsewhere for "
             "a card that says nothing of the training."
         ) from error
+    found.averaged = weights == written_weights(run / "final-ema")
     found.record = _record(found)
     found.recipe = _recipe(found)
     found.sessions = sessions(run, found.state.step) if found.recipe is not None else []
@@ -108,6 +129,15 @@ def _recipe(found: Training) -> PretrainConfig | None:
     return recipe
 
 
+def base_model(found: Training) -> str | None:
+    """The model of the Hub whose weights it began with. A folder that is gone reads like a name there, so what counts
+    is what this machine once had from the Hub."""
+    name = found.setting("training.init_from")
+    if not isinstance(name, str) or is_local(name) or not HUB_NAME.fullmatch(name):
+        return None
+    return name if isinstance(try_to_load_from_cache(name, "config.json"), str) else None
+
+
 def progress(found: Training, epoch_tokens: int | None) -> str:
     """The table of what was trained. epoch_tokens: those of one pass over the data; None where that is not known."""
     state = found.state
@@ -119,7 +149,7 @@ def progress(found: Training, epoch_tokens: int | None) -> str:
         "optimizer": _optimizer(found),
         "precision": precision(found),
         "seed": str(found.setting("training.seed")) if found.setting("training.seed") is not None else "",
-        "began with": _beginning(found),
+        "began with": beginning(found) or "random weights",
         "wall time": f"{clock(state.seconds)}, validation and checkpoints included",
         **_figures(found),
         **_machines(found),
@@ -175,9 +205,10 @@ def _optimizer(found: Training) -> str:
     return f"{name}, peak learning rate {lr:g}" + (f", {schedule} schedule" if schedule else "")
 
 
-def _beginning(found: Training) -> str:
+def beginning(found: Training) -> str:
+    """The weights that the run began with; "" for random ones."""
     weights = found.setting("training.init_from")
-    return f"the weights of {code(weights)}" if weights else "random weights"
+    return f"the weights of {code(weights)}" if weights else ""
 
 
 def _figures(found: Training) -> dict[str, str]:
@@ -203,8 +234,14 @@ def _changed(commit: str) -> str:
     return ", with changes that are not in it" if commit.endswith("+") else ""
 
 
+def processes_of(row: dict[str, Any]) -> int:
+    """Those of a session."""
+    found = row.get("processes")
+    return found if isinstance(found, int) else 1
+
+
 def _hardware(row: dict[str, Any]) -> str:
-    device, processes, threads = row.get("device"), row.get("processes") or 1, row.get("threads")
+    device, processes, threads = row.get("device"), processes_of(row), row.get("threads")
     if not device:
         return ""
     if row.get("kind") != "cpu":

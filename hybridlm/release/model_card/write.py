@@ -24,11 +24,11 @@ from hybridlm.errors import UserError
 from hybridlm.evaluation.places import check_out
 from hybridlm.evaluation.plots import NoMatplotlibError
 from hybridlm.evaluation.run_charts import loss_and_validation
-from hybridlm.files import expanded, replace_file, replace_pieces
+from hybridlm.files import replace_file, replace_pieces
 from hybridlm.release import card
-from hybridlm.release.export import open_source
+from hybridlm.release.export import Source, open_source
 from hybridlm.release.model_card import benchmarks
-from hybridlm.release.model_card.contents import NO_RUN, CardOptions, Contents
+from hybridlm.release.model_card.contents import NO_RUN, OTHER_WEIGHTS, CardOptions, Contents
 
 
 def write_card(
@@ -47,11 +47,13 @@ def write_card(
     options = options or CardOptions()
     _check(options)
     source = open_source(checkpoint)
-    path = _place(source.name, source.folder, out)
+    path = _place(source, out)
     picture = path.with_name(f"{path.stem}_curves.png")
     before = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     if not overwrite:
         _check_free(path, picture, before)
+        if options.benchmarks:
+            _check_own(path.parent / card.BENCHMARKS)
     made = Contents(source, options)
     if not overwrite:
         _check_richer(made, path, before)
@@ -61,7 +63,8 @@ def write_card(
     try:
         drawn = _draw(made, picture, log)
         text = made.render(picture.name if drawn else None)
-        _write_benchmarks(path.parent / card.BENCHMARKS, results)
+        if results or out is None:  # of another card beside FILE.md, they are none of this one's
+            _write_benchmarks(path.parent / card.BENCHMARKS, results)
         replace_file(path, text)
         if not drawn and picture.name in before:
             picture.unlink(missing_ok=True)
@@ -75,6 +78,8 @@ def write_card(
 
 
 def _check(options: CardOptions) -> None:
+    if options.name is not None and (not card.title_of(options.name).strip() or not options.name.isprintable()):
+        raise UserError(f"--name {options.name!r}: must be OWNER/MODEL, or the path of a folder, e.g. me/my-model.")
     if options.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", options.license):
         raise UserError(
             f"--license {options.license}: must be one of the Hub's names, small letters without blanks, e.g. "
@@ -85,12 +90,14 @@ def _check(options: CardOptions) -> None:
             raise UserError(f"--language {word}: must be an ISO 639 code of two or three letters, e.g. en or en,fr.")
 
 
-def _place(name: str, folder: Path, out: str | Path | None) -> Path:
+def _place(source: Source, out: str | Path | None) -> Path:
     if out is not None:
         return check_out(out)
-    if folder.resolve() != expanded(name).resolve():
-        raise UserError(f"checkpoint {name}: it is no local folder, so a card has no place in it. Give --out FILE.md.")
-    return folder / "README.md"
+    if source.on_hub:
+        raise UserError(
+            f"checkpoint {source.name}: it is no local folder, so a card has no place in it. Give --out FILE.md."
+        )
+    return source.folder / "README.md"
 
 
 def _check_free(path: Path, picture: Path, before: str) -> None:
@@ -101,9 +108,20 @@ def _check_free(path: Path, picture: Path, before: str) -> None:
         raise UserError(f"{picture}: it is in the way. Replace it with --overwrite, or give --out FILE.md.")
 
 
+def _check_own(results: Path) -> None:
+    """Raises UserError where results of benchmarks stand that `hybridlm card` did not write."""
+    if results.is_file() and not _is_ours(results):
+        raise UserError(f"{results}: somebody wrote it. Replace it with --overwrite, or give --out FILE.md elsewhere.")
+
+
+def _is_ours(results: Path) -> bool:
+    return results.read_text(encoding="utf-8", errors="replace").startswith(card.WRITTEN)
+
+
 def _check_richer(made: Contents, path: Path, before: str) -> None:
     """An export has the card, and not the run that it was made from: one made here would say less. Raises UserError."""
-    if made.training is None and card.is_full_card(before) and NO_RUN not in before:
+    told = NO_RUN not in before and OTHER_WEIGHTS not in before
+    if made.training is None and made.no_run == NO_RUN and card.is_full_card(before) and told:
         raise UserError(
             f"{path}: it says how the model was trained, which is not known from the files here. Make the card in the "
             "folder of the run, and export that; or replace it with --overwrite."
@@ -128,5 +146,5 @@ def _write_benchmarks(path: Path, results: Sequence[EvalResultEntry]) -> None:
     if results:
         path.parent.mkdir(exist_ok=True)
         replace_file(path, benchmarks.text(list(results)))
-    elif path.is_file() and path.read_text(encoding="utf-8").startswith(card.WRITTEN):
+    elif path.is_file() and _is_ours(path):
         path.unlink()  # of an earlier card
