@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from hybridlm.errors import UserError
+from hybridlm.evaluation.memory.certificates import read_certificates
 from hybridlm.evaluation.memory.excerpt import check_excerpt, write_excerpt
 from hybridlm.evaluation.memory.page import write_page
 from hybridlm.evaluation.memory.store import Store
@@ -18,7 +19,8 @@ def main() -> int:
         "it, and is taken in as it is."
     )
     folder = ROOT / "scripts" / "results" / "memory_suite"
-    parser.add_argument("--records", metavar="FOLDER", default=folder, help="of hybridlm memory-suite --out")
+    records_help = "of hybridlm memory-suite --out; files of hybridlm certify --out in certificates/ below it"
+    parser.add_argument("--records", metavar="FOLDER", default=folder, help=records_help)
     parser.add_argument("--page", metavar="FILE.md", default=ROOT / "model_cards" / "memory_suite.md")
     parser.add_argument("--readme", metavar="FILE.md", help="put the excerpt between the two markers of this page too")
     options = parser.parse_args()
@@ -26,7 +28,8 @@ def main() -> int:
         page, records = Path(options.page), Store(options.records).records()
         if options.readme is not None:
             check_excerpt(options.readme)
-        print(f"Written to {write_page(records, page, page.with_suffix(''))}")
+        certificates = read_certificates(options.records)
+        print(f"Written to {write_page(records, page, page.with_suffix(''), certificates)}")
         if options.readme is not None:
             write_excerpt(records, options.readme)
     except UserError as error:

@@ -25,6 +25,7 @@ from hybridlm.evaluation.loading import load_weights, locate, read_config
 from hybridlm.evaluation.memory.formal import Automaton
 from hybridlm.evaluation.memory.kept import RECORD
 from hybridlm.evaluation.memory.registry import TASKS
+from hybridlm.evaluation.weights import weights_digest
 from hybridlm.model.mixers_hybridlm import ATTENTION, MIXERS
 
 LIMIT = 100_000
@@ -54,6 +55,9 @@ def certify_checkpoint(checkpoint: str | Path, *, task: str | None = None, limit
     that shows more, namely that no rounding matters, in float64 and, where `holds_in` names it, in the dtype that the
     model was saved in. What it does not show to be correct, and every other model, is followed from state to state.
 
+    `run` is the one of the suite that made a local checkpoint (its task, form, mixer, seed and what was changed), or
+    None; `weights` a hash of its weights.
+
     `verdict` is "correct" (at every length), "wrong" (with the shortest `word`, what is `said` and what is `right`; and
     `said_in_own_dtype`, which may be right) or "open" (with `why`). `all_words_to`: the length up to which all words
     are right.
@@ -65,6 +69,7 @@ def certify_checkpoint(checkpoint: str | Path, *, task: str | None = None, limit
     automaton = _automaton(name)
     model = _load(checkpoint, source, name, automaton)
     found = {"checkpoint": source, "task": name, "pattern": model.config.pattern, "limit": limit}
+    found |= {"run": _run_of(source), "weights": weights_digest(source)}
     found["dtype"] = _name(model.dtype)
     facts = _proved(model, automaton)
     if facts is None:
@@ -129,12 +134,24 @@ def task_of(source: str) -> str:
             f"{', '.join(automata())}; and --out FILE.json."
         )
     try:
-        return json.loads((Path(source) / RECORD).read_text(encoding="utf-8"))["task"].lower()
+        return _read_record(source)["task"].lower()
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(
             f"checkpoint {source}: it does not say what it was trained on ({RECORD}). Give --task, one of "
             f"{', '.join(automata())}."
         ) from None
+
+
+def _run_of(source: str) -> dict[str, Any] | None:
+    try:
+        record = _read_record(source)
+        return {name: record[name] for name in ("task", "form", "mixer", "seed", "changed")}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _read_record(source: str) -> dict[str, Any]:
+    return json.loads((Path(source) / RECORD).read_text(encoding="utf-8"))
 
 
 def automata() -> list[str]:

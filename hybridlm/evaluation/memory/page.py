@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridlm.errors import UserError
+from hybridlm.evaluation.memory.certificates import certificate_table
 from hybridlm.evaluation.memory.commands import commands
 from hybridlm.evaluation.memory.families import Family, by_family, mixer_order
 from hybridlm.evaluation.memory.pictures import Picture, draw
@@ -40,11 +41,17 @@ MARKS = f"""\
 - {DIVERGED}"""
 
 
-def write_page(records: Iterable[dict[str, Any]], page: str | Path, pictures_folder: str | Path | None) -> Path:
+def write_page(
+    records: Iterable[dict[str, Any]],
+    page: str | Path,
+    pictures_folder: str | Path | None,
+    certificates: Iterable[dict[str, Any]] = (),
+) -> Path:
     """Writes the pictures, then the page, which is whole or not there; returns its path.
 
-    pictures_folder None: a page without pictures, which needs no matplotlib. `PAGE_findings.md` beside the page is
-    taken into it as it stands. Raises UserError where there is no record, or a place cannot be written.
+    pictures_folder None: a page without pictures, which needs no matplotlib. certificates: of `read_certificates`.
+    `PAGE_findings.md` beside the page is taken into it as it stands. Raises UserError where there is no record, or a
+    place cannot be written.
     """
     page, groups = Path(page), summarize(records)
     if not groups:
@@ -54,7 +61,7 @@ def write_page(records: Iterable[dict[str, Any]], page: str | Path, pictures_fol
         pictures = [] if pictures_folder is None else draw(groups, pictures_folder)
         findings = findings_path(page)
         prose = findings.read_text(encoding="utf-8") if findings.exists() else ""
-        replace_file(page, render(groups, pictures, page.parent, prose))
+        replace_file(page, render(groups, pictures, page.parent, prose, certificates))
     except OSError as error:
         raise UserError(f"page {page}: cannot be written ({error.strerror}). Give a path that can be.") from None
     return page
@@ -64,7 +71,13 @@ def findings_path(page: Path) -> Path:
     return page.with_name(f"{page.stem}_findings.md")
 
 
-def render(groups: Sequence[Group], pictures: Sequence[Picture], folder: Path, findings: str = "") -> str:
+def render(
+    groups: Sequence[Group],
+    pictures: Sequence[Picture],
+    folder: Path,
+    findings: str = "",
+    certificates: Iterable[dict[str, Any]] = (),
+) -> str:
     """The page. folder: where it stands; links to pictures are relative to it."""
     standard = [group for group in groups if group.standard]
     parts = ["# Memory suite", f"{ABOUT}\n{MARKS}", "## What was run", *_what(groups)]
@@ -79,7 +92,7 @@ def render(groups: Sequence[Group], pictures: Sequence[Picture], folder: Path, f
     parts += [findings.strip("\n")] if findings.strip() else []
     for family, tasks in by_family(group.task for group in standard).items():
         parts += _section(family, [group for group in standard if group.task in tasks], pictures, folder)
-    parts += [*_named(groups), *_changes(groups), "## Failures", *_failures(groups)]
+    parts += [*_named(groups), *_certified(certificates), *_changes(groups), "## Failures", *_failures(groups)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -149,6 +162,18 @@ def _named(groups: Sequence[Group]) -> list[str]:
             table = failing_table(inside, lambda group: ", ".join([group.mixer, *group.change.split(", ")[1:]]))
             parts += [table.markdown(legend=False)] if table else []
     return parts
+
+
+def _certified(certificates: Iterable[dict[str, Any]]) -> list[str]:
+    table = certificate_table(certificates)
+    if table is None:
+        return []
+    about = (
+        "What `hybridlm certify` says of models that `--keep` has kept, trained by the commands above. "
+        '"Correct at every length" is a proof, so the failing length is beyond any that is tested; margins are by how '
+        "much the right answer, and the transition taken, lead over the next ones, at the least."
+    )
+    return ["## Certificates", about, table.markdown(legend=False)]
 
 
 def _changes(groups: Sequence[Group]) -> list[str]:

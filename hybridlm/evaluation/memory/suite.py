@@ -24,6 +24,7 @@ import transformers
 
 import hybridlm
 from hybridlm.errors import UserError, did_you_mean
+from hybridlm.evaluation.memory.certificates import read_certificates
 from hybridlm.evaluation.memory.families import MIXERS as MIXERS
 from hybridlm.evaluation.memory.formal import Automaton
 from hybridlm.evaluation.memory.kept import check_keeping, is_kept, keep_model, models
@@ -189,11 +190,11 @@ def tables(jobs: Sequence[Job], store: Store) -> str:
 def write_results(store: Store) -> Path:
     """Writes the page of all records into their folder, with pictures where matplotlib is installed; returns its
     path."""
-    page = store.folder / "memory_suite.md"
+    page, certificates = store.folder / "memory_suite.md", read_certificates(store.folder)
     try:
-        return write_page(store.records(), page, store.folder / "pictures")
+        return write_page(store.records(), page, store.folder / "pictures", certificates)
     except NoMatplotlibError:
-        return write_page(store.records(), page, None)
+        return write_page(store.records(), page, None, certificates)
 
 
 def line(record: dict[str, Any]) -> str:

@@ -12,11 +12,13 @@ from transformers import AutoModelForTokenClassification
 
 from hybridlm import HybridLMForTokenClassification
 from hybridlm.cli import main
+from hybridlm.evaluation.memory.certificates import read_certificates
 from hybridlm.evaluation.memory.kept import as_classifier, folder_of
 from hybridlm.evaluation.memory.model import MemoryModel
 from hybridlm.evaluation.memory.recipe import Recipe
 from hybridlm.evaluation.memory.registry import TASKS
 from hybridlm.evaluation.memory.store import Store
+from hybridlm.evaluation.weights import weights_digest
 
 RUN = ["memory-suite", "--quick", "--tasks", "z2", "--mixers", "nfsm", "--seeds", "0", "--workers", "1"]
 SMALL = ["--set", "steps=1", "--set", "width=8"]
@@ -42,6 +44,11 @@ def test_kept_beside_the_records(tmp_path):
     assert "--keep" in (tmp_path / "memory_suite.md").read_text()
     model = AutoModelForTokenClassification.from_pretrained(folder)
     assert (model.config.vocab_size, model.config.num_labels) == (2, 2)
+    (tmp_path / "certificates").mkdir()
+    assert main(["certify", str(folder), "--out", str(tmp_path / "certificates" / "one.json")]) == 0
+    [facts] = read_certificates(tmp_path)
+    assert facts["run"] == {name: record[name] for name in ("task", "form", "mixer", "seed", "changed")}
+    assert facts["weights"] == weights_digest(folder)
 
 
 def test_run_without_its_model_is_done_again(tmp_path, capsys):
