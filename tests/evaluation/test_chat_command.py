@@ -19,7 +19,8 @@ def chat(checkpoint, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
 
     def run(text, *options):
-        monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+        typed = io.StringIO(text) if isinstance(text, str) else io.TextIOWrapper(io.BytesIO(text), encoding="utf-8")
+        monkeypatch.setattr(sys, "stdin", typed)
         code = main(["chat", str(checkpoint), "--max-new-tokens", "8", *options])
         told = capsys.readouterr()
         return code, told.out, told.err
@@ -44,11 +45,23 @@ def test_a_conversation_of_two_days(chat):
     assert (code, first + second) == (0, whole)
     assert err == "Loaded day.state, 12 tokens; what was said before is forgotten.\n"
     assert chat(" been\n but\n", "--temperature", "0", "--state", "day.state")[1] == second
+    _, whole, _ = chat("Anne had\n been\n")
+    first = chat("Anne had\n/save drawn.state\n")[1]
+    assert first + chat(" been\n", "--state", "drawn.state")[1] == whole
+
+
+def test_a_line_that_is_no_utf_8_is_left_out_alone(chat):
+    code, out, err = chat(b"Anne\n\xff\xfe\n/load caf\xe9\n but\n")
+    assert code == 2
+    assert out == chat("Anne\n but\n")[1]
+    assert err.startswith("that is not UTF-8, and was not read.\n")
+    assert "2 of the lines could not be done" in err
 
 
 def test_what_cannot_be_done_is_said_and_the_conversation_goes_on(chat):
     alone = chat("Anne\n but\n")[1]
-    lines = ["Anne", "/sav x", "/load nothing", "/set temprature 1", "/set top_k 1.5", "/set top_p 2", "/save", " but"]
+    lines = ["Anne", "/sav x", "/load nothing", "/set temprature 1", "/set top_k 1.5", "/set top_p 2", "/save"]
+    lines += ["/retry 5", " but"]
     code, out, err = chat("\n".join(lines))
     assert code == 2
     assert out == alone
@@ -62,7 +75,8 @@ def test_what_cannot_be_done_is_said_and_the_conversation_goes_on(chat):
             "/set top_k: needs a whole number",
             "top_p=2.0: must be above 0",
             "/save: needs the name of a file",
-            "hybridlm chat: 6 of the lines could not be done",
+            "/retry 5: it takes nothing behind it",
+            "hybridlm chat: 7 of the lines could not be done",
         ),
         strict=True,
     ):
@@ -82,6 +96,7 @@ def test_options_are_looked_at_before_the_model(capsys):
         (["--format", "Q"], "needs {} once"),
         (["--temperature", "-1"], "temperature=-1.0: must be"),
         (["--stop", ""], "--stop: needs a text"),
+        (["--system", "Be brief.", "--state", "x"], "--system: it stands in front of a first turn"),
     ):
         assert main(["chat", "nowhere", *options]) == 2
         assert message in capsys.readouterr().err

@@ -1,10 +1,12 @@
 """Generation: the same seed, the same text; what is streamed is what is returned; nothing else is touched."""
 
 import io
+import sys
 
 import pytest
 import torch
 
+from hybridlm.cli import main
 from hybridlm.data.tokenizer import prompt_ids
 from hybridlm.errors import UserError
 from hybridlm.evaluation.generate import generate_text
@@ -59,3 +61,10 @@ def test_all_that_is_out_of_range_is_said_at_once(model, tokenizer):
 def test_options_that_would_be_ignored_are_refused(model, tokenizer):
     with pytest.raises(UserError, match="leave out top_p"):
         generate_text(model, tokenizer, "Anne", temperature=0, top_p=0.9)
+
+
+def test_an_encoding_that_lacks_a_character_gets_it_as_an_escape(checkpoint, monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    assert main(["generate", str(checkpoint), "l'été", "--max-new-tokens", "3"]) == 0
+    assert out.buffer.getvalue().startswith(rb"l'\xe9t\xe9")
