@@ -84,7 +84,7 @@ def test_the_tutorial_runs(tmp_path, monkeypatch):
 
 
 def test_no_page_has_python_that_is_not_run():
-    run = {"README.md", "docs/using.md", "docs/own_mixer.md"}
+    run = {"README.md", "docs/using.md", "docs/own_mixer.md", "docs/serving.md"}  # the last one by test_pages.py
     assert {name for name, text in PAGES.items() if blocks(text, "python")} == run
 
 
@@ -95,11 +95,31 @@ def test_hybridlm_commands_parse(line):
     assert callable(options.run)
 
 
+def inline():
+    """What stands in the running text as code, one line each."""
+    prose = re.sub(r"^ *```.*?^ *```$", "", EVERYTHING, flags=re.MULTILINE | re.DOTALL)
+    return sorted({" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose)})
+
+
+@pytest.mark.parametrize("code", [code for code in inline() if re.match(r"hybridlm [a-z]|python scripts/", code)])
+def test_options_in_the_text_are_options(code):
+    program, name, *words = code.split()
+    given = {word.partition("=")[0] for word in words if re.match(r"--[a-z]", word)}
+    if program == "hybridlm":
+        parser = cli.build_parser().commands[name]
+        assert given <= set(parser._option_string_actions), code
+    else:
+        source = (ROOT / name).read_text(encoding="utf-8")
+        assert all(f'"{option}"' in source for option in given), code
+
+
 @pytest.mark.parametrize("line", commands())
 def test_every_command_is_one_that_is_known_here(line):
     """A line that no other test reads would rot unseen."""
     assert re.match(
-        r"hybridlm |\.venv/bin/hybridlm |make \w+$|torchrun |(\w+=\w+ )?accelerate launch |git clone |python -c ", line
+        r"(printf '[^']*' \| )?hybridlm |\.venv/bin/hybridlm |make \w+$|torchrun |(\w+=\w+ )?accelerate launch "
+        r"|git clone |python -c |sed ",
+        line,
     )
 
 

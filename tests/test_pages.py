@@ -1,0 +1,131 @@
+"""The commands of README.md and of the pages of docs, run one behind the other where a reader would be: beside a clone,
+with a small run in place of the demo's, small texts in place of books.
+
+What would train for minutes is a dry run here, which builds the run and refuses what the run would refuse. What needs
+the network, or the end of a long run, is parsed by test_readme.py, and run by the tests that are named.
+"""
+
+import io
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from contextlib import chdir
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from hybridlm import cli
+from hybridlm.cli import main
+
+ROOT = Path(__file__).parents[1]
+NAMES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))]
+TEXT = (
+    "She was the youngest of the two daughters of a most affectionate, indulgent father; and had, in consequence of "
+    'her sister\'s marriage, been mistress of his house from a very early period.\n\n"It is a truth," said he.\n\n'
+)
+SMALLER = {
+    "(rglru bmru)*4": "(rglru bmru)*2", "hidden_size: 256": "hidden_size: 48", "heads: 8": "heads: 4",
+    "sequence_length: 512": "sequence_length: 32", "vocab_size: 4096": "vocab_size: 300", "epochs: 4": "epochs: 0.2",
+}  # fmt: skip
+"""What is changed in the README's recipe."""
+ELSEWHERE = {
+    "push": "tests/release/test_push.py, with a server",
+    "evaluate --tasks": "tests/evaluation/test_harness.py, with tasks that need no network",
+    "memory-suite": "tests/evaluation/memory/test_suite.py, in seconds",
+    "certify": "tests/evaluation/certificate, with models that were trained",
+    "compare": "tests/evaluation/comparison/test_running.py, with a study of a few steps",
+}
+"""Commands that are not run here, and what runs them."""
+
+
+def commands(page):
+    """The lines of a page's blocks of commands that call `hybridlm` or printf into it, or `sed`."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for block in re.findall(r"^```\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL):
+        yield from (line for line in block.splitlines() if re.match(r"hybridlm |printf |sed ", line))
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A folder as a clone is, behind `make demo` and the README's training."""
+    place = tmp_path_factory.mktemp("clone")
+    for name in ("configs", "scripts"):
+        (place / name).symlink_to(ROOT / name)
+    (place / "hybridlm" / "data" / "austen").mkdir(parents=True)
+    (place / "my_texts").mkdir()
+    for name, times in (
+        ("hybridlm/data/austen/persuasion.txt", 6),
+        ("book.txt", 6),
+        ("my_texts/one.txt", 40),
+        ("held_out.txt", 45),
+    ):
+        (place / name).write_text(TEXT * times)
+    (place / "prompts.jsonl").write_text('{"prompt": "It is a truth"}\n{"prompt": "She"}\n')
+    recipe = re.search(
+        r"^```yaml\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
+    )
+    smaller = recipe[1]
+    for field, value in SMALLER.items():
+        assert field in smaller
+        smaller = smaller.replace(field, value)
+    (place / "my_recipe.yaml").write_text(smaller)
+    with chdir(place):
+        assert main(["pretrain", "--config", "my_recipe.yaml"]) == 0
+    for name in ("demo/run", "short", "other"):
+        shutil.copytree(place / "runs" / "my_recipe", place / "runs" / name)
+    return place
+
+
+def words_of(line):
+    """(arguments behind `hybridlm`, what comes in through stdin)."""
+    typed, _, command = line.rpartition(" | ")
+    typed = shlex.split(typed)[1].replace("\\n", "\n") if typed else "It is\n/quit\n"
+    return shlex.split(command)[1:], typed
+
+
+def run_here(words):
+    return not any(all(word in words for word in name.split()) for name in ELSEWHERE)
+
+
+@pytest.mark.parametrize("page", [name for name in NAMES if any(commands(name))])
+def test_the_commands_of_a_page_run(page, clone, monkeypatch, capsys):
+    monkeypatch.chdir(clone)
+    for line in commands(page):
+        if line.startswith("sed "):
+            subprocess.run(shlex.split(line), check=True)
+            continue
+        words, typed = words_of(line)
+        if not run_here(words):
+            continue
+        if words[0] in ("generate", "chat") and "--max-new-tokens" not in words:
+            words += ["--max-new-tokens", "3"]
+        if words[0] == "pretrain" and ("configs/" in line or "training." in line):
+            words += ["run.folder=elsewhere", "--dry-run"]
+        monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+        code = main(words)
+        told = capsys.readouterr()
+        assert code == 0, f"{line}\n{told.err}"
+        assert told.out.strip(), line
+
+
+def test_the_python_of_the_page_of_serving_runs_behind_its_export(clone, monkeypatch):
+    page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(clone)
+    if not Path("served").exists():
+        assert main(["export", "runs/demo/run/final", "served"]) == 0
+    exec(compile(code, "docs/serving.md", "exec"), {})
+    tokenizer = AutoTokenizer.from_pretrained("served", trust_remote_code=True)
+    turns = [{"role": "user", "content": "She"}, {"role": "assistant", "content": " was"}]
+    said = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+    assert said == tokenizer(tokenizer.bos_token + "She was", add_special_tokens=False)["input_ids"]
+    assert said[0] == tokenizer.bos_token_id
+
+
+def test_what_is_run_elsewhere_is_a_command():
+    assert {name.split()[0] for name in ELSEWHERE} <= set(cli.COMMANDS)
+    for place in ELSEWHERE.values():
+        assert (ROOT / place.partition(",")[0]).exists(), place
