@@ -206,8 +206,11 @@ def do(study: Study, store: Store, texts: Sequence[str], say: Callable[[str], No
 def _check_tests(study: Study, records: Sequence[Record], texts: Sequence[str]) -> None:
     """Raises UserError where final runs are on record that were measured on other texts, or in other contexts: one
     table is of one measurement."""
-    given = {"texts": [Path(text).name for text in texts], "sha256": [_sha256(text) for text in texts]}
-    given["lengths"] = list(study.lengths)
+    given = {
+        "texts": [Path(text).name for text in texts],
+        "lengths": list(study.lengths),
+        "sha256": [_sha256(text) for text in texts],
+    }
     for record in counted(study, records):
         if record["stage"] == "search" or record.get("failed"):
             continue

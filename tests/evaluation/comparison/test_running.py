@@ -3,10 +3,13 @@
 import json
 import os
 import shutil
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from launching import launch
 from made_up_studies import write_study
 
 from hybridlm import HybridLMConfig, HybridLMForCausalLM
@@ -30,6 +33,23 @@ lengths: [4, 8]
 """
 
 
+class Forked:
+    """In place of subprocess.Popen: a process that is forked, and has ended once it is made."""
+
+    def __init__(self, command, *, stdout, env, **_):
+        done = launch(command[1:], env=env)
+        stdout.write((done.stdout + done.stderr).encode())
+        self.returncode = done.returncode
+
+    def poll(self):
+        return self.returncode
+
+
+def start(monkeypatch, popen):
+    """How a study starts its processes."""
+    monkeypatch.setattr(running, "subprocess", SimpleNamespace(Popen=popen))
+
+
 @pytest.fixture
 def work(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -40,6 +60,7 @@ def work(tmp_path, monkeypatch):
 
 
 def test_from_the_study_to_the_page_and_again(work, capsys, monkeypatch):
+    start(monkeypatch, lambda words, **more: (Forked if "evaluate" in words else subprocess.Popen)(words, **more))
     words = ["compare", "study.yaml", "--text", "held.txt", "--out", "out", "--workers", "1"]
     assert main(words) == 0
     said = capsys.readouterr().out
@@ -71,7 +92,8 @@ def test_from_the_study_to_the_page_and_again(work, capsys, monkeypatch):
     assert "by another recipe, which does not count (training.batch_size: was 2, is now 1)." in capsys.readouterr().out
 
 
-def test_a_run_that_diverges_is_a_result_and_one_that_breaks_is_not(work, capsys):
+def test_a_run_that_diverges_is_a_result_and_one_that_breaks_is_not(work, capsys, monkeypatch):
+    start(monkeypatch, Forked)
     (work / "study.yaml").write_text(ONE.replace("[0.01]", "[1e30]").replace("lengths: [4, 8]", ""))
     words = ["compare", "study.yaml", "--out", "out", "--workers", "1"]
     assert main(words) == 0
