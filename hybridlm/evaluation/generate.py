@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from hybridlm.data.tokenizer import prompt_ids, start_and_end
 from hybridlm.errors import UserError
-from hybridlm.evaluation.reading import new_ids
+from hybridlm.evaluation.reading import CALL, new_ids
 from hybridlm.model.conversation_hybridlm import Conversation
 
 
@@ -82,10 +82,13 @@ def write_on(
     **more: Any,
 ) -> Tensor:
     """Input and continuation, (B, T) int64, as transformers' `generate` gives them for `inputs`; more: its other
-    keyword arguments. The options are those of `generate_text`, and are to be in range."""
+    keyword arguments. The options are those of `generate_text`, and are to be in range. A model of hybridlm reads an
+    input in calls of CALL tokens, so that memory does not grow with its length."""
     choice: dict[str, Any] = {"do_sample": False}
     if temperature > 0:
         choice = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": top_k}
+    if model.config.model_type == "hybridlm" and inputs["input_ids"].shape[1] > CALL:
+        choice["prefill_chunk_size"] = CALL
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.inference_mode():
         torch.manual_seed(seed)
