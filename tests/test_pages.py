@@ -1,8 +1,9 @@
 """The commands of README.md and of the pages of docs, run one behind the other where a reader would be: beside a clone,
 with a small run in place of the demo's, small texts in place of books.
 
-What would train for minutes is a dry run here, which builds the run and refuses what the run would refuse. What needs
-the network, or the end of a long run, is parsed by test_readme.py, and run by the tests that are named.
+What would train for minutes is a dry run here, which builds the run and refuses what the run would refuse; studies and
+the memory suite come as far as their first run. What needs the network, or the end of a long run, is parsed by
+test_readme.py, and run by the tests that are named.
 """
 
 import io
@@ -15,10 +16,13 @@ from contextlib import chdir
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
+from PIL import Image
 from transformers import AutoTokenizer
 
 from hybridlm import cli
 from hybridlm.cli import main
+from hybridlm.model.mixers_hybridlm import CELLS, MIXERS
 
 ROOT = Path(__file__).parents[1]
 NAMES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))]
@@ -34,9 +38,7 @@ SMALLER = {
 ELSEWHERE = {
     "push": "tests/release/test_push.py, with a server",
     "evaluate --tasks": "tests/evaluation/test_harness.py, with tasks that need no network",
-    "memory-suite": "tests/evaluation/memory/test_suite.py, in seconds",
     "certify": "tests/evaluation/certificate, with models that were trained",
-    "compare": "tests/evaluation/comparison/test_running.py, with a study of a few steps",
 }
 """Commands that are not run here, and what runs them."""
 
@@ -55,10 +57,12 @@ def clone(tmp_path_factory):
     for name in ("configs", "scripts"):
         (place / name).symlink_to(ROOT / name)
     (place / "hybridlm" / "data" / "austen").mkdir(parents=True)
-    (place / "my_texts").mkdir()
+    for name in ("my_texts", "texts"):
+        (place / name).mkdir()
     for name, times in (
         ("hybridlm/data/austen/persuasion.txt", 6),
         ("book.txt", 6),
+        ("texts/emma.txt", 1),
         ("my_texts/one.txt", 40),
         ("held_out.txt", 45),
     ):
@@ -79,6 +83,22 @@ def clone(tmp_path_factory):
     return place
 
 
+@pytest.fixture
+def hours(monkeypatch):
+    """What trains many models is stopped, as by Ctrl-C, where its first one would begin; pictures stay empty (those
+    of test_plots.py and test_run_report.py do not)."""
+
+    def begin(*_):
+        raise KeyboardInterrupt
+
+    def save(figure, file, **_):
+        Image.new("1", (1, 1)).save(file, "png")
+
+    monkeypatch.setattr(Figure, "savefig", save)
+    for name in ("memory.suite", "comparison.running"):
+        monkeypatch.setattr(f"hybridlm.evaluation.{name}.do", begin)
+
+
 def words_of(line):
     """(arguments behind `hybridlm`, what comes in through stdin)."""
     typed, _, command = line.rpartition(" | ")
@@ -91,6 +111,7 @@ def run_here(words):
 
 
 @pytest.mark.parametrize("page", [name for name in NAMES if any(commands(name))])
+@pytest.mark.usefixtures("hours")
 def test_the_commands_of_a_page_run(page, clone, monkeypatch, capsys):
     monkeypatch.chdir(clone)
     for line in commands(page):
@@ -107,7 +128,7 @@ def test_the_commands_of_a_page_run(page, clone, monkeypatch, capsys):
         monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
         code = main(words)
         told = capsys.readouterr()
-        assert code == 0, f"{line}\n{told.err}"
+        assert code == (130 if words[0] in ("memory-suite", "compare") else 0), f"{line}\n{told.err}"
         assert told.out.strip(), line
 
 
@@ -123,6 +144,27 @@ def test_the_python_of_the_page_of_serving_runs_behind_its_export(clone, monkeyp
     said = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
     assert said == tokenizer(tokenizer.bos_token + "She was", add_special_tokens=False)["input_ids"]
     assert said[0] == tokenizer.bos_token_id
+
+
+@pytest.mark.usefixtures("hours")
+def test_the_command_knows_the_cell_of_the_tutorial(clone, monkeypatch, capsys):
+    """The page's own lines, and not without the cell."""
+    page = (ROOT / "docs" / "own_mixer.md").read_text(encoding="utf-8")
+    cell = re.search(r"^```python\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+    lines = [shlex.split(line) for line in re.findall(r"`python my_hybridlm\.py ([^`]+)`", page)]
+    assert [words[0] for words in lines] == ["pretrain", "memory-suite"]
+    lines[0] += ["run.name=leaky", "--dry-run"]
+    monkeypatch.chdir(clone)
+    for names in (CELLS, MIXERS):
+        monkeypatch.delitem(names, "leaky", raising=False)
+    assert [main(words) for words in lines] == [2, 2]
+    assert capsys.readouterr().err.count("unknown mixer 'leaky'") == 2
+    try:
+        exec(compile(cell[1], "leaky.py", "exec"), {"__name__": "leaky"})
+        assert [main(words) for words in lines] == [0, 130]
+    finally:
+        for names in (CELLS, MIXERS):
+            names.pop("leaky", None)
 
 
 def test_what_is_run_elsewhere_is_a_command():

@@ -11,8 +11,9 @@ import torch
 
 import hybridlm
 from hybridlm import cli
+from hybridlm.evaluation.memory.registry import TASKS
 from hybridlm.model.mixers_hybridlm import CELLS, MIXERS
-from hybridlm.training.config import load_config
+from hybridlm.training.config import config_help, load_config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -206,6 +207,26 @@ def test_optional_parts_are_installed_from_the_clone():
         r"install_command\(['\"](\w+)['\"]\)", source.read_text(encoding="utf-8")
     )]  # fmt: skip
     assert {"eval", "peft", "plot", "track"} <= set(named) <= set(extras)
+
+
+def test_fields_of_a_recipe_that_are_named_are_fields():
+    known = set(re.findall(r"^  ([a-z_.]+) \(", config_help(), flags=re.MULTILINE))
+    sections = sorted({name.partition(".")[0] for name in known})
+    named = re.findall(rf"`((?:{'|'.join(sections)})\.[a-z_.]+)(?:[=:][^`]*)?`", EVERYTHING)
+    named += [word.partition("=")[0] for line in commands() for word in line.split() if re.match(r"[a-z_.]+=", word)]
+    for name in named:
+        if "." in name and not name.endswith(".json"):  # model.safetensors.index.json
+            assert any(f"{field}.".startswith(f"{name}.") for field in known) or name.startswith("model."), name
+    assert len(set(named)) > 20
+
+
+def test_tasks_of_memory_that_are_named_are_tasks():
+    table = next(table for table in TABLE.findall(PAGES["docs/memory.md"]) if "trained at" in table)
+    first = " ".join(cells(row)[0] for row in table.splitlines()[2:])
+    named = {name.replace("_T", "_50") for name in re.findall(r"`(\w+)`", first)}
+    unknown = {name for name in named if not any(task in (name, f"mnist{name}") for task in TASKS)}
+    assert not unknown
+    assert len(named) > 20
 
 
 def test_make_targets_exist():
