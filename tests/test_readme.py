@@ -1,6 +1,8 @@
 """What README.md, CONTRIBUTING.md and the pages of docs say can be done: Python runs, commands parse, files exist,
 links lead somewhere, recipes are read."""
 
+import inspect
+import pkgutil
 import re
 import shlex
 import tomllib
@@ -218,6 +220,12 @@ def test_fields_of_a_recipe_that_are_named_are_fields():
         if "." in name and not name.endswith(".json"):  # model.safetensors.index.json
             assert any(f"{field}.".startswith(f"{name}.") for field in known) or name.startswith("model."), name
     assert len(set(named)) > 20
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"\bhybridlm(?:\.[A-Za-z_]\w*)+(?!\.(?:so|py)\b)", EVERYTHING))))
+def test_names_of_the_package_that_are_named_are_there_and_say_what_they_are(name):
+    found = pkgutil.resolve_name(name)
+    assert inspect.getdoc(found) or isinstance(found, str), name
 
 
 def test_tasks_of_memory_that_are_named_are_tasks():
