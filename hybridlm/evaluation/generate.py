@@ -82,18 +82,16 @@ def write_on(
     **more: Any,
 ) -> Tensor:
     """Input and continuation, (B, T) int64, as transformers' `generate` gives them for `inputs`; more: its other
-    keyword arguments. The options are those of `generate_text`, and are to be in range. A model of hybridlm reads an
-    input in calls of CALL tokens, so that memory does not grow with its length."""
+    keyword arguments. The options are those of `generate_text`, and are to be in range."""
     choice: dict[str, Any] = {"do_sample": False}
     if temperature > 0:
         choice = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": top_k}
-    if model.config.model_type == "hybridlm" and inputs["input_ids"].shape[1] > CALL:
-        choice["prefill_chunk_size"] = CALL
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.inference_mode():
         torch.manual_seed(seed)
         return model.generate(  # pyright: ignore[reportCallIssue]  the Auto classes give models that can generate
             **inputs,
+            **in_calls(model, inputs["input_ids"]),
             max_new_tokens=max_new_tokens,
             eos_token_id=sorted(end_ids(model, tokenizer)),
             pad_token_id=padding(tokenizer),
@@ -106,6 +104,13 @@ def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[i
     """The symbols that end a text: the tokenizer's, and those of the checkpoint's generation_config.json."""
     ends = model.generation_config.eos_token_id if model.generation_config is not None else None
     return {start_and_end(tokenizer)[1], *([] if ends is None else [ends] if isinstance(ends, int) else ends)}
+
+
+def in_calls(model: PreTrainedModel, input_ids: Tensor) -> dict[str, int]:
+    """What lets `generate` read input_ids (B, T) in calls of CALL tokens, so that its memory does not grow with T; for
+    models of hybridlm, since not all others can."""
+    long = model.config.model_type == "hybridlm" and input_ids.shape[1] > CALL
+    return {"prefill_chunk_size": CALL} if long else {}
 
 
 def padding(tokenizer: PreTrainedTokenizerBase) -> int:

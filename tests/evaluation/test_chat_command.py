@@ -91,6 +91,13 @@ def test_settings_and_a_turn_that_begins_with_a_slash(chat):
     assert "All is forgotten." in err
 
 
+def test_an_encoding_that_lacks_a_character_gets_it_as_an_escape(checkpoint, monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    assert main(["generate", str(checkpoint), "l'été", "--max-new-tokens", "3"]) == 0
+    assert out.buffer.getvalue().startswith(rb"l'\xe9t\xe9")
+
+
 def test_options_are_looked_at_before_the_model(capsys):
     for options, message in (
         (["--format", "Q"], "needs {} once"),

@@ -19,7 +19,6 @@ pytest.importorskip("setuptools", reason="setuptools builds the distributions; p
 pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="the tests run without the source tree")
 
 CHECK = """
-import runpy
 import sys
 from pathlib import Path
 
@@ -39,11 +38,6 @@ for name in ("evaluation/inspector/inspector.js", "evaluation/memory/mnist_5k.np
 model = HybridLMForCausalLM(HybridLMConfig(pattern="rglru bmru", vocab_size=20, hidden_size=16, num_attention_heads=2))
 assert model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=3, min_new_tokens=3).shape == (1, 6)
 print(ops.explain())
-
-script = Path(sys.prefix, "bin", "hybridlm")  # in this process: importing takes seconds
-assert script.read_text().startswith(f"#!{sys.executable}")
-sys.argv = [str(script), "--version"]
-runpy.run_path(str(script), run_name="__main__")
 """
 
 
@@ -95,9 +89,8 @@ def test_the_wheel_works_where_it_is_installed(compiler, sdist, tmp_path):
     quiet = ("--no-deps", "--no-index", "--quiet", "--disable-pip-version-check")
     run(sys.executable, "-m", "pip", "--python", python, "install", *quiet, wheel)
     path = "cpu" if compiler == "cc" else "torch"
-    explained, version = run(python, "-c", CHECK, cwd=tmp_path).splitlines()
-    assert explained.startswith(f"{path}: ")
-    assert version.startswith("hybridlm 0.1.0")
+    assert run(python, "-c", CHECK, cwd=tmp_path).startswith(f"{path}: ")
+    assert run(tmp_path / "env" / "bin" / "hybridlm", "--version", cwd=tmp_path).startswith("hybridlm 0.1.0")
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     assert any(name.endswith("scans.shared") for name in names) == (compiler == "cc")
