@@ -18,7 +18,7 @@ from typing import Any
 
 from hybridlm.commands import bench, certificate, comparison, inspector, measure, move, suite, talk, train, write
 from hybridlm.commands.shared import other_process
-from hybridlm.commands.streams import open_closed_streams, output_fault, say, settle
+from hybridlm.commands.streams import escape_what_stdout_lacks, open_closed_streams, output_fault, say, settle
 from hybridlm.errors import UserError, did_you_mean
 from hybridlm.ops.dispatch import check_environment
 
@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     prog = "hybridlm"
     open_closed_streams()
+    escape_what_stdout_lacks()
     try:
         options = build_parser().parse_args(argv)
         prog = options.command.prog

@@ -140,7 +140,9 @@ def test_prepare_from_options(work, capsys):
     assert "31 documents" in capsys.readouterr().out
     argv = ["prepare", "book.txt", "--out", "more", "--tokenizer", "mine/tokenizer"]
     assert main([*argv, "--validation-share", "0"]) == 0
-    assert "overwrite" in refused(capsys, *argv, "--validation-by", "position", "--validation-share", "0.3")
+    assert "Choose another --out, or give --overwrite to replace it." in refused(
+        capsys, *argv, "--validation-by", "position", "--validation-share", "0.3"
+    )
     assert main([*argv, "--validation-by", "position", "--validation-share", "0.3", "--overwrite"]) == 0
 
 

@@ -1,6 +1,8 @@
 """What README.md, CONTRIBUTING.md and the pages of docs say can be done: Python runs, commands parse, files exist,
 links lead somewhere, recipes are read."""
 
+import inspect
+import pkgutil
 import re
 import shlex
 import tomllib
@@ -11,8 +13,9 @@ import torch
 
 import hybridlm
 from hybridlm import cli
+from hybridlm.evaluation.memory.registry import TASKS
 from hybridlm.model.mixers_hybridlm import CELLS, MIXERS
-from hybridlm.training.config import load_config
+from hybridlm.training.config import config_help, load_config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -84,7 +87,7 @@ def test_the_tutorial_runs(tmp_path, monkeypatch):
 
 
 def test_no_page_has_python_that_is_not_run():
-    run = {"README.md", "docs/using.md", "docs/own_mixer.md"}
+    run = {"README.md", "docs/using.md", "docs/own_mixer.md", "docs/serving.md"}  # the last one by test_pages.py
     assert {name for name, text in PAGES.items() if blocks(text, "python")} == run
 
 
@@ -95,11 +98,31 @@ def test_hybridlm_commands_parse(line):
     assert callable(options.run)
 
 
+def inline():
+    """What stands in the running text as code, one line each."""
+    prose = re.sub(r"^ *```.*?^ *```$", "", EVERYTHING, flags=re.MULTILINE | re.DOTALL)
+    return sorted({" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose)})
+
+
+@pytest.mark.parametrize("code", [code for code in inline() if re.match(r"hybridlm [a-z]|python scripts/", code)])
+def test_options_in_the_text_are_options(code):
+    program, name, *words = code.split()
+    given = {word.partition("=")[0] for word in words if re.match(r"--[a-z]", word)}
+    if program == "hybridlm":
+        parser = cli.build_parser().commands[name]
+        assert given <= set(parser._option_string_actions), code
+    else:
+        source = (ROOT / name).read_text(encoding="utf-8")
+        assert all(f'"{option}"' in source for option in given), code
+
+
 @pytest.mark.parametrize("line", commands())
 def test_every_command_is_one_that_is_known_here(line):
     """A line that no other test reads would rot unseen."""
     assert re.match(
-        r"hybridlm |\.venv/bin/hybridlm |make \w+$|torchrun |(\w+=\w+ )?accelerate launch |git clone |python -c ", line
+        r"(printf '[^']*' \| )?hybridlm |\.venv/bin/hybridlm |make \w+$|torchrun |(\w+=\w+ )?accelerate launch "
+        r"|git clone |python -c |sed ",
+        line,
     )
 
 
@@ -186,6 +209,32 @@ def test_optional_parts_are_installed_from_the_clone():
         r"install_command\(['\"](\w+)['\"]\)", source.read_text(encoding="utf-8")
     )]  # fmt: skip
     assert {"eval", "peft", "plot", "track"} <= set(named) <= set(extras)
+
+
+def test_fields_of_a_recipe_that_are_named_are_fields():
+    known = set(re.findall(r"^  ([a-z_.]+) \(", config_help(), flags=re.MULTILINE))
+    sections = sorted({name.partition(".")[0] for name in known})
+    named = re.findall(rf"`((?:{'|'.join(sections)})\.[a-z_.]+)(?:[=:][^`]*)?`", EVERYTHING)
+    named += [word.partition("=")[0] for line in commands() for word in line.split() if re.match(r"[a-z_.]+=", word)]
+    for name in named:
+        if "." in name and not name.endswith(".json"):  # model.safetensors.index.json
+            assert any(f"{field}.".startswith(f"{name}.") for field in known) or name.startswith("model."), name
+    assert len(set(named)) > 20
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"\bhybridlm(?:\.[A-Za-z_]\w*)+(?!\.(?:so|py)\b)", EVERYTHING))))
+def test_names_of_the_package_that_are_named_are_there_and_say_what_they_are(name):
+    found = pkgutil.resolve_name(name)
+    assert inspect.getdoc(found) or isinstance(found, str), name
+
+
+def test_tasks_of_memory_that_are_named_are_tasks():
+    table = next(table for table in TABLE.findall(PAGES["docs/memory.md"]) if "trained at" in table)
+    first = " ".join(cells(row)[0] for row in table.splitlines()[2:])
+    named = {name.replace("_T", "_50") for name in re.findall(r"`(\w+)`", first)}
+    unknown = {name for name in named if not any(task in (name, f"mnist{name}") for task in TASKS)}
+    assert not unknown
+    assert len(named) > 20
 
 
 def test_make_targets_exist():

@@ -1,11 +1,13 @@
-"""The process's own stdout and stderr where they are closed, full or without a reader: a command ends in its exit code
-and at most one message, never in a traceback, and never in the 120 of an interpreter that cannot empty its buffers."""
+"""The process's own stdout and stderr where they are closed, full, without a reader or of an encoding that lacks a
+character: a command ends in its exit code and at most one message, never in a traceback, and never in the 120 of an
+interpreter that cannot empty its buffers."""
 
 from __future__ import annotations
 
 import os
 import sys
 from contextlib import suppress
+from io import TextIOWrapper
 
 
 def open_closed_streams() -> None:
@@ -14,6 +16,13 @@ def open_closed_streams() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for the rest of the process
+
+
+def escape_what_stdout_lacks() -> None:
+    """A character that its encoding does not have (a locale's, or PYTHONIOENCODING's) is written as \\xe9, as on
+    stderr, where Python would raise an error in the middle of a text."""
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def say(message: str) -> None:

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
 from hybridlm.commands.shared import CHECKPOINT, add_drawing, add_placement, drawing
@@ -43,12 +44,16 @@ def chat(options: argparse.Namespace) -> None:
     check_form(options.format)
     if options.stop == "":
         raise UserError("--stop: needs a text, as in --stop '\\n'.")
+    if options.system is not None and options.state is not None:
+        raise UserError("--system: it stands in front of a first turn, and --state goes on behind one. Leave one out.")
     model, tokenizer = load_checkpoint(options.checkpoint, dtype=options.dtype, device=options.device)
     stop = None if options.stop is None else unescaped(options.stop)
     talk = Chat(model, tokenizer, turns_for(tokenizer, options.format, options.system), stop, **settings)
     if options.state is not None:
         talk.load(options.state)
     terminal = sys.stdin is not None and sys.stdin.isatty()
+    if isinstance(sys.stdin, TextIOWrapper):  # a turn that is no UTF-8 is refused, and the conversation goes on
+        sys.stdin.reconfigure(errors="surrogateescape")
     if terminal:
         say(f"{options.checkpoint}: {talk.turns.said}. /help for commands, Ctrl-D to end.")
     failed = converse(talk, _typed(terminal), terminal)
@@ -110,8 +115,6 @@ def _typed(terminal: bool) -> Iterator[str]:
             if terminal:
                 print("> ", end="", file=sys.stderr, flush=True)
             line = sys.stdin.readline()
-        except UnicodeDecodeError:
-            raise UserError("the input is not UTF-8. Convert it, and give it again.") from None
         except (EOFError, KeyboardInterrupt):
             if not terminal:
                 raise
@@ -189,7 +192,10 @@ def _command(talk: Chat, line: str) -> None:
         known = ", ".join(f"/{command}" for command in _COMMANDS)
         hint = did_you_mean(name, _COMMANDS).replace("'", "'/", 1)
         raise UserError(f"/{name}: there is no such command{hint} (commands: {known}; // begins a turn with /).")
-    _COMMANDS[name][2](talk, words.strip())
+    usage, _, does = _COMMANDS[name]
+    if words.strip() and " " not in usage:
+        raise UserError(f"/{name} {words.strip()}: it takes nothing behind it. Leave that out.")
+    does(talk, words.strip())
 
 
 def _named(words: str, command: str) -> str:

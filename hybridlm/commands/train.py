@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridlm.commands.shared import add_overrides, other_process
-from hybridlm.errors import UserError
+from hybridlm.errors import OtherSettingsError, UserError
 
 
 def demo(options: argparse.Namespace) -> None:
@@ -55,7 +55,12 @@ def prepare(options: argparse.Namespace) -> None:
     from hybridlm.training.output import LastingOutput
 
     lasting = LastingOutput(sys.stdout)  # hours of work do not end for a line of their report
-    folder = run_preparation(_prepare_config(options), lambda line: print(line, file=lasting))
+    config = _prepare_config(options)
+    try:
+        folder = run_preparation(config, lambda line: print(line, file=lasting))
+    except OtherSettingsError as error:
+        place = "--out" if options.config is None else "data.prepare.output"
+        raise UserError(f"{error.found}Choose another {place}, or give --overwrite to replace it.") from None
     print(f"Data folder: {folder}")
 
 

@@ -31,6 +31,9 @@ from hybridlm.model.cell_hybridlm import FULL_ATTENTION
 from hybridlm.model.conversation_hybridlm import Conversation
 from hybridlm.model.snapshot_hybridlm import tokens_seen
 
+_ANSWERS = "answers"
+"""The note of a saved state that says how many answers there were, which the seed of the next one follows from."""
+
 
 class Chat:
     """A hybridlm model, what it has read, and how a turn is read.
@@ -85,12 +88,14 @@ class Chat:
         self.talk = self.last = None
 
     def save(self, path: str | Path) -> None:
-        """Writes the state, from which another process goes on with the same tokens. Raises UserError where it cannot,
-        where a file that is no state stands there, and where nothing was read."""
+        """Writes the state, from which another process goes on with the same tokens, drawn ones too where its seed is
+        the same. Raises UserError where it cannot, where a file that is no state stands there, and where nothing was
+        read."""
         if self.talk is None:
             raise UserError("nothing was read yet, so that there is no state to save.")
         path = expanded(path)
         check_place(path, "state file")
+        self.talk.notes[_ANSWERS] = str(self.answers)
         save_state(self.model, self.tokenizer, self.talk, path, "another name")
 
     def load(self, path: str | Path) -> None:
@@ -100,6 +105,8 @@ class Chat:
         self.talk = Conversation(
             found.cache, pending_ids=found.pending_ids, attention_mask=found.attention_mask, notes=found.notes
         )
+        if found.notes.get(_ANSWERS, "").isdecimal():
+            self.answers = int(found.notes[_ANSWERS])
         self.last = None
 
     @property

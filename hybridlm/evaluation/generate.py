@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from hybridlm.data.tokenizer import prompt_ids, start_and_end
 from hybridlm.errors import UserError
-from hybridlm.evaluation.reading import new_ids
+from hybridlm.evaluation.reading import CALL, new_ids
 from hybridlm.model.conversation_hybridlm import Conversation
 
 
@@ -95,6 +95,7 @@ def write_on(
         torch.manual_seed(seed)
         return model.generate(  # pyright: ignore[reportCallIssue]  the Auto classes give models that can generate
             **inputs,
+            **in_calls(model, inputs["input_ids"]),
             max_new_tokens=max_new_tokens,
             eos_token_id=ends,
             pad_token_id=padding(tokenizer),
@@ -145,6 +146,13 @@ def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[i
             "numbers. Mend it, or remove the file."
         )
     return {start_and_end(tokenizer)[1], *ends}
+
+
+def in_calls(model: PreTrainedModel, input_ids: Tensor) -> dict[str, int]:
+    """What lets `generate` read input_ids (B, T) in calls of CALL tokens, so that its memory does not grow with T; for
+    models of hybridlm, since not all others can."""
+    long = model.config.model_type == "hybridlm" and input_ids.shape[1] > CALL
+    return {"prefill_chunk_size": CALL} if long else {}
 
 
 def padding(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -13,6 +13,8 @@ def check_out(out: str | Path, option: str = "--out") -> Path:
     """The path that --out, or another option, names. Raises UserError where no file can be written there; one that
     stands there is replaced."""
     path = expanded(out)
+    if "\0" in str(path):
+        raise UserError(f"{option} {str(path)!r}: the character NUL cannot stand in a name. Give another one.")
     try:
         check_above(path.parent)
         if not path.parent.is_dir():
@@ -21,6 +23,8 @@ def check_out(out: str | Path, option: str = "--out") -> Path:
             )
         if path.is_dir():
             raise UserError(f"{option} {path}: that is a folder. Give a file in it, e.g. {path / 'result'}.")
+        if path.exists() and not path.is_file():  # what is written replaces it: a root's /dev/null would be gone
+            raise UserError(f"{option} {path}: a device, pipe or socket stands there. Give a file.")
         try_file(path)
     except OSError as error:
         raise UserError(f"{option} {path}: cannot be written ({error.strerror}). Give another place.") from None

@@ -63,6 +63,11 @@ class Output:
                 f"--output {self.path}: a file stands there with no {self.notes.name} beside it, so that nobody knows "
                 "how it was written. Give another name."
             )
+        if not self.begun and self.notes.exists() and not _is_ours(self.notes):  # it may be the input itself
+            raise UserError(
+                f"--output {self.path}: {self.notes.name} stands beside it, where the settings would go, and no such "
+                "command wrote it. Give another name."
+            )
 
     @property
     def wanted(self) -> int:
@@ -133,6 +138,14 @@ class Output:
                 f"{place}: it answers another prompt than the input has there ({index // self.answers + 1}. prompt). "
                 "Give the input as it was, longer if you like, or another --output."
             )
+
+
+def _is_ours(notes: Path) -> bool:
+    try:
+        found = json.loads(notes.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and {"max_new_tokens", "seed", "weights"} <= set(found)
 
 
 def _line(row: dict[str, Any]) -> str:

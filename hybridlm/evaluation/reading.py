@@ -156,12 +156,13 @@ def load_state(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path:
     """
     path = expanded(path)
     check_kind(model)
-    if path.is_dir():
-        raise UserError(f"state file {path}: that is a folder. Give a file that `hybridlm read --out` wrote.")
     try:
+        if path.is_dir():
+            raise IsADirectoryError(f"{path}: that is a folder. Give a file that `hybridlm read --out` wrote.")
         talk = model.load_conversation(path)  # pyright: ignore[reportCallIssue]
     except (OSError, ValueError) as error:
-        raise UserError(f"state file {error}") from None
+        why = getattr(error, "strerror", None)  # None: our own words, which name the file
+        raise UserError(f"state file {f'{path}: cannot be read ({why}).' if why else error}") from None
     made_with = talk.notes.get("tokenizer")
     if made_with not in (None, tokenizer_fingerprint(tokenizer)):
         raise UserError(
@@ -276,5 +277,5 @@ def check_place(out: Path, option: str = "--out") -> None:
     if out.exists():
         try:
             read_header(out)
-        except ValueError:
+        except (OSError, ValueError):
             raise UserError(f"{option} {out}: a file that is no state stands there. Give another name.") from None

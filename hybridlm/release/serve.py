@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from transformers.utils.import_utils import is_serve_available
 
+from hybridlm.data.tokenizer import load_tokenizer
 from hybridlm.errors import UserError, install_command
+from hybridlm.evaluation.loading import locate, read_config
 from hybridlm.model.modeling_hybridlm import HybridLMForCausalLM
+from hybridlm.safe_loading import check_weights
 
 
 def serve(options: Sequence[str]) -> None:
     """Runs `transformers serve` with these options until it is ended. Raises UserError without the packages that it
-    needs, and for continuous batching, which would fail every request."""
+    needs, for continuous batching, which would fail every request, and where the first option is no checkpoint, or one
+    whose weights are pickles."""
     if "--continuous-batching" in options:
         raise UserError(
             "--continuous-batching: transformers has it for attention alone, and the server would fail every request. "
@@ -25,11 +30,23 @@ def serve(options: Sequence[str]) -> None:
         )
     if not is_serve_available():
         raise UserError(f"serving needs fastapi, uvicorn and openai: {install_command('serve')}.")
+    if options and not options[0].startswith("-"):
+        _check(options[0])
     from transformers.cli.transformers import main
 
     be_found()
     sys.argv = ["transformers", "serve", *options]
     main()
+
+
+def _check(checkpoint: str) -> None:
+    if not Path(checkpoint).exists() and {"@", ":"} & set(checkpoint):  # a revision, or a file, on the Hub
+        return
+    source, what = locate(checkpoint), f"checkpoint {checkpoint}"
+    if Path(source).is_dir():
+        read_config(source, what)
+        check_weights(source, what)
+        load_tokenizer(source)
 
 
 def be_found() -> None:

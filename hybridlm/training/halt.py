@@ -1,8 +1,9 @@
 """How a run that stops by itself says so: a message with the cause and what to do, and RUN/diverged.json.
 
-diverged.json: kind (parameter, forward, loss, backward, spike, unknown), step (the one that was not taken, from 1),
-total_steps, tensor, process, micro_batch (both from 0), seen (dtype, values, nan, infinite, low, high of what is bad
-and of what it came from), message, checkpoint. It tells about the last session alone: the next one removes it.
+diverged.json: kind (parameter, forward, loss, backward, spike, unknown, validation), step (the one that was not taken,
+from 1; of a validation, the one behind which it stood), total_steps, tensor, process, micro_batch (both from 0), seen
+(dtype, values, nan, infinite, low, high of what is bad and of what it came from), message, checkpoint. It tells about
+the last session alone: the next one removes it.
 """
 
 import json
@@ -54,9 +55,30 @@ def halted(
             "message": message,
             "checkpoint": checkpoint and str(checkpoint),
         }
-        with suppress(OSError):  # the error is raised in any case
-            replace_file(config.run.path / REPORT, json.dumps(values, indent=2) + "\n")
+        _write(config.run.path, values)
     return (SpikeError if spike else DivergedError)(message)
+
+
+def halted_validation(
+    accelerator: Accelerator, run: Path, step: int, total: int, name: str, value: float
+) -> DivergedError:
+    """The error to raise where `name` of a validation is not finite, on every process; the report is on the disk then.
+    step: the last one that was taken."""
+    newest = f"The newest checkpoint is {paths[-1]}." if (paths := checkpoints(run)) else ""
+    message = (
+        f"Stopped after step {step} of {total}: {name} of the validation is {value}. Use "
+        f"training.mixed_precision=bf16 or no, or a lower optimizer.lr under another run.name. {newest}"
+    )
+    if accelerator.is_main_process:
+        values = {"kind": "validation", "step": step, "total_steps": total, "tensor": name}
+        none = dict.fromkeys(("process", "micro_batch", "seen"))
+        _write(run, {**values, **none, "message": message, "checkpoint": str(paths[-1]) if paths else None})
+    return DivergedError(message)
+
+
+def _write(run: Path, values: dict[str, Any]) -> None:
+    with suppress(OSError):  # the error is raised in any case
+        replace_file(run / REPORT, json.dumps(values, indent=2) + "\n")
 
 
 def forget_halt(run: Path) -> None:

@@ -36,7 +36,7 @@ from hybridlm.training.config import config_yaml
 from hybridlm.training.diagnosis import FailedStep
 from hybridlm.training.early_stopping import early_stopping
 from hybridlm.training.guard import DivergedError, OverflowsError, SpikeGuard
-from hybridlm.training.halt import forget_halt, halted
+from hybridlm.training.halt import forget_halt, halted, halted_validation
 from hybridlm.training.journal import Journal
 from hybridlm.training.memory import MemoryStatistics
 from hybridlm.training.parallel import arrange
@@ -275,11 +275,7 @@ class _Run:
             return False
         bad = [name for name, value in found.items() if not math.isfinite(value)]
         if bad:
-            newest = f"The newest checkpoint is {paths[-1]}." if (paths := checkpoints(self.folder)) else ""
-            raise DivergedError(
-                f"Stopped after step {self.done} of {self.total}: {bad[0]} of the validation is {found[bad[0]]}. Use "
-                f"training.mixed_precision=bf16 or no, or a lower optimizer.lr under another run.name. {newest}"
-            )
+            raise halted_validation(self.accelerator, self.folder, self.done, self.total, bad[0], found[bad[0]])
         at = {"epsilon": None, **switched_off(self.plain), "seconds": self._seconds()}
         journal.validation({"step": self.done, **found, **at}, self.data.validation.per_epoch)
         before = self.watch.seen.best, self.watch.seen.best_step

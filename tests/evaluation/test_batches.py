@@ -143,9 +143,17 @@ def test_what_does_not_go_on_is_refused_and_left_alone(checkpoint, build, tokeni
         file.write("{")
     refused("is damaged")
     write("prompts.jsonl", [{"prompt": "Anne"}])
-    for out, message in (("prompts.jsonl", "no prompts.jsonl.run.json beside it"), ("nowhere/x", "does not exist")):
+    write("in.run.json", [{"prompt": "Anne"}])
+    os.mkfifo("pipe")
+    for source, out, message in (
+        ("prompts.jsonl", "prompts.jsonl", "no prompts.jsonl.run.json beside it"),
+        ("prompts.jsonl", "nowhere/x", "does not exist"),
+        ("prompts.jsonl", "pipe", "a device, pipe or socket stands there"),
+        ("in.run.json", "in", "in.run.json stands beside it"),
+    ):
         with pytest.raises(UserError, match=rf"--output .*{message}"):
-            answer_file(checkpoint, "prompts.jsonl", out)
+            answer_file(checkpoint, source, out)
+    assert rows("in.run.json") == [{"prompt": "Anne"}]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A conversation: every token is read once, and what was printed is what was read."""
 
 import io
+import os
 import signal
 from contextlib import contextmanager
 
@@ -83,7 +84,6 @@ def test_a_saved_conversation_goes_on_with_the_same_tokens(model, build, tokeniz
     talk.save(tmp_path / "a.state")
     talk.save(tmp_path / "a.state")  # an older one is replaced
     other = Chat(build(tie_word_embeddings=False), tokenizer, TextTurns(tokenizer), **drawn)
-    other.answers = 1
     other.load(tmp_path / "a.state")
     for turn in (" been", "", " but"):
         assert other.say(turn) == talk.say(turn)
@@ -182,13 +182,22 @@ def test_states_that_do_not_serve_leave_the_conversation_alone(build, model, tok
     for chat in (talk, alone):
         chat.say("Anne")
     refused = {"lru.state": "another model wrote it", "notes.txt": "not a whole safetensors file", "no": "no such file"}
+    refused |= {"a" * 300: "cannot be read .File name too long", ".": "that is a folder"}
     for name, message in refused.items():
         with pytest.raises(UserError, match=message):
             talk.load(tmp_path / name)
     with pytest.raises(UserError, match=r"notes\.txt: a file that is no state stands there"):
         talk.save(tmp_path / "notes.txt")
-    with pytest.raises(UserError, match=r"the folder .* does not exist"):
-        talk.save(tmp_path / "nowhere" / "x")
+    os.mkfifo(tmp_path / "pipe")
+    for name, message in (
+        ("nowhere/x", r"the folder .* does not exist"),
+        ("pipe", "a device, pipe or socket stands there"),
+        ("a\0b", "the character NUL"),
+        ("a" * 300, "cannot be written .File name too long"),
+        ("a" * 250, "cannot be written .File name too long"),  # with what is written aside
+    ):
+        with pytest.raises(UserError, match=message):
+            talk.save(tmp_path / name)
     assert (tmp_path / "notes.txt").read_text() == "mine"
     assert talk.say(" but") == alone.say(" but")
 

@@ -1,5 +1,8 @@
 """transformers' server loads a checkpoint of hybridlm once it was told of the class, and not before."""
 
+import shutil
+import sys
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -32,3 +35,20 @@ def test_what_the_server_needs_and_cannot_do(monkeypatch):
         serving.serve(["model"])
     with pytest.raises(UserError, match="would fail every request"):
         serving.serve(["model", "--continuous-batching"])
+
+
+def test_the_checkpoint_is_looked_at_before_the_server_starts(checkpoint, monkeypatch, tmp_path):
+    started = []
+    monkeypatch.setattr(serving, "is_serve_available", lambda: True)
+    monkeypatch.setattr("transformers.cli.transformers.main", lambda: started.append(sys.argv))
+    monkeypatch.setattr(sys, "argv", ["serve.py"])
+    with pytest.raises(UserError, match="checkpoint nowhere: there is no such folder"):
+        serving.serve(["nowhere", "--port", "8000"])
+    pickled = shutil.copytree(checkpoint, tmp_path / "pickled")
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"pytorch_model\.bin"):
+        serving.serve([str(pickled)])
+    assert not started
+    for options in ([str(checkpoint), "--port", "8000"], ["owner/model@main"], ["--port", "8000"]):
+        serving.serve(options)
+        assert started.pop() == ["transformers", "serve", *options]

@@ -126,6 +126,10 @@ def test_a_validation_that_is_not_finite(recipe, monkeypatch, key):
     config = recipe("training.steps=6", "training.ema_decay=0.5", "validation.every=2", "checkpoint.every=2")
     with pytest.raises(DivergedError, match=r"Stopped after step 4 of 6: \w+ of the validation is nan.*step-00000002"):
         pretrain(config)
+    report = json.loads((config.run.path / "diverged.json").read_text(encoding="utf-8"))
+    assert (report["kind"], report["step"]) == ("validation", 4)
+    assert report["tensor"] in (key, "bits_per_byte")  # whichever of the two stands first
+    assert report["checkpoint"].endswith("step-00000002")
 
 
 def test_a_full_disk_is_reported_and_loses_nothing(recipe, small_disk, monkeypatch, capsys):

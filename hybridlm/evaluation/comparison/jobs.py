@@ -6,7 +6,7 @@ BEYOND of them on each side: so a model is not held back by a grid that suits an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,11 @@ Record = dict[str, Any]
 
 _NOT_OF_THE_NUMBERS = ("run", "checkpoint", "logging", "parallel")
 """Sections of a recipe that change no result."""
+_NO_NUMBER = {
+    "data.num_workers", "data.verify", "data.prepare.output", "data.prepare.workers", "data.prepare.overwrite",
+    "data.prepare.sources.license",
+}  # fmt: skip
+"""Fields of the others that change none either."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +58,58 @@ class Job:
         place = [f"run.folder={runs}", f"run.name={self.name}"]
         return ["pretrain", "--config", str(self.study.recipe), *overrides, *place]
 
-    def is_of(self, record: Record) -> bool:
-        """Whether the record is of this run, with every field of the recipe as it is now."""
+    def is_named(self, record: Record) -> bool:
+        """Whether the record is of this model, stage, rate and seed, by whatever recipe."""
         theirs = tuple(record[name] for name in ("model", "stage", "rate", "seed"))
-        return theirs == (self.model, self.stage, self.rate, self.seed) and self.decides == record["recipe"]
+        return theirs == (self.model, self.stage, self.rate, self.seed)
+
+    def is_of(self, record: Record) -> bool:
+        """Whether the record is of this run, by a recipe that gives the same numbers."""
+        return self.is_named(record) and difference(self, record) is None
+
+
+def difference(job: Job, record: Record) -> str | None:
+    """The first field that decides a number and differs, as text; None: there is none.
+
+    A field that only one of the two knows is of another version of hybridlm, whose default does as before, and does not
+    count; of the model, whose section holds what was given, it does.
+    """
+    return next(_differences(job.decides, record["recipe"]), None)
+
+
+def _differences(now: Any, then: Any, at: str = "") -> Iterator[str]:
+    if at in _NO_NUMBER:
+        return
+    if isinstance(now, dict) and isinstance(then, dict):
+        named = at == "model" or at.startswith("model.")
+        for name in dict.fromkeys([*now, *then]):
+            if (name in now and name in then) or named:
+                yield from _differences(now.get(name), then.get(name), f"{at}.{name}".lstrip("."))
+    elif isinstance(now, list) and isinstance(then, list) and len(now) == len(then):
+        for mine, theirs in zip(now, then, strict=True):
+            yield from _differences(mine, theirs, at)
+    elif now != then:
+        yield f"{at}: was {then}, is now {now}"
 
 
 def record_of(job: Job, records: Iterable[Record]) -> Record | None:
     return next((record for record in records if job.is_of(record)), None)
+
+
+def final_records(study: Study, model: str, records: Sequence[Record]) -> list[Record]:
+    """Those of a model's final runs that there are, in the order of the seeds."""
+    rate = best_rate(study, model, records)
+    jobs = [] if rate is None else [Job(study, model, "final", rate, seed) for seed in study.seeds]
+    return [record for job in jobs if (record := record_of(job, records)) is not None]
+
+
+def counted(study: Study, records: Sequence[Record]) -> list[Record]:
+    """The records that are of the study as it is now, in its order."""
+    found = []
+    for model in study.models:
+        search = (record_of(job, records) for job in searched(study, model, records))
+        found += [record for record in search if record is not None] + final_records(study, model, records)
+    return found
 
 
 def due(study: Study, records: Sequence[Record]) -> list[Job]:

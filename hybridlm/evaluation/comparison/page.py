@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hybridlm.evaluation.comparison.jobs import Job, Record, best_rate, record_of, searched
+from hybridlm.evaluation.comparison.jobs import Record, best_rate, counted, final_records, record_of, searched
 from hybridlm.evaluation.comparison.running import tests_of
 from hybridlm.evaluation.comparison.study import Study
 from hybridlm.evaluation.lengths.labels import shown
@@ -19,6 +20,7 @@ _MARKERS = "osD^vP*X"
 
 def write_page(study: Study, records: Sequence[Record], page: Path, picture: Path | None) -> Path:
     """Writes the page, and the picture if a path for it is given; returns the page's path."""
+    records = counted(study, records)
     found = finals(study, records)
     if picture is not None and any(tests_of(record) for rows in found.values() for record in rows):
         draw(study, found, picture)
@@ -31,35 +33,43 @@ def write_page(study: Study, records: Sequence[Record], page: Path, picture: Pat
 
 def finals(study: Study, records: Sequence[Record]) -> dict[str, list[Record]]:
     """Model -> the records of its final runs by now, in the order of the seeds; failed ones are left out."""
-    found: dict[str, list[Record]] = {}
-    for model in study.models:
-        rate = best_rate(study, model, records)
-        jobs = [] if rate is None else [Job(study, model, "final", rate, seed) for seed in study.seeds]
-        rows = [record for job in jobs if (record := record_of(job, records)) is not None]
-        found[model] = [record for record in rows if not record.get("failed")]
-    return found
+    return {
+        model: [record for record in final_records(study, model, records) if not record.get("failed")]
+        for model in study.models
+    }
 
 
 def summary(study: Study, records: Sequence[Record]) -> str:
     """The main table as plain lines."""
-    return "\n".join(_finals(study, finals(study, records)))
+    return "\n".join(_finals(study, records))
 
 
 def _about(study: Study, records: Sequence[Record]) -> Iterator[str]:
     yield (
         f"Written by `hybridlm compare {study.path.name}` from records of {len(records)} runs. All models are trained "
         f"by `{study.recipe.name}`, with the fields of `{study.path.name}` for each; a learning rate is searched for "
-        "each alike, and the search goes on where the best one is at an end of it."
+        f"each alike ({_fields(study.search)}), and the search goes on where the best one is at an end of it. The runs "
+        f"that count have {_fields(study.final)}."
     )
     versions = sorted({", ".join(f"{k} {v}" for k, v in record["versions"].items()) for record in records})
     if versions:
         yield f"\nVersions: {'; '.join(versions)}."
+    data = Counter(record["data"][:16] for record in records if "data" in record)
+    if data:
+        yield f"\nFingerprint of the data: {', '.join(data)}."
+    if len(data) > 1:
+        counts = ", ".join(f"{name} {count}" for name, count in data.items())
+        yield f"\n**The data was not the same for all runs ({counts}): they do not compare.**"
+
+
+def _fields(fields: dict[str, Any]) -> str:
+    return ", ".join(f"`{name}={value}`" for name, value in fields.items()) or "the recipe's length"
 
 
 def _tables(study: Study, records: Sequence[Record]) -> Iterator[str]:
     found = finals(study, records)
     yield "## Final runs\n"
-    yield from _finals(study, found)
+    yield from _finals(study, records)
     first = next((rows[0] for rows in found.values() if rows), None)
     if first is not None:
         tests = _about_tests(first["test"]) if "test" in first else ""
@@ -69,9 +79,13 @@ def _tables(study: Study, records: Sequence[Record]) -> Iterator[str]:
             f"length{tests}. Tokens a second are of training, as the median of the steps, beside other runs on the "
             "same machine."
         )
+        yield from _positions(found)
     yield "\n## The search for the learning rate\n"
     yield from _search(study, records)
     yield "\nBits per byte of the validation, first seed; the best one in bold."
+    ends = [model for model in study.models if _is_an_end(study, model, records)]
+    if ends:
+        yield f"\nA better rate may lie beyond the best one, the lowest or highest that was tried: {', '.join(ends)}."
     failed = [record for record in records if record.get("failed")]
     if failed:
         yield "\n## Failures\n"
@@ -87,14 +101,44 @@ def _about_tests(test: dict[str, Any]) -> str:
     return f". Test: {names}; in every context the same {test['n_bytes']:,} bytes are predicted"
 
 
-def _finals(study: Study, found: dict[str, list[Record]]) -> Iterator[str]:
+def _is_an_end(study: Study, model: str, records: Sequence[Record]) -> bool:
+    rates, best = [job.rate for job in searched(study, model, records)], best_rate(study, model, records)
+    return bool(rates) and best in (rates[0], rates[-1])
+
+
+def _positions(found: dict[str, list[Record]]) -> Iterator[str]:
+    """Bits per byte by position, the mean over seeds, where the tests have them."""
+    by_place: dict[tuple[int, int], dict[str, list[float | None]]] = {}
+    for model, records in found.items():
+        for row in (row for record in records for row in record.get("test", {}).get("by_position", [])):
+            models = by_place.setdefault((row["from"], row["to"]), {})
+            models.setdefault(model, []).append(row["bits_per_byte"])
+    if not by_place:
+        return
+    yield (
+        "\nBy position in the longest context, the state carried from its first token on. Other positions hold other "
+        "text, so that models compare within a column alone:\n"
+    )
+    head = ["model", *(f"{start:,} to {end:,}" for start, end in by_place)]
+    yield from _grid(head, ([f"`{model}`", *(_mean(at.get(model)) for at in by_place.values())] for model in found))
+
+
+def _mean(values: list[float | None] | None) -> str:
+    numbers = [value for value in values or [] if value is not None]
+    return f"{statistics.fmean(numbers):.4f}" if numbers else ""
+
+
+def _finals(study: Study, every: Sequence[Record]) -> Iterator[str]:
+    found = finals(study, every)
     lengths = list(study.lengths) if any("test" in r for rows in found.values() for r in rows) else []
     head = ["model", "parameters", "lr", "seeds", "validation", *(f"test, {shown(at)}" for at in lengths)]
     head += ["tokens/s", "state, bytes"]
     rows = []
     for model, records in found.items():
+        lost = sum(bool(record.get("failed")) for record in final_records(study, model, every))
+        seeds = f"{len(records)}, {lost} failed" if lost else str(len(records))
         if not records:
-            rows.append([f"`{model}`", *[""] * (len(head) - 1)])
+            rows.append([f"`{model}`", "", "", seeds if lost else "", *[""] * (len(head) - 4)])
             continue
         one = records[0]
         tests = [_spread(_values(records, at)) for at in lengths]
@@ -102,7 +146,7 @@ def _finals(study: Study, found: dict[str, list[Record]]) -> Iterator[str]:
             f" + {one['cache_bytes_per_token']:,} a token" if one["cache_bytes_per_token"] else ""
         )
         pace = f"{statistics.median(record['tokens_per_second'] for record in records):,.0f}"
-        figures = [f"{one['parameters']:,}", f"{one['rate']:g}", str(len(records))]
+        figures = [f"{one['parameters']:,}", f"{one['rate']:g}", seeds]
         rows.append([f"`{model}`", *figures, _spread([r["bits_per_byte"] for r in records]), *tests, pace, state])
     yield from _grid(head, rows)
 

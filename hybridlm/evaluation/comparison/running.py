@@ -7,9 +7,9 @@ final model is then measured on the test texts, again with the command.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -26,19 +26,22 @@ import transformers
 
 import hybridlm
 from hybridlm.errors import UserError
-from hybridlm.evaluation.comparison.jobs import Job, Record, due
+from hybridlm.evaluation.comparison.jobs import Job, Record, counted, difference, due
 from hybridlm.evaluation.comparison.study import Study
 from hybridlm.evaluation.info import describe
 from hybridlm.evaluation.run_record import read_runs
 from hybridlm.files import append_line, try_folder
+from hybridlm.training.halt import REPORT
 from hybridlm.training.result import result_of
 from hybridlm.training.session import cpu_threads
 from hybridlm.training.signals import exit_on_sigterm
+from hybridlm.training.state import read_state
 
 PAUSE = 0.2
 """Seconds between two looks at the processes."""
 RECORDS = "records.jsonl"
-_DIVERGED = re.compile(r"that is not finite|is not finite|of the validation is|The loss jumped")
+_DIVERGED = {"spike": "the loss jumped", "validation": "the validation was not finite"}
+"""By the kind that RUN/diverged.json tells; all others are of a loss, a gradient or a weight."""
 
 
 class Store:
@@ -73,7 +76,12 @@ class Store:
         return found
 
     def add(self, record: Record) -> None:
-        append_line(self.path, json.dumps(record, allow_nan=False))
+        """Appends a record. Raises UserError where it cannot be written: the run is there still, to be looked at
+        again."""
+        try:
+            append_line(self.path, json.dumps(record, allow_nan=False))
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written any more ({error.strerror}).") from None
 
 
 class _Run:
@@ -93,8 +101,11 @@ class _Run:
     def _start(self) -> None:
         words = self._waiting.pop(0)
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
-        if words[0] == "evaluate":
+        self.doing = words[0]
+        if self.doing == "evaluate":
             self.tests.parent.mkdir(exist_ok=True)
+        elif self.folder.is_dir():  # one that is there behind the process was written by it
+            (self.folder / REPORT).unlink(missing_ok=True)
         with self.log.open("ab") as log:
             command = [sys.executable, "-m", "hybridlm_command", *words]
             self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment)
@@ -133,13 +144,13 @@ class _Run:
             "threads": self.threads,
         }
         if code != 0:
-            said = _last_words(self.log)
             # A loss that is not finite is a result: this learning rate is too high. Everything else is to be mended.
-            if code == 2 and _DIVERGED.search(said):
-                return {**known, "failed": "the loss or a gradient was not finite"}
-            raise UserError(f"it ended with exit code {code}: {said}")
+            why = _stopped_by_itself(self.folder) if self.doing == "pretrain" else None
+            if why is not None:
+                return {**known, "failed": why}
+            raise UserError(f"it ended with exit code {code}: {_last_words(self.log)}")
         found = known | _measured(self.folder)
-        return found | {"test": _tested(self.tests)} if self.tests.exists() else found
+        return found | {"test": _tested(self.tests, self.texts)} if self.doing == "evaluate" else found
 
 
 def do(study: Study, store: Store, texts: Sequence[str], say: Callable[[str], None], workers: int = 1) -> None:
@@ -151,8 +162,13 @@ def do(study: Study, store: Store, texts: Sequence[str], say: Callable[[str], No
     """
     store.prepare()
     records = store.records()
+    _check_tests(study, records, texts)
     waiting = due(study, records)
     say(f"{len(records)} runs are on record; {len(waiting)} are due now.")
+    for job in waiting:
+        others = [found for record in records if job.is_named(record) and (found := difference(job, record))]
+        if others:
+            say(f"{_title(job)}: on record by another recipe, which does not count ({others[-1]}).")
     threads = max(1, cpu_threads() // workers)
     active: list[_Run] = []
     stuck: set[str] = set()
@@ -187,6 +203,32 @@ def do(study: Study, store: Store, texts: Sequence[str], say: Callable[[str], No
         raise UserError(f"{len(stuck)} runs did not come to their end, see above; the same command tries them again.")
 
 
+def _check_tests(study: Study, records: Sequence[Record], texts: Sequence[str]) -> None:
+    """Raises UserError where final runs are on record that were measured on other texts, or in other contexts: one
+    table is of one measurement."""
+    given = {
+        "texts": [Path(text).name for text in texts],
+        "lengths": list(study.lengths),
+        "sha256": [_sha256(text) for text in texts],
+    }
+    for record in counted(study, records):
+        if record["stage"] == "search" or record.get("failed"):
+            continue
+        test = record.get("test", {})
+        theirs = {"texts": test.get("texts", []), "lengths": [row["length"] for row in test.get("by_context", [])]}
+        theirs["sha256"] = test.get("sha256", given["sha256"])  # older records do not say
+        for name, value in theirs.items():
+            if value != given[name]:
+                raise UserError(
+                    f"{record['model']!r}, seed {record['seed']}, is on record with {name} {value}, and now they are "
+                    f"{given[name]}. Give the same texts and lengths, or another --out."
+                )
+
+
+def _sha256(file: str) -> str:
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+
 def line(record: Record) -> str:
     """A record in one line."""
     title = f"{record['stage']} {record['model']!r} lr {record['rate']:g} seed {record['seed']}"
@@ -211,8 +253,11 @@ def _measured(folder: Path) -> Record:
     """From a finished run's own files."""
     [run] = read_runs([folder])
     result = result_of(folder)
+    if not run.training or "bits_per_byte" not in result.validation:
+        raise UserError(f"{result.metrics}: it has no validation. Let the recipe hold text out (validation.share).")
     facts = describe(result.checkpoint)
     return {
+        "data": read_state(result.checkpoint).data_fingerprint,
         "parameters": facts["parameters"],
         "cache_bytes": facts["cache_bytes"],
         "cache_bytes_per_token": facts["cache_bytes_per_token"],
@@ -227,13 +272,24 @@ def _measured(folder: Path) -> Record:
     }
 
 
-def _tested(path: Path) -> Record:
+def _stopped_by_itself(run: Path) -> str | None:
+    """Why a training refused its next step, as RUN/diverged.json tells it; None: it ended for another reason."""
+    try:
+        found = json.loads((run / REPORT).read_text(encoding="utf-8"))
+        why = _DIVERGED.get(found["kind"], "the loss or a gradient was not finite")
+        return f"{why} at step {found['step']} of {found['total_steps']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _tested(path: Path, texts: Sequence[str]) -> Record:
     """What `hybridlm evaluate --lengths` wrote."""
     facts = json.loads(path.read_text(encoding="utf-8"))
     [found] = facts["checkpoints"]
     kept = ("by_context", "by_position", "still_improves", "stops_improving_at", "worse_from")
     test: Record = {name: found[name] for name in kept}
-    return test | {"texts": [Path(text).name for text in facts["texts"]], "n_bytes": facts["target_bytes"]}
+    test |= {"texts": [Path(text).name for text in facts["texts"]], "n_bytes": facts["target_bytes"]}
+    return test | {"sha256": [_sha256(text) for text in texts]}
 
 
 def _last_words(log: Path) -> str:

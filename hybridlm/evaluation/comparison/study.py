@@ -122,9 +122,14 @@ def read_study(path: str | Path) -> Study:
     for name in study.models:
         for stage in ("search", "final"):
             try:
-                study.config(name, stage, study.rates[0], study.seeds[0])
+                config = study.config(name, stage, study.rates[0], study.seeds[0])
             except UserError as error:
                 raise UserError(f"study {path}, model {name!r}: {error}") from None
+            if config.data.prepare is not None and config.data.prepare.validation.share == 0:
+                raise UserError(
+                    f"study {path}, model {name!r}: data.prepare.validation.share=0, and models are compared by their "
+                    "validation. Hold some text out."
+                )
     return study
 
 

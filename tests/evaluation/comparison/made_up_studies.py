@@ -52,4 +52,5 @@ def record(study, model, stage, rate, seed, bits=2.0, failed=None, **more):
 
 def with_tests(*bits):
     rows = [{"length": length, "bits_per_byte": value} for length, value in zip((4, 8), bits, strict=True)]
-    return {"test": {"by_context": rows, "texts": ["held.txt"], "n_bytes": 321}}
+    places = [{"from": a, "to": b, "bits_per_byte": bits[0] + plus} for a, b, plus in ((1, 4, 0.1), (5, 8, 0))]
+    return {"test": {"by_context": rows, "by_position": places, "texts": ["held.txt"], "n_bytes": 321}}

@@ -1,11 +1,12 @@
 """Which runs follow from a study and its records."""
 
+import copy
 import json
 
 import pytest
 from made_up_studies import STUDY, make_study, record
 
-from hybridlm.evaluation.comparison.jobs import Job, best_rate, due, searched
+from hybridlm.evaluation.comparison.jobs import Job, best_rate, counted, difference, due, searched
 
 
 @pytest.fixture
@@ -95,9 +96,54 @@ def test_a_record_counts_while_the_recipe_is_the_same(study):
     other = json.loads(json.dumps(kept))
     other["recipe"]["training"]["batch_size"] = 4
     assert not job.is_of(other)
+    assert difference(job, other) == "training.batch_size: was 4, is now 2"
     logging = job.config.logging
     logging.every = 3  # decides no number
     assert Job(study, "fading", "search", 0.01, 5).is_of(kept)
+
+
+def changed(kept, field, value):
+    """A copy of a record whose recipe has another value in a field; None: not the field."""
+    other = copy.deepcopy(kept)
+    *above, name = field.split(".")
+    place = other["recipe"]
+    for part in above:
+        place = place[int(part)] if part.isdecimal() else place[part]
+    place[name] = value
+    if value is None:
+        del place[name]
+    return other
+
+
+def test_hours_of_runs_are_not_lost_for_what_decides_no_number(study):
+    """A field that another version had or had not, where things lie, who may copy the texts."""
+    job = Job(study, "fading", "search", 0.01, 5)
+    [kept] = searches(study, {0.01: 2.0})
+    for field, value in (
+        ("training.compile", None),
+        ("training.of_another_version", 3),
+        ("guard", None),
+        ("data.prepare.output", "elsewhere"),
+        ("data.prepare.workers", 4),
+        ("data.prepare.sources.0.license", "CC0-1.0"),
+    ):
+        assert job.is_of(changed(kept, field, value)), field
+    for field, value in (
+        ("data.prepare.sources.0.path", "other"),
+        ("data.prepare.sources", []),
+        ("model.hidden_size", None),
+        ("model.mlp_bias", True),
+        ("optimizer.betas", [0.9, 0.99]),
+    ):
+        assert not job.is_of(changed(kept, field, value)), field
+
+
+def test_records_of_another_study_do_not_count(study):
+    records = searches(study, {0.01: 2.1, 0.02: 2.0, 0.04: 2.2})
+    records.insert(0, changed(records[1], "training.batch_size", 4))
+    records.append(record(study, "fading", "final", 0.02, 6))
+    records.append(record(study, "fading", "final", 0.01, 6))
+    assert counted(study, records) == records[1:5]
 
 
 def test_names_of_folders_differ(study):

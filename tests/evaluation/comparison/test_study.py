@@ -47,6 +47,11 @@ def test_lengths_may_be_left_out_or_written_short(tmp_path):
         ("final: {training.steps: 3}", "final: {run.name: x}", "final: run.name is set by the study"),
         ("final: {training.steps: 3}", "final: {training.stepz: 3}", "stepz"),
         ("lengths: [4, 8]", "lengths: [8, 4]", "lengths"),
+        (
+            "search: {training.steps: 2}",
+            "search: {data.prepare.validation.share: 0.0}",
+            "validation.share=0, and models are compared",
+        ),
     ],
 )
 def test_what_is_wrong_is_said(tmp_path, old, new, said):
