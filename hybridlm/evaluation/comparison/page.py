@@ -76,8 +76,8 @@ def _tables(study: Study, records: Sequence[Record]) -> Iterator[str]:
         yield (
             "\nBits per byte, mean over the seeds ± half of what lies between the highest and the lowest (one seed: "
             f"no ±). Validation: {first['validation_bytes']:,} bytes of the sources, in sequences of the training "
-            f"length{tests}. Tokens a second are of training, as the median of the steps, beside other runs on the "
-            "same machine."
+            f"length{tests}. Tokens a second are medians, of training over its steps, of generation over what "
+            f"`generate` writes for one sequence{_behind(found)}, beside other runs on the same machine."
         )
         yield from _positions(found)
     yield "\n## The search for the learning rate\n"
@@ -99,6 +99,12 @@ def _tables(study: Study, records: Sequence[Record]) -> Iterator[str]:
 def _about_tests(test: dict[str, Any]) -> str:
     names = ", ".join(test["texts"])
     return f". Test: {names}; in every context the same {test['n_bytes']:,} bytes are predicted"
+
+
+def _behind(found: dict[str, list[Record]]) -> str:
+    """Where generation was measured."""
+    places = {record["generation"]["position"] for rows in found.values() for record in rows if "generation" in record}
+    return f" behind {', '.join(f'{place:,}' for place in sorted(places))} tokens" if places else ""
 
 
 def _is_an_end(study: Study, model: str, records: Sequence[Record]) -> bool:
@@ -132,7 +138,7 @@ def _finals(study: Study, every: Sequence[Record]) -> Iterator[str]:
     found = finals(study, every)
     lengths = list(study.lengths) if any("test" in r for rows in found.values() for r in rows) else []
     head = ["model", "parameters", "lr", "seeds", "validation", *(f"test, {shown(at)}" for at in lengths)]
-    head += ["tokens/s", "state, bytes"]
+    head += ["training, tokens/s", "generation, tokens/s", "state, bytes"]
     rows = []
     for model, records in found.items():
         lost = sum(bool(record.get("failed")) for record in final_records(study, model, every))
@@ -145,10 +151,16 @@ def _finals(study: Study, every: Sequence[Record]) -> Iterator[str]:
         state = f"{one['cache_bytes']:,}" + (
             f" + {one['cache_bytes_per_token']:,} a token" if one["cache_bytes_per_token"] else ""
         )
-        pace = f"{statistics.median(record['tokens_per_second'] for record in records):,.0f}"
+        paces = [_pace(record["tokens_per_second"] for record in records)]
+        paces.append(_pace(record["generation"]["tokens_per_second"] for record in records if "generation" in record))
         figures = [f"{one['parameters']:,}", f"{one['rate']:g}", seeds]
-        rows.append([f"`{model}`", *figures, _spread([r["bits_per_byte"] for r in records]), *tests, pace, state])
+        rows.append([f"`{model}`", *figures, _spread([r["bits_per_byte"] for r in records]), *tests, *paces, state])
     yield from _grid(head, rows)
+
+
+def _pace(values: Iterable[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{statistics.median(known):,.0f}" if known else ""
 
 
 def _values(records: Iterable[Record], length: int) -> list[float]:

@@ -2,7 +2,7 @@
 
 A run is the command `hybridlm pretrain` that a user would give, a process of its own, with its output in a file beside
 its folder; so it goes on from its checkpoint when it was stopped, and its record has the line that makes it again. A
-final model is then measured on the test texts, again with the command.
+final model is then measured on the test texts, and in generation, again with the commands.
 """
 
 from __future__ import annotations
@@ -93,16 +93,18 @@ class _Run:
         self.folder = store.runs / job.name
         self.log = store.runs / f"{job.name}.log"
         self.tests = self.folder / "evaluation" / "comparison.json"
+        self.speed = self.folder / "evaluation" / "generation.json"
         self._waiting = [job.words(store.runs)]
-        if job.stage == "final" and job.study.lengths:
-            self._waiting.append(self._test_words())
+        if job.stage == "final":
+            self._waiting += [self._test_words()] if job.study.lengths else []
+            self._waiting.append(self._speed_words())
         self._start()
 
     def _start(self) -> None:
         words = self._waiting.pop(0)
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
         self.doing = words[0]
-        if self.doing == "evaluate":
+        if self.doing != "pretrain":
             self.tests.parent.mkdir(exist_ok=True)
         elif self.folder.is_dir():  # one that is there behind the process was written by it
             (self.folder / REPORT).unlink(missing_ok=True)
@@ -130,6 +132,10 @@ class _Run:
         words += [word for text in self.texts for word in ("--text", text)]
         return [*words, "--lengths", ",".join(map(str, self.job.study.lengths))]
 
+    def _speed_words(self) -> list[str]:
+        words = ["bench-generation", str(self.folder / "final"), "--no-peer", "--out", str(self.speed)]
+        return [*words, "--positions", str(max(self.job.study.lengths, default=self.job.config.data.sequence_length))]
+
     def record(self) -> Record:
         """What was left. Raises UserError where the run is not at its end, and the same command would end so again."""
         job, code = self.job, self.process.returncode
@@ -150,7 +156,10 @@ class _Run:
                 return {**known, "failed": why}
             raise UserError(f"it ended with exit code {code}: {_last_words(self.log)}")
         found = known | _measured(self.folder)
-        return found | {"test": _tested(self.tests, self.texts)} if self.doing == "evaluate" else found
+        if job.stage == "final":
+            found |= {"test": _tested(self.tests, self.texts)} if job.study.lengths else {}
+            found["generation"] = _generated(self.speed)
+        return found
 
 
 def do(study: Study, store: Store, texts: Sequence[str], say: Callable[[str], None], workers: int = 1) -> None:
@@ -290,6 +299,13 @@ def _tested(path: Path, texts: Sequence[str]) -> Record:
     test: Record = {name: found[name] for name in kept}
     test |= {"texts": [Path(text).name for text in facts["texts"]], "n_bytes": facts["target_bytes"]}
     return test | {"sha256": [_sha256(text) for text in texts]}
+
+
+def _generated(path: Path) -> Record:
+    """What `hybridlm bench-generation` wrote: at one position, tokens a second inside `generate`; or why none."""
+    [row] = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    seconds = row.get("generate_seconds")
+    return {"position": row["position"], "tokens_per_second": 1 / seconds if seconds else None}
 
 
 def _last_words(log: Path) -> str:

@@ -18,9 +18,12 @@ def records_of(study):
 def test_means_and_spreads(tmp_path):
     study = make_study(tmp_path)
     lines = summary(study, records_of(study)).splitlines()
-    assert lines[0] == "| model | parameters | lr | seeds | validation | test, 4 | test, 8 | tokens/s | state, bytes |"
+    assert lines[0] == (
+        "| model | parameters | lr | seeds | validation | test, 4 | test, 8 | training, tokens/s "
+        "| generation, tokens/s | state, bytes |"
+    )
     half = "1.6000 ± 0.1000 | 1.7000 ± 0.1000 | 1.6000 ± 0.1000"
-    assert lines[2] == f"| `fading` | 1,000 | 0.02 | 2 | {half} | 10 | 64 |"
+    assert lines[2] == f"| `fading` | 1,000 | 0.02 | 2 | {half} | 10 | 123 | 64 |"
     assert "| 1.1000 ± 0.1000 | 1.2000 ± 0.1000 |" in lines[3]
 
 

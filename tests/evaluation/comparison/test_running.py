@@ -60,7 +60,7 @@ def work(tmp_path, monkeypatch):
 
 
 def test_from_the_study_to_the_page_and_again(work, capsys, monkeypatch):
-    start(monkeypatch, lambda words, **more: (Forked if "evaluate" in words else subprocess.Popen)(words, **more))
+    start(monkeypatch, lambda words, **more: (subprocess.Popen if "pretrain" in words else Forked)(words, **more))
     words = ["compare", "study.yaml", "--text", "held.txt", "--out", "out", "--workers", "1"]
     assert main(words) == 0
     said = capsys.readouterr().out
@@ -70,6 +70,8 @@ def test_from_the_study_to_the_page_and_again(work, capsys, monkeypatch):
     assert (kept["steps"], kept["tokens"], kept["seed"]) == (3, 3 * 2 * 16, 5)
     assert [row["length"] for row in kept["test"]["by_context"]] == [4, 8]
     assert kept["test"]["texts"] == ["held.txt"]
+    assert kept["generation"]["position"] == 8
+    assert kept["generation"]["tokens_per_second"] > 0
     assert len(kept["data"]) == 64
     assert kept["command"].startswith("hybridlm pretrain --config recipe.yaml ")
     assert "optimizer.lr=0.01 training.seed=5" in kept["command"]
