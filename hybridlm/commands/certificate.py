@@ -38,8 +38,9 @@ def certify(options: argparse.Namespace) -> None:
         check_out(options.out)
     limit = {} if options.limit is None else {"limit": options.limit}
     facts = certify_checkpoint(options.checkpoint, task=options.task, **limit)
+    place = write_json(options.out or default_output(facts), facts)  # first: a pipe may close after some lines
     print(render(facts))
-    print(f"Written to {write_json(options.out or default_output(facts), facts)}")
+    print(f"Written to {place}")
 
 
 def certify_options(command: argparse.ArgumentParser) -> None:

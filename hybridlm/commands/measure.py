@@ -46,8 +46,9 @@ def evaluate(options: argparse.Namespace) -> None:
         _check_single(options)
     _check_place(options)
     facts, text, path = {"text": _text, "lengths": _lengths, "tasks": _tasks}[kind](options)
+    place = write_json(path, facts)  # first: a pipe may close after some lines
     print(text)
-    print(f"Written to {write_json(path, facts)}")
+    print(f"Written to {place}")
     if kind == "lengths":
         _draw(facts, Path(path))
 
