@@ -170,9 +170,9 @@ def _certified(certificates: Iterable[dict[str, Any]]) -> list[str]:
         return []
     about = (
         "What `hybridlm certify` says of models that `--keep` has kept, trained by the commands above. "
-        "\"Correct at every length\" is shown, not sampled, so the failing length is beyond any that is tested: head by "
-        "head it is a proof that covers rounding, as a whole rounding is tried. Margins are by how much the right answer, "
-        "and the transition taken, lead over the next ones, at the least of the seeds."
+        '"Correct at every length" is shown, not sampled, so the failing length is beyond any that is tested: head by '
+        "head it is a proof that covers rounding; as a whole, rounding is tried. Margins are by how much the right "
+        "answer, and the transition taken, lead over the next ones, at the least of the seeds."
     )
     return ["## Certificates", about, table.markdown(legend=False)]
 
