@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from launching import launch
 from models import save_checkpoint
 
 from hybridlm import HybridLMConfig, HybridLMForCausalLM, cli
@@ -106,9 +107,8 @@ def quiet(tmp_path):
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
-def test_the_module_runs_as_a_process(work, quiet):
-    command = [sys.executable, "-m", "hybridlm.cli", "info", "nowhere"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=quiet)
+def test_the_module_runs_as_a_process(work):
+    done = launch(["-m", "hybridlm.cli", "info", "nowhere"])
     assert done.returncode == 2
     assert done.stderr.startswith("hybridlm info: checkpoint nowhere: there is no such folder")
     assert done.stderr.count("\n") == 1

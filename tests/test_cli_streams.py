@@ -2,10 +2,9 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
+from launching import launch
 
 RECIPE = """
 data: {prepare: {sources: [{path: book.txt}], output: data, vocab_size: 280, validation: {by: position, share: 0.2}},
@@ -15,9 +14,7 @@ training: {steps: 2, batch_size: 2}
 """
 
 FORKED = """
-import json, os, sys
-import torch
-torch.set_num_threads(1)
+import ctypes, json, os, sys
 import hybridlm.training.loop, hybridlm.training.dryrun_text, hybridlm.evaluation.info, hybridlm.evaluation.generate
 from hybridlm.cli import main
 
@@ -31,7 +28,7 @@ def ended(case):  # as a process of its own ends: with what the interpreter make
                 setattr(sys, name, None)
             else:
                 os.dup2(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-        sys.exit(main(argv))
+        ctypes.pythonapi.Py_Exit(main(argv))
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 codes = []
@@ -72,7 +69,7 @@ def test_no_output_is_no_traceback(tmp_path):
         (FULL, FULL, ["info", "nowhere"], 2),
     ]
     given = json.dumps([case[:3] for case in cases])
-    subprocess.run([sys.executable, "-c", FORKED, given], cwd=tmp_path, timeout=240, check=True)
+    assert launch(["-c", FORKED, given], cwd=tmp_path, timeout=240).returncode == 0
     codes = json.loads((tmp_path / "codes.json").read_text())
     assert list(zip(codes, [case[:3] for case in cases], strict=True)) == [(case[3], case[:3]) for case in cases]
     for number, (_, stderr, argv, code) in enumerate(cases):
