@@ -11,6 +11,7 @@ environment while the libraries are imported needs a process of its own (`subpro
 """
 
 import atexit
+import gc
 import json
 import os
 import runpy
@@ -127,6 +128,9 @@ def _serve() -> None:
             package[0].flush()
             answers.write(package[1].readline())
         answers.flush()
+    if package:
+        package[0].close()
+        os.wait()
 
 
 def _with_package() -> tuple[TextIO, TextIO]:
@@ -145,6 +149,8 @@ def _with_package() -> tuple[TextIO, TextIO]:
         import hybridlm.evaluation.loading
         import hybridlm.training.loop  # noqa: F401
 
+        gc.collect()
+        gc.freeze()  # what is there now is looked through by no collection of a child, and its pages stay shared
         with os.fdopen(say, "w") as answers:
             for line in os.fdopen(asked):
                 answers.write(_answer(line))
