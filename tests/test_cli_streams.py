@@ -14,7 +14,7 @@ training: {steps: 2, batch_size: 2}
 """
 
 FORKED = """
-import atexit, ctypes, json, os, sys
+import atexit, ctypes, gc, json, os, sys
 import hybridlm.training.loop, hybridlm.training.dryrun_text, hybridlm.evaluation.info, hybridlm.evaluation.generate
 from hybridlm.cli import main
 
@@ -31,6 +31,7 @@ def ended(case, whole):
                 os.dup2(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         code = main(argv)
         if whole:
+            gc.unfreeze()
             ctypes.pythonapi.Py_Exit(code)
         atexit._run_exitfuncs()
         for stream in filter(None, (sys.stdout, sys.stderr)):
