@@ -1,5 +1,5 @@
-"""Started by test_sequence.py: each process has a part of the sequences, and compares with the model of one that has all
-of them. Writes down how far the two are apart."""
+"""Started by test_sequence.py: each process has a part of the sequences, and compares with a model that has all of
+them, of the first process. Writes down how far the two are apart."""
 
 import json
 import sys

@@ -112,8 +112,7 @@ def _end(server: subprocess.Popen) -> None:
 def _serve() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what an import prints is no answer
-    import torch
-    import torch._dynamo
+    import torch._dynamo  # noqa: F401
     import transformers.generation
     import transformers.modeling_layers
     import transformers.pipelines  # noqa: F401
