@@ -42,8 +42,9 @@ def count_forwards(model):
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_guesses_of_every_origin(pattern, dtype):
     """A draft with the target's pattern, one of another kind, the target itself, and the prompt: greedy's tokens in
-    fp32, and the logits of a plain forward in both (in bf16, of the first and the last); in fp32 also behind padding, where a call that is run again over
-    its beginning must leave the padding out again. Half a draft is right, so that states are taken back in between."""
+    fp32, and the logits of a plain forward; in bf16 too, of the first and the last; in fp32 also behind padding, where
+    a call that is run again over its beginning must leave the padding out again. Half a draft is right, so that states
+    are taken back in between."""
     model, exact = models(pattern, dtype)
     greedy = generate(model, prompt(), config=LONG).sequences
     near = models(pattern, dtype)[0]

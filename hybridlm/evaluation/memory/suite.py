@@ -16,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from fnmatch import fnmatchcase
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -253,7 +254,7 @@ def _results(jobs: Sequence[Job], workers: int) -> Generator[dict[str, Any], Non
         pool.shutdown(cancel_futures=True)
 
 
-def _context() -> multiprocessing.context.BaseContext:
+def _context() -> BaseContext:
     """Workers are forked from a server of their own, which imports the libraries once for all of them."""
     if "forkserver" not in multiprocessing.get_all_start_methods():  # on Windows
         return multiprocessing.get_context("spawn")
