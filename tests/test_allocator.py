@@ -1,12 +1,12 @@
 """Memory that is kept: what the process holds then, and that it gives it back."""
 
-import multiprocessing
-import subprocess
+import json
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from launching import launch
 
 from hybridlm import allocator
 from hybridlm.allocator import _glibc, kept_memory, returned_memory
@@ -24,12 +24,13 @@ def resident():
 
 def test_it_is_there_by_the_name_of_the_package():
     code = "import hybridlm\nwith hybridlm.allocator.kept_memory() as kept: print(kept)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    done = launch(["-c", code], imported="libraries")
+    assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "True"
 
 
-def _allocate_and_free(connection):
-    """In a process of its own, whose memory no other test has shaped: how much more is held than at the start."""
+def _allocate_and_free():
+    """How much more is held than at the start."""
     start, held = resident(), []
     with kept_memory() as kept, kept_memory():
         for size in (64, 256, 1024):
@@ -40,16 +41,18 @@ def _allocate_and_free(connection):
             pass
         held.append(resident() - start)
     held.append(resident() - start)
-    connection.send((kept, held))
+    return kept, held
+
+
+def in_a_process_of_its_own(name):
+    """What one of this file's functions returns there, where no other test has shaped the memory."""
+    done = launch([__file__, name])
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 def test_a_process_keeps_what_it_freed_and_gives_it_back():
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_allocate_and_free, args=(there,))
-    process.start()
-    kept, (small, middle, large, nested, after) = here.recv()
-    process.join()
+    kept, (small, middle, large, nested, after) = in_a_process_of_its_own("_allocate_and_free")
     assert kept
     assert small > 60 * MIB
     assert middle > 250 * MIB
@@ -58,7 +61,7 @@ def test_a_process_keeps_what_it_freed_and_gives_it_back():
     assert after < 60 * MIB
 
 
-def _return(connection):
+def _return():
     with returned_memory() as possible, kept_memory():
         start, held = resident(), []
         for size in (2**18, 2**26):
@@ -66,16 +69,11 @@ def _return(connection):
             held.append(resident() - start)
             del blocks
             held.append(resident() - start)
-    connection.send((possible, held))
+    return possible, held
 
 
 def test_or_gives_back_what_it_frees_at_once():
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_return, args=(there,))
-    process.start()
-    possible, (small, after_small, large, after_large) = here.recv()
-    process.join()
+    possible, (small, after_small, large, after_large) = in_a_process_of_its_own("_return")
     assert possible
     assert min(small, large) > 250 * MIB
     assert max(after_small, after_large) < 30 * MIB
@@ -108,3 +106,7 @@ def test_another_c_library(monkeypatch):
     monkeypatch.setattr("hybridlm.allocator._glibc", lambda: None)
     with kept_memory() as kept:
         assert kept is False
+
+
+if __name__ == "__main__":
+    print(json.dumps(globals()[sys.argv[1]]()))

@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from launching import launch
 
 import hybridlm_command
 from hybridlm import cli
@@ -91,8 +92,8 @@ def test_ctrl_c_is_left_as_it_was(handler):
 
 def test_another_release_of_transformers_is_one_line():
     code = "import sys, transformers; transformers.__version__ = '5.24.0'; import hybridlm_command"
-    run = [sys.executable, "-c", f"{code}; sys.exit(hybridlm_command.main())", "info", "model"]
-    done = subprocess.run(run, capture_output=True, text=True, timeout=120, check=False)
+    run = ["-c", f"{code}; sys.exit(hybridlm_command.main())", "info", "model"]
+    done = launch(run, imported="libraries")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: hybridlm was tested with transformers ")
     assert "Traceback" not in done.stderr

@@ -3,11 +3,11 @@
 import ast
 import importlib
 import pkgutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from launching import launch
 from transformers.dynamic_module_utils import get_relative_import_files, get_relative_imports
 
 import hybridlm
@@ -115,9 +115,10 @@ def test_every_class_takes_the_whole_flat_room_with_it(reference):
 
 
 def loaded_after(statement):
-    """Top-level modules that a fresh process holds after `statement`."""
+    """Top-level modules that a process holds after `statement`: those of torch and transformers among them."""
     code = f"{statement}\nimport sys\nprint(' '.join(sorted({{name.split('.')[0] for name in sys.modules}})))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    done = launch(["-c", code], imported="libraries")
+    assert done.returncode == 0, done.stderr
     return set(done.stdout.split())
 
 

@@ -1,9 +1,10 @@
-"""Started by test_sequence.py: each process has a part of the sequences, and compares with a model of its own that has
-all of them. Writes down how far the two are apart."""
+"""Started by test_sequence.py: each process has a part of the sequences, and compares with a model that has all of
+them, of the first process. Writes down how far the two are apart."""
 
 import json
 import sys
 from itertools import accumulate, product
+from math import prod
 from pathlib import Path
 
 import torch
@@ -62,7 +63,8 @@ def loss_of(model, batch: dict, share: float) -> tuple[torch.Tensor, torch.Tenso
 
 
 def compare_models(ranks: SequenceRanks, pattern: str, epsilon: float, shape: dict) -> dict[str, float]:
-    """Logits of this part, and the gradients of all parameters summed over the processes."""
+    """Logits of this part, and the gradients of all parameters summed over the processes. The first process computes
+    what is compared with."""
     edges = [0, *accumulate(shape["lengths"][: ranks.size])]
     mine = slice(edges[ranks.rank], edges[ranks.rank + 1])
     options = {"conv_kernel": shape["conv_kernel"], "learn_initial_state": shape.get("learn_initial_state", False)}
@@ -72,11 +74,19 @@ def compare_models(ranks: SequenceRanks, pattern: str, epsilon: float, shape: di
     whole = {"input_ids": make_ids(4, edges[-1]), "shift_labels": make_ids(4, edges[-1], seed=2)}
     if shape.get("packed", True):
         whole["position_ids"] = documents(edges)
+    parameters = dict(model.named_parameters())
+    sizes = [(4, edges[-1], model.config.vocab_size), *(parameter.shape for parameter in parameters.values())]
+    reference = torch.empty(sum(map(prod, sizes)), dtype=model.dtype)
     with using(shape.get("path")):
-        wanted, loss = loss_of(model, whole, 1.0)
-        loss.backward()
-        gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-        model.zero_grad(set_to_none=True)
+        if ranks.rank == 0:
+            wanted, loss = loss_of(model, whole, 1.0)
+            loss.backward()
+            found = [wanted, *(parameter.grad for parameter in parameters.values())]
+            reference = torch.cat([tensor.flatten() for tensor in found])
+            model.zero_grad(set_to_none=True)
+        dist.broadcast(reference, 0)
+        pieces = reference.split([prod(size) for size in sizes])
+        wanted, *gradients = (piece.view(size) for piece, size in zip(pieces, sizes, strict=True))
         model.split_sequence(ranks)
         if shape.get("checkpointing"):
             model.activation_checkpointing_enable()
@@ -88,10 +98,11 @@ def compare_models(ranks: SequenceRanks, pattern: str, epsilon: float, shape: di
         model.eval()
         with torch.no_grad():
             again = model(**part, use_cache=False).logits
-    for parameter in model.parameters():
-        assert parameter.grad is not None  # DistributedDataParallel waits for each
-        dist.all_reduce(parameter.grad)
-    worst = {name: apart(parameter.grad, gradients[name]) for name, parameter in model.named_parameters()}
+    # A gradient for each parameter: DistributedDataParallel waits for it.
+    summed = torch.cat([parameter.grad.flatten() for parameter in parameters.values()])
+    dist.all_reduce(summed)
+    parts = summed.split([parameter.numel() for parameter in parameters.values()])
+    worst = {name: apart(part, want.flatten()) for name, part, want in zip(parameters, parts, gradients, strict=True)}
     return {"logits": apart(logits, wanted[:, mine]), "evaluated": apart(again, wanted[:, mine])} | worst
 
 

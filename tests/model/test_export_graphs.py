@@ -7,18 +7,23 @@ for the rest.
 import pytest
 import torch
 from exporting import EXAMPLE, OTHERS, assert_close, check_generation, export_prefill, export_step, padded, small_model
-from models import PATTERNS, make_ids
+from models import make_ids
 from torch.export import Dim
 from torch.export.passes import move_to_device_pass
 from transformers.exporters.exporter_dynamo import DynamoConfig, DynamoExporter
 
+from hybridlm.model.mixers_hybridlm import MIXERS
 from hybridlm.model.scan_hybridlm import linear_scan, lru_scan, memory_scan
 
 # transformers' runner reads torch's tree of inputs by an old name; copying such a tree warns of another.
 pytestmark = pytest.mark.filterwarnings("ignore:.*treespec:FutureWarning")
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
+STACKS = ["bmru+cmru+mingru attention acmru", "mamba2 lstm+bmru sliding_attention"]
+"""Mixers beside one another and behind one another, with attention of both kinds."""
+
+
+@pytest.mark.parametrize("pattern", [*sorted(MIXERS), *STACKS])
 def test_prefill_and_steps_for_any_batch_and_length(pattern):
     """Of stacks, the prefill: their step is exported, slowly, in test_export_programs.py."""
     model, exporter, config = small_model(pattern), DynamoExporter(), DynamoConfig(dynamic=True)

@@ -1,13 +1,12 @@
 """Another release of transformers is refused when the code is loaded, in one message that says what to install."""
 
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 import transformers
+from launching import launch
 from models import make_model
 
 import hybridlm
@@ -41,10 +40,9 @@ def test_the_metadata_asks_for_the_same():
 
 
 def child(code, folder, *argv):
-    """A fresh process in an empty folder, where transformers says that it is 5.24.0."""
+    """A process without the package, in an empty folder, where transformers says that it is 5.24.0."""
     code = f"import sys, transformers\ntransformers.__version__ = '5.24.0'\n{code}"
-    run = [sys.executable, "-c", code, *argv]
-    return subprocess.run(run, capture_output=True, text=True, timeout=120, check=False, cwd=folder)
+    return launch(["-c", code, *argv], cwd=folder, imported="libraries")
 
 
 def test_the_package_is_not_imported_there(tmp_path):
@@ -54,13 +52,15 @@ def test_the_package_is_not_imported_there(tmp_path):
 
 
 @pytest.mark.parametrize("auto", ["AutoConfig", "AutoModelForCausalLM", "AutoModelForTokenClassification"])
-def test_the_code_in_a_checkpoint_is_not_either(auto, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+def test_the_code_in_a_checkpoint_is_not_either(auto, tmp_path):
     model = make_model("rglru bmru")
     model.carry_code()
     model.save_pretrained(tmp_path / "model")
-    load = f"transformers.{auto}.from_pretrained(sys.argv[1], trust_remote_code=True)"
-    done = child(load, tmp_path, str(tmp_path / "model"))
+    load = (
+        "transformers.dynamic_module_utils.HF_MODULES_CACHE = sys.argv[2]\n"
+        f"transformers.{auto}.from_pretrained(sys.argv[1], trust_remote_code=True)"
+    )
+    done = child(load, tmp_path, tmp_path / "model", tmp_path / "modules")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("ImportError: hybridlm was tested with transformers ")
     assert "5.24.0" in done.stderr.splitlines()[-1]

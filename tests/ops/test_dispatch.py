@@ -1,8 +1,6 @@
 """Which path is chosen, how one is forced, and that a wrong kernel is never used."""
 
 import logging
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -121,11 +119,7 @@ def test_the_check_leaves_the_random_state_alone(fresh):
 
 
 def in_fresh_process(code, **environment):
-    import os
-
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=os.environ | environment
-    )
+    done = launch(["-c", code], env=environment, imported="libraries")
     return done.returncode, done.stdout.strip(), done.stderr
 
 

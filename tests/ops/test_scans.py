@@ -71,7 +71,8 @@ def compare(fast, name, rows, length, width, dtype, reset, mask, start, toleranc
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("length", LENGTHS)
 def test_equals_reference_in_float64(fast, name, length):
-    for (reset, mask), start, width in product([(0, 0), (1, 0), (0, 1), (1, 1)], (False, True), (1, 3)):
+    widths = (1, 3) if length < 257 else (3,)
+    for (reset, mask), start, width in product([(0, 0), (1, 0), (0, 1), (1, 1)], (False, True), widths):
         compare(fast, name, 2, length, width, torch.float64, reset, mask, start, tolerance=1e-10)
 
 

@@ -2,15 +2,19 @@
 
     done = launch([script, recipe], ranks=2)          # as torchrun would start them, rank 0 first
     done = launch(["-m", "hybridlm.cli", "info"])     # one process, without the variables of a launcher
+    done = launch(["-c", code], imported="libraries")  # hybridlm is not imported yet
 
 `python launching.py` is that one process: it reads requests, a line of JSON each, forks what they ask for, waits, and
-answers with a line. It computes nothing itself, so that a child starts without threads and with nothing but imported
-modules: what reads the environment while it is imported needs a process of its own (`subprocess`).
+answers with a line. It has imported torch and transformers; a fork of it has imported hybridlm too. Neither computes
+anything itself, so that a child starts without threads and with nothing but imported modules: what reads the
+environment while the libraries are imported needs a process of its own (`subprocess`).
 """
 
 import atexit
+import gc
 import json
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -19,7 +23,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TextIO
 
 _LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -46,8 +50,10 @@ def launch(
     cwd: Path | None = None,
     timeout: float = 120,
     apart: bool = False,
+    imported: Literal["libraries", "package"] = "package",
 ) -> Done:
     """Runs a script (or `-m`, module; or `-c`, code) with arguments to its end, in `ranks` processes or a plain one.
+    imported: what the processes begin with, torch and transformers alone or hybridlm too.
 
     Once a process failed, the others have two seconds before they are killed; `apart`: they are left alone. Raises
     TimeoutError, with what was printed, once `timeout` seconds are over; all are killed then.
@@ -61,6 +67,7 @@ def launch(
             "cwd": str(cwd or Path.cwd()),
             "timeout": timeout,
             "apart": apart,
+            "imported": imported,
         }
         answer = _ask(json.dumps(request))
         said = ["".join(Path(folder, f"{kind}{n}").read_text() for n in range(ranks or 1)) for kind in ("out", "err")]
@@ -105,18 +112,65 @@ def _end(server: subprocess.Popen) -> None:
 def _serve() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what an import prints is no answer
-    import hybridlm.cli
-    import hybridlm.evaluation.loading
-    import hybridlm.training.loop  # noqa: F401
+    import torch._dynamo  # noqa: F401
+    import transformers.generation
+    import transformers.modeling_layers
+    import transformers.pipelines  # noqa: F401
 
+    package: tuple[TextIO, TextIO] | None = None
     for line in sys.stdin:
-        request = json.loads(line)
-        ranks = request["ranks"]
-        port = _free_port() if ranks else 0
-        children = [_fork(request, rank, port) for rank in range(ranks or 1)]
-        codes, late = _wait(children, request["timeout"], request["apart"])
-        answers.write(json.dumps({"codes": codes, "late": late}) + "\n")
+        if json.loads(line)["imported"] == "libraries":
+            answers.write(_answer(line))
+        else:
+            package = package or _with_package()
+            package[0].write(line)
+            package[0].flush()
+            answers.write(package[1].readline())
         answers.flush()
+    if package:
+        package[0].close()
+        os.wait()
+
+
+def _with_package() -> tuple[TextIO, TextIO]:
+    """Forks the process that has imported hybridlm; to write requests to, and to read answers from."""
+    (asked, ask), (said, say) = os.pipe(), os.pipe()
+    if os.fork():
+        os.close(asked)
+        os.close(say)
+        return os.fdopen(ask, "w"), os.fdopen(said)
+    os.close(ask)
+    os.close(said)
+    os.dup2(asked, 0)
+    code = 1
+    try:
+        import hybridlm.cli
+        import hybridlm.evaluation.loading
+        import hybridlm.training.loop  # noqa: F401
+
+        gc.collect()
+        gc.freeze()  # what is there now is looked through by no collection of a child, and its pages stay shared
+        with os.fdopen(say, "w") as answers:
+            for line in os.fdopen(asked):
+                answers.write(_answer(line))
+                answers.flush()
+        code = 0
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _answer(line: str) -> str:
+    """Does what a request asks for."""
+    request = json.loads(line)
+    ranks = request["ranks"]
+    port = _free_port() if ranks else 0
+    children = [_fork(request, rank, port) for rank in range(ranks or 1)]
+    codes, late = _wait(children, request["timeout"], request["apart"])
+    return json.dumps({"codes": codes, "late": late}) + "\n"
 
 
 def _free_port() -> int:
@@ -153,10 +207,11 @@ def _fork(request: dict[str, Any], rank: int, port: int) -> int:
     try:
         _become(request, rank, port)
         code = _run(request["command"])
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
+    except BaseException as error:
+        trace = error.__traceback__
+        while trace is not None and trace.tb_frame.f_code.co_filename in (__file__, runpy.__file__):
+            trace = trace.tb_next
+        sys.excepthook(type(error), error.with_traceback(trace), trace)
     finally:
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
@@ -188,8 +243,6 @@ def _become(request: dict[str, Any], rank: int, port: int) -> None:
 
 
 def _run(command: list[str]) -> int:
-    import runpy
-
     sys.argv = command[1:] if command[0] in ("-m", "-c") else command
     try:
         if command[0] == "-c":

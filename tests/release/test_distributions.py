@@ -19,6 +19,7 @@ pytest.importorskip("setuptools", reason="setuptools builds the distributions; p
 pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="the tests run without the source tree")
 
 CHECK = """
+import runpy
 import sys
 from pathlib import Path
 
@@ -38,6 +39,8 @@ for name in ("evaluation/inspector/inspector.js", "evaluation/memory/mnist_5k.np
 model = HybridLMForCausalLM(HybridLMConfig(pattern="rglru bmru", vocab_size=20, hidden_size=16, num_attention_heads=2))
 assert model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=3, min_new_tokens=3).shape == (1, 6)
 print(ops.explain())
+sys.argv = [sys.argv[1], "--version"]  # the command as it was installed, in this process: its imports take seconds
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
@@ -88,10 +91,12 @@ def test_the_wheel_works_where_it_is_installed(compiler, sdist, tmp_path):
     python = environment(tmp_path / "env")
     quiet = ("--no-deps", "--no-index", "--quiet", "--disable-pip-version-check")
     run(sys.executable, "-m", "pip", "--python", python, "install", *quiet, wheel)
-    path = "cpu" if compiler == "cc" else "torch"
-    assert run(python, "-c", CHECK, cwd=tmp_path).startswith(f"{path}: ")
-    if compiler == "none":  # the command is the same in both
-        assert run(tmp_path / "env" / "bin" / "hybridlm", "--version", cwd=tmp_path).startswith("hybridlm 0.1.0")
+    path, command = "cpu" if compiler == "cc" else "torch", tmp_path / "env" / "bin" / "hybridlm"
+    assert command.read_text().startswith(f"#!{python}\n")
+    assert os.access(command, os.X_OK)
+    found, version = run(python, "-c", CHECK, command, cwd=tmp_path).splitlines()
+    assert found.startswith(f"{path}: ")
+    assert version.startswith("hybridlm 0.1.0")
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     assert any(name.endswith("scans.shared") for name in names) == (compiler == "cc")

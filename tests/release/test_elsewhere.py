@@ -5,11 +5,12 @@ One child process for all: its environment is a new one that sees the libraries 
 """
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import torch
-from models import PATTERNS, make_ids, make_model
+from models import make_ids, make_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 from without_hybridlm import python_without_hybridlm
 
@@ -19,6 +20,7 @@ from hybridlm import (
     HybridLMForTokenClassification,
     ops,
 )
+from hybridlm.model.mixers_hybridlm import MIXERS
 from hybridlm.release.export import AUTO_CLASSES, export_checkpoint
 from hybridlm.release.push import push_checkpoint
 
@@ -33,6 +35,15 @@ GREEDY = [
     for first_row, options in ((0, {}), (0, {"cache_implementation": "static"}), (2, {"prompt_lookup_num_tokens": 2}))
 ]
 """Generation with rows padded on the left, with fixed addresses, and with steps that are taken back."""
+
+PATTERNS = [
+    "fqbmru+gru nfsm",
+    "(rglru bmru)*2",
+    "lru bmru attention",
+    "bmru+cmru+mingru attention acmru",
+    "mamba2 lstm+bmru sliding_attention",
+]
+"""Every mixer, which the test asserts: all travel by the same files."""
 
 SAVED_AGAIN = PATTERNS[-1:]
 """What saving and loading again costs seconds of; it does not depend on the layers."""
@@ -109,6 +120,7 @@ def make_repositories(hub, folder):
 
 def test_all_works_where_hybridlm_is_not_installed(checkpoint, tmp_path, hub):
     """The last of the repositories is pushed again from there."""
+    assert set(re.findall(r"\w+", " ".join(PATTERNS))) - {"2"} == set(MIXERS)
     python = python_without_hybridlm(tmp_path / "environment")
     cases = tmp_path / "cases"
     made = {}

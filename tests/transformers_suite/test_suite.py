@@ -1,4 +1,4 @@
-"""transformers' own model tests, on five kinds of stacks. Which of them are skipped, and why, is in skips.py."""
+"""transformers' own model tests, on three kinds of stacks. Which of them are skipped, and why, is in skips.py."""
 
 import unittest
 
@@ -11,21 +11,13 @@ if (missing := fetch.what_is_missing()) is not None:
 from suite import HybridLMSuite, ShardedSuite
 
 
-class RecurrentTest(HybridLMSuite, unittest.TestCase):
-    pattern = "rglru lru"
-
-
-class MemoryTest(HybridLMSuite, unittest.TestCase):
-    pattern = "bmru cmru"
-
-
-class ParallelTest(ShardedSuite, unittest.TestCase):
-    pattern = "(rglru+bmru)*2"
+class RecurrentTest(ShardedSuite, unittest.TestCase):
+    pattern = "rglru+bmru mamba2"
 
 
 class AttentionTest(HybridLMSuite, unittest.TestCase):
-    pattern = "rglru+bmru attention"
+    pattern = "lru+cmru attention"
 
 
-class Mamba2Test(ShardedSuite, unittest.TestCase):
-    pattern = "mamba2 sliding_attention"
+class SlidingTest(HybridLMSuite, unittest.TestCase):
+    pattern = "bmru sliding_attention"

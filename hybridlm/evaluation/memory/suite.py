@@ -16,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from fnmatch import fnmatchcase
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -237,7 +238,7 @@ def _results(jobs: Sequence[Job], workers: int) -> Generator[dict[str, Any], Non
         return
     threads = max(1, cpu_threads() // workers)
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (threads,))
+    pool = ProcessPoolExecutor(workers, _context(), _begin, (threads,))
     try:
         with _without_ctrl_c():
             futures = [pool.submit(_do, job) for job in jobs]
@@ -252,6 +253,15 @@ def _results(jobs: Sequence[Job], workers: int) -> Generator[dict[str, Any], Non
         for process in set(multiprocessing.active_children()) - others:
             process.terminate()
         pool.shutdown(cancel_futures=True)
+
+
+def _context() -> BaseContext:
+    """Workers are forked from a server of their own, which imports the libraries once for all of them."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():  # on Windows
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 @contextmanager
