@@ -177,17 +177,21 @@ class _Run:
         the loss."""
         counts = self.config.logging.memory_every > 0
         self.model.record_writes(self.config.write_penalty > 0, counts=counts)
-        for _ in range(2 if self.several else 1):  # the gradients of one micro-batch are there while the next runs
-            self.trace.purpose = "activations"
-            extra: dict[str, Any] = {"z_loss": self.config.training.z_loss} if self.config.training.z_loss else {}
-            if self.config.data.carry_state:
-                extra["past_key_values"] = DynamicCache(config=self.model.config)
-            with _precision(self.config):
-                loss = self.model(**self._batch(self.rows), **LOSS_ALONE, **extra).loss
-            if self.config.write_penalty and (penalty := self.model.write_penalty()) is not None:
-                loss = loss + self.config.write_penalty * penalty
-            self.trace.purpose = "temporary"
-            loss.backward()
+        if self.several:  # the gradients of one micro-batch are there while the next runs, which is the one to look at
+            for parameter in self.model.parameters():
+                if parameter.requires_grad:
+                    parameter.grad = torch.zeros_like(parameter)
+                    self._gathered(parameter)
+        self.trace.purpose = "activations"
+        extra: dict[str, Any] = {"z_loss": self.config.training.z_loss} if self.config.training.z_loss else {}
+        if self.config.data.carry_state:
+            extra["past_key_values"] = DynamicCache(config=self.model.config)
+        with _precision(self.config):
+            loss = self.model(**self._batch(self.rows), **LOSS_ALONE, **extra).loss
+        if self.config.write_penalty and (penalty := self.model.write_penalty()) is not None:
+            loss = loss + self.config.write_penalty * penalty
+        self.trace.purpose = "temporary"
+        loss.backward()
         return self.kept
 
     def validate(self) -> None:

@@ -1,6 +1,7 @@
 """Training and generation beside other models: sizes, figures, positions, cells that fail or take too long."""
 
 import math
+import multiprocessing
 import os
 import time
 
@@ -227,7 +228,11 @@ class Sleeper:
         return {"seconds": self.seconds}
 
 
-def test_cells_apart_are_ended_where_they_take_too_long():
+def test_cells_apart_are_ended_where_they_take_too_long(monkeypatch):
+    """Forked from one process that has imported the libraries; `test_positions.py` has one that begins anew."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([cells.__name__])
+    monkeypatch.setattr(cells.multiprocessing, "get_context", lambda _: context)
     given = {"quick": Sleeper(), "slow": Sleeper(60), "gone": Sleeper(ends=True)}
     outcomes, others = take_turns(given, rounds=2, limit=5, threads=1, beside=lambda: {"rate": 1.0})
     assert others == [{"rate": 1.0}] * 2

@@ -2,14 +2,14 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir
 from pathlib import Path
 
 import pytest
+from launching import launch
 from preparation import config, content, write_corpus
 
 from hybridlm.data import folder, prepare, workers
@@ -20,10 +20,6 @@ HERE = Path(__file__).parent
 
 def quiet(_):
     pass
-
-
-def environment():
-    return os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE)]), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +51,8 @@ def test_killed_at_random_moments(tmp_path, wanted):
         write_corpus(tmp_path / name)
     with chdir(tmp_path / "old"):
         prepare(config(vocab_size=290), quiet)
-    command = [sys.executable, str(HERE / "preparation.py"), "12", str(tmp_path / "new"), str(tmp_path / "old")]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=200)
+    command = [HERE / "preparation.py", "12", tmp_path / "new", tmp_path / "old"]
+    done = launch(command, timeout=200)
     assert done.returncode == 0, done.stderr
     kills = [int(count) for count in done.stdout.split()]
     assert kills[::3] == [12, 12]
@@ -175,22 +171,25 @@ def test_a_worker_that_dies(place, monkeypatch):
     assert names(place) == ["book.txt", "lines.jsonl.gz"]
 
 
-def start(place, workers):
-    """A preparation of endless work in a process of its own, and the processes below it once they tokenise."""
-    (place / "book.txt").write_text("\n\n".join(f"document {i} of many" for i in range(300_000)), encoding="utf-8")
-    code = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job ignores it
-        "from hybridlm.data import prepare; from preparation import config\n"
-        f"prepare(config(workers={workers}, shard_tokens=20000))"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    notes = place / ".out.unfinished" / "progress"
-    wait(lambda: process.poll() is not None or (notes.is_dir() and len(list(notes.glob("train-*.json"))) > 2))
-    assert process.poll() is None, process.communicate()[1]
-    return process
+class Preparation:
+    """One of endless work in a process of its own, which tells its id and begins a session, as a terminal's does."""
+
+    def __init__(self, place, workers):
+        (place / "book.txt").write_text("\n\n".join(f"document {i} of many" for i in range(150_000)), encoding="utf-8")
+        code = (
+            "import os, signal; from pathlib import Path\n"
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job ignores it
+            "os.setsid(); Path('pid').write_text(str(os.getpid()))\n"
+            "from hybridlm.data import prepare; from preparation import config\n"
+            f"prepare(config(workers={workers}, shard_tokens=20000))"
+        )
+        self._running = ThreadPoolExecutor(1)
+        self.ended = self._running.submit(launch, ["-c", code], cwd=place, timeout=120)
+        self._running.shutdown(wait=False)
+        notes = place / ".out.unfinished" / "progress"
+        wait(lambda: self.ended.done() or (notes.is_dir() and len(list(notes.glob("train-*.json"))) > 2))
+        assert not self.ended.done(), self.ended.result().stderr
+        self.pid = int((place / "pid").read_text())
 
 
 def wait(condition):
@@ -218,19 +217,19 @@ def children(group):
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to find processes")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_workers_end_with_their_reader(place, how):
-    process = start(place, 2)
+    process = Preparation(place, 2)
     assert len(children(process.pid)) >= 3
     if how == signal.SIGINT:
         os.killpg(process.pid, how)  # as a terminal does it
     else:
-        process.kill()
-    _, errors = process.communicate(timeout=60)
+        os.kill(process.pid, how)
+    done = process.ended.result(timeout=60)
     wait(lambda: not children(process.pid))
-    assert process.returncode != 0
+    assert done.returncode != 0
     assert not (place / "out").exists()
     assert (place / ".out.unfinished" / "progress").exists()
     if how == signal.SIGINT:
-        assert errors.count("Traceback") == errors.count("KeyboardInterrupt") == 1
+        assert done.stderr.count("Traceback") == done.stderr.count("KeyboardInterrupt") == 1
 
 
 def test_two_preparations_of_one_folder(place, wanted, monkeypatch):

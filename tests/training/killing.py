@@ -12,6 +12,7 @@ checkpoint, those that SIGTERM ended in a validation, runs that came to their en
 """
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -95,6 +96,8 @@ def main(recipe: str, kills: int, seed: int) -> dict[str, int]:
     with contextlib.redirect_stdout(io.StringIO()):
         pretrain(config)  # here, so that all that is imported on the way is there for the children
     run.rename(run.with_name("whole"))
+    gc.collect()
+    gc.freeze()  # no child looks through what is there now when it collects garbage
     begun = time.monotonic()
     assert ended(child(config), 120) == 0
     longest = (time.monotonic() - begun) / 4

@@ -1,13 +1,11 @@
 """A run that is killed again and again ends as one that was left alone."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 from comparing import assert_same
+from launching import launch
 from safetensors.torch import load_file
 
 from hybridlm.training.checkpoints import STATE, checkpoints, damage
@@ -20,9 +18,7 @@ def killed(config, folder, kills):
     """Runs the recipe with so many kills, and once without, beside it as `whole`; what `killing.py` counted."""
     path = folder / "recipe.yaml"
     path.write_text(config_yaml(config), encoding="utf-8")
-    command = [sys.executable, str(Path(__file__).with_name("killing.py")), str(path), str(kills), "0"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(part for part in sys.path if part)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    done = launch([Path(__file__).with_name("killing.py"), path, kills, 0], timeout=280)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -1,11 +1,11 @@
 """Launches that would not do what they seem to are refused, with the line to type instead."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from launching import Done, launch
 
 from hybridlm.errors import UserError
 from hybridlm.training.config import config_yaml
@@ -16,17 +16,17 @@ from hybridlm.training.session import accelerator_session
 SCRIPT = Path(__file__).parents[2] / "scripts" / "pretrain.py"
 
 
-def accelerate_launch(*words: object, **variables: str) -> subprocess.CompletedProcess:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "MASTER_"))}
-    environment |= {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **variables}
-    return subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", *map(str, words)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+@pytest.fixture
+def accelerate_launch(monkeypatch):
+    """The real launcher, forked from a process that has imported it; it starts the script anew."""
+    for name in [name for name in os.environ if name.startswith(("ACCELERATE_", "MASTER_"))]:
+        monkeypatch.delenv(name)
+
+    def start(*words: object, **variables: str) -> Done:
+        paths = os.pathsep.join(path for path in sys.path if path)
+        return launch(["-m", "accelerate.commands.launch", *words], env={"PYTHONPATH": paths, **variables})
+
+    return start
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def path(recipe, tmp_path):
     return path
 
 
-def test_accelerate_that_starts_one_of_two_is_refused(path, tmp_path):
+def test_accelerate_that_starts_one_of_two_is_refused(accelerate_launch, path, tmp_path):
     """The real launcher; what it says to type is what test_processes.py runs."""
     done = accelerate_launch("--cpu", "--num_processes", "2", SCRIPT, "--config", path)
     assert done.returncode != 0
@@ -49,7 +49,7 @@ def test_accelerate_that_starts_one_of_two_is_refused(path, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_accelerates_own_ways_to_share_a_model_are_refused(path, tmp_path):
+def test_accelerates_own_ways_to_share_a_model_are_refused(accelerate_launch, path, tmp_path):
     options = ("--use_fsdp", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no")
     done = accelerate_launch(*options, "--dynamo_backend", "no", SCRIPT, "--config", path, ACCELERATE_USE_CPU="true")
     assert done.returncode != 0

@@ -8,11 +8,12 @@ import pty
 import select
 import shutil
 import signal
-import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from launching import launch
 
 from hybridlm.training import progress
 from hybridlm.training.config import config_yaml
@@ -109,9 +110,16 @@ def test_sighup_sets_a_flag_and_is_put_back():
 
 
 WATCHED = """
-import os, sys, time
+import fcntl, os, signal, sys, termios, time
 from hybridlm import cli
 from hybridlm.training.journal import Journal
+os.setsid()
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores
+terminal = os.open(sys.argv[1], os.O_RDWR)
+fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+for number in range(3):
+    os.dup2(terminal, number)
+os.close(terminal)
 write = Journal.step
 def step(self, row, *args):
     write(self, row, *args)
@@ -119,7 +127,7 @@ def step(self, row, *args):
         while not self._hangup.signalled:
             time.sleep(0.05)
 Journal.step = step
-sys.exit(cli.main(sys.argv[1:]))
+sys.exit(cli.main(sys.argv[2:]))
 """
 
 
@@ -128,20 +136,18 @@ def test_a_run_outlives_its_terminal(recipe, tmp_path):
     config = recipe("training.steps=12", "checkpoint.every=4", "logging.every=1")
     (tmp_path / "recipe.yaml").write_text(config_yaml(config), encoding="utf-8")
     ours, theirs = pty.openpty()
-    argv = [sys.executable, "-c", WATCHED, "pretrain", "--config", str(tmp_path / "recipe.yaml")]
-    command = "import os, signal, sys, fcntl, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
-    command += "signal.signal(signal.SIGHUP, signal.SIG_DFL); "  # which nohup ignores
-    argv = [sys.executable, "-c", command + "os.execv(sys.argv[1], sys.argv[1:])", *argv]
-    environ = os.environ | {"TERM": "xterm", "COLUMNS": "100"}
-    process = subprocess.Popen(argv, stdin=theirs, stdout=theirs, stderr=theirs, env=environ)
-    os.close(theirs)
+    command = ["-c", WATCHED, os.ttyname(theirs), "pretrain", "--config", tmp_path / "recipe.yaml"]
+    running = ThreadPoolExecutor(1)
+    ended = running.submit(launch, command, env={"TERM": "xterm", "COLUMNS": "100"})
+    running.shutdown(wait=False)
     seen, began = b"", time.monotonic()
     while b"5/12" not in seen and time.monotonic() - began < 120:
         if select.select([ours], [], [], 1.0)[0]:
             seen += os.read(ours, 65536)
     assert b"5/12" in seen, seen[-2000:]
+    os.close(theirs)
     os.close(ours)
-    assert process.wait(timeout=120) == 0
+    assert ended.result(timeout=120).returncode == 0
     rows = read_rows(config.run.path / "metrics.jsonl")
     assert [row["step"] for row in rows if "lr" in row] == list(range(1, 13))
     assert json.loads((config.run.path / "final" / "training_state" / "state.json").read_text())["step"] == 12

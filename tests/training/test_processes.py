@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -130,19 +129,10 @@ def test_the_launched_script_joins_two_processes(recipe, tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(config_yaml(config), encoding="utf-8")
     script = Path(__file__).parents[2] / "scripts" / "pretrain.py"
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    environment = os.environ | {
-        "ACCELERATE_USE_CPU": "true",
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-    }
-    done = subprocess.run(
-        [*launcher, str(script), "--config", str(path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    paths = os.pathsep.join(path for path in sys.path if path)
+    environment = {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": paths}
+    done = launch([*launcher, script, "--config", path], env=environment)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     state = json.loads((config.run.path / "final" / "training_state" / "state.json").read_text(encoding="utf-8"))
     assert (state["processes"], state["step"]) == (2, 2)
