@@ -92,7 +92,8 @@ def test_a_model_whose_cache_forgets_is_read_in_one_call(others, documents, targ
     found = read_all(others["llama"], documents, targets, LENGTHS, call=7)
     assert found.in_pieces is False
     for length in LENGTHS:
-        torch.testing.assert_close(found.by_length[length].nats, usual.by_length[length].nats, atol=1e-3, rtol=1e-5)
+        one, pieces = found.by_length[length].nats, usual.by_length[length].nats
+        torch.testing.assert_close(one, pieces, atol=2e-5, rtol=1e-6)  # sums of about 170 nats, in another order
     monkeypatch.setattr("hybridlm.evaluation.lengths.windows.LARGEST", 20 * others["llama"].config.vocab_size)
     found = read_all(others["llama"], documents, targets, LENGTHS, call=7)
     assert list(found.by_length) == [4, 16]

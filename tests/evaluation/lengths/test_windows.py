@@ -37,6 +37,7 @@ def test_each_target_is_predicted_from_its_own_window(models, tokens, nats_by_ha
     span = (24, 24 + 3 * (length // 2) + length // 4)  # the last window is no full one, but for the shortest length
     expected = nats_by_hand(models[name], tokens, span, length)
     assert len(expected) == span[1] - span[0]
+    # By hand each window is one forward; in calls, fp32 sums are taken in another order.
     for how in ({"call": 5, "rows": 1}, {"call": 5, "rows": 3}, {"call": 16}, {"cache": None}):
         found = nats(models[name], tokens, span, length, **how)
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
@@ -89,7 +90,7 @@ def test_a_model_without_a_cache_is_read_in_one_call(models, tokens):
 
     model = Uncached()
     assert cache_name(model, tokens.ids) is None
-    whole = nats(model, tokens, (24, 60), 48, cache=None, call=4)
+    whole = nats(model, tokens, (24, 60), 48, cache=None, call=4)  # in one call: fp32 sums in another order
     torch.testing.assert_close(whole, nats(models["llama"], tokens, (24, 60), 48), atol=1e-5, rtol=1e-5)
 
 
