@@ -126,7 +126,13 @@ class _Parser(argparse.ArgumentParser):
             self.error(f"there is no option {option}{hint}")
         options, left = super().parse_known_args(args, namespace)
         if left and self.commands is None:
-            self.error(f"unrecognized arguments: {' '.join(left)}")
+            # argparse takes arguments such as SECTION.FIELD=VALUE in one row only; those behind an option go with them.
+            several = [action for action in self._get_positional_actions() if action.nargs in ("*", "+")]
+            if not several:
+                self.error(f"unrecognized arguments: {' '.join(left)}")
+            name = several[-1].dest
+            setattr(options, name, [*getattr(options, name), *(each for each in left if each != "--")])
+            left = []
         return options, left
 
     def _unknown_options(self, args: Sequence[str]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from launching import launch
 from models import save_checkpoint
 
 from hybridlm import HybridLMConfig, HybridLMForCausalLM, cli
-from hybridlm.cli import main
+from hybridlm.cli import build_parser, main
 from hybridlm.data.tokenizer import train_tokenizer
 
 COMMANDS = ("demo", "prepare", "pretrain", "generate", "read", "evaluate", "info", "memory-suite", "report")
@@ -47,6 +47,14 @@ def refused(capsys, *argv):
     assert captured.err.startswith(f"hybridlm {argv[0]}: ")
     assert "Traceback" not in captured.err + captured.out
     return captured.err
+
+
+def test_what_comes_several_times_may_stand_on_both_sides_of_an_option():
+    given = build_parser().parse_args(["pretrain", "a=1", "--dry-run", "b=2", "--config", "x.yaml", "c=3"])
+    assert (given.overrides, given.config, given.dry_run) == (["a=1", "b=2", "c=3"], "x.yaml", True)
+    assert build_parser().parse_args(["prepare", "a", "--out", "o", "b", "--", "c"]).paths == ["a", "b", "c"]
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["info", "a", "--json", "b"])
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -136,6 +144,11 @@ def test_evaluate_options(work, capsys):
     assert (facts["context"], facts["dtype"], facts["carry_state"]) == (8, "bfloat16", True)
     assert not (work / "model" / "evaluation").exists()
     assert "Written to numbers.json" in capsys.readouterr().out
+    # Numbers of another dtype lie beside those of the checkpoint's own.
+    assert main(["evaluate", "model", "--text", "book.txt", "--context", "8"]) == 0
+    assert main(argv) == 0
+    found = {path.name: json.loads(path.read_text())["dtype"] for path in (work / "model" / "evaluation").iterdir()}
+    assert found == {"book-8.json": "float32", "book-8-carried-bfloat16.json": "bfloat16"}
 
 
 def test_a_place_for_the_numbers_is_looked_at_first(work, capsys, monkeypatch):
@@ -273,7 +286,7 @@ def test_a_bug_is_not_hidden(monkeypatch):
 
 PIPED = """
 import ctypes, gc, os
-from hybridlm.cli import main
+from hybridlm.cli import build_parser, main
 
 read, write = os.pipe()
 pid = os.fork()

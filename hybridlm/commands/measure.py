@@ -93,7 +93,7 @@ def _text(options: argparse.Namespace) -> Measured:
 
     choice = {name: getattr(options, name) for name in ("context", "batch_size", "carry_state", "dtype", "device")}
     facts = report.evaluate_checkpoint(options.checkpoint[0], options.text[0], **choice)
-    return facts, report.render(facts), options.out or report.default_output(facts)
+    return facts, report.render(facts), options.out or _of_dtype(report.default_output(facts), options.dtype)
 
 
 def _lengths(options: argparse.Namespace) -> Measured:
@@ -106,8 +106,8 @@ def _lengths(options: argparse.Namespace) -> Measured:
     choice = {name: getattr(options, name) for name in ("batch_size", "dtype", "device")}
     with progress_line(sys.stderr) as progress:
         facts = evaluate_lengths(options.checkpoint, options.text, lengths, progress=progress, **choice)
-    path = options.out or report.default_output(options.checkpoint[0], options.text, lengths)
-    return facts, report.render(facts), path
+    path = report.default_output(options.checkpoint[0], options.text, lengths)
+    return facts, report.render(facts), options.out or _of_dtype(path, options.dtype)
 
 
 def _tasks(options: argparse.Namespace) -> Measured:
@@ -116,7 +116,12 @@ def _tasks(options: argparse.Namespace) -> Measured:
     names = ("context", "batch_size", "dtype", "device", *_ONLY_TASKS)
     choice = {name: getattr(options, name) for name in names}
     facts = harness.evaluate_checkpoint_tasks(options.checkpoint[0], options.tasks.split(","), **choice)
-    return facts, harness.render(facts), options.out or harness.default_output(facts)
+    return facts, harness.render(facts), options.out or _of_dtype(harness.default_output(facts), options.dtype)
+
+
+def _of_dtype(path: Path, dtype: str) -> Path:
+    """The numbers of a dtype that was asked for lie beside those of the checkpoint's own, and do not replace them."""
+    return path if dtype == "auto" else path.with_name(f"{path.stem}-{dtype}{path.suffix}")
 
 
 def _draw(facts: dict[str, Any], path: Path) -> None:

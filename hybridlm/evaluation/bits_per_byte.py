@@ -26,6 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import hybridlm
 from hybridlm.data.tokenizer import prompt_ids, start_and_end
 from hybridlm.errors import UserError
+from hybridlm.evaluation.positions import check_positions
 from hybridlm.files import expanded
 
 DEFAULT_ROWS = 8
@@ -67,6 +68,9 @@ def evaluate_text(
         raise UserError(
             f"text: the tokenizer makes no token of its {len(text)} characters. Use the tokenizer of the model."
         )
+    longest = len(ids) - 1 if carry_state else min(context, len(ids) - 1)
+    what = f"carry_state: {longest:,} tokens in one go" if carry_state else f"context={context}"
+    check_positions(model, longest, what, "Give a context of at most {limit} and carry no state.")
     training = model.training
     model.eval()
     try:

@@ -15,6 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from hybridlm.data.tokenizer import prompt_ids, start_and_end
 from hybridlm.errors import UserError
+from hybridlm.evaluation.positions import check_positions
 from hybridlm.evaluation.reading import CALL, new_ids
 from hybridlm.model.conversation_hybridlm import Conversation
 
@@ -85,7 +86,14 @@ def write_on(
 ) -> Tensor:
     """Input and continuation, (B, T) int64, as transformers' `generate` gives them for `inputs`; more: its other
     keyword arguments. The options are those of `generate_text`, and are to be in range. Raises UserError where the
-    checkpoint's generation_config.json says what cannot be done."""
+    checkpoint's generation_config.json says what cannot be done, or the model has not so many positions."""
+    read = inputs["input_ids"].shape[1]
+    check_positions(
+        model,
+        read + max_new_tokens - 1,  # the last one is not read
+        f"prompt and max_new_tokens: {read:,} tokens and {max_new_tokens:,}",
+        "Shorten one of the two.",
+    )
     choice: dict[str, Any] = {"do_sample": False}
     if temperature > 0:
         choice = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": top_k}

@@ -26,6 +26,7 @@ from hybridlm.evaluation.bits_per_byte import DEFAULT_ROWS, facts_of
 from hybridlm.evaluation.harness_model import harness_model
 from hybridlm.evaluation.harness_tasks import find_tasks, listening, one_line
 from hybridlm.evaluation.loading import load_checkpoint, locate
+from hybridlm.evaluation.positions import check_positions
 from hybridlm.evaluation.report import trained_length
 from hybridlm.evaluation.weights import weights_digest
 
@@ -80,6 +81,7 @@ def evaluate_tasks(
     from lm_eval.evaluator import evaluate
 
     check_numbers(context=context, batch_size=batch_size, limit=limit, num_fewshot=num_fewshot)
+    check_positions(model, context, f"context={context}", "Give a context of at most {limit}.")
     _set_fewshot(tasks, num_fewshot)
     for module in (random, numpy.random):
         module.seed(SEED)

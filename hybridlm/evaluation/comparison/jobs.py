@@ -97,19 +97,26 @@ def record_of(job: Job, records: Iterable[Record]) -> Record | None:
 
 
 def final_records(study: Study, model: str, records: Sequence[Record]) -> list[Record]:
-    """Those of a model's final runs that there are, in the order of the seeds."""
-    rate = best_rate(study, model, records)
-    jobs = [] if rate is None else [Job(study, model, "final", rate, seed) for seed in study.seeds]
-    return [record for job in jobs if (record := record_of(job, records)) is not None]
+    """Those of a model's final runs that there are, in the order of the seeds; all of them where every rate failed."""
+    failed, rate = _final_rates(study, model, records)
+    return _finals_at(study, model, failed if rate is None else [rate], records)
 
 
 def counted(study: Study, records: Sequence[Record]) -> list[Record]:
-    """The records that are of the study as it is now, in its order."""
+    """The records that are of the study as it is now, in its order; also those of rates at which all final runs
+    failed."""
     found = []
     for model in study.models:
         search = (record_of(job, records) for job in searched(study, model, records))
-        found += [record for record in search if record is not None] + final_records(study, model, records)
+        found += [record for record in search if record is not None]
+        failed, rate = _final_rates(study, model, records)
+        found += _finals_at(study, model, failed if rate is None else [*failed, rate], records)
     return found
+
+
+def _finals_at(study: Study, model: str, rates: Sequence[float], records: Sequence[Record]) -> list[Record]:
+    jobs = [Job(study, model, "final", rate, seed) for rate in rates for seed in study.seeds]
+    return [record for job in jobs if (record := record_of(job, records)) is not None]
 
 
 def due(study: Study, records: Sequence[Record]) -> list[Job]:
@@ -152,15 +159,31 @@ def searched(study: Study, model: str, records: Sequence[Record]) -> list[Job]:
 
 
 def best_rate(study: Study, model: str, records: Sequence[Record]) -> float | None:
-    """The learning rate whose search has the fewest bits per byte on the validation split; None: every one failed, or
-    the search goes on."""
+    """The learning rate whose search has the fewest bits per byte on the validation split; where the final runs of all
+    seeds failed at it, the best one below it. None: every one failed, or the search goes on."""
+    return _final_rates(study, model, records)[1]
+
+
+def _final_rates(study: Study, model: str, records: Sequence[Record]) -> tuple[list[float], float | None]:
+    """The rates at which the final runs of all seeds failed, and the one whose turn it is."""
+    failed: list[float] = []
+    for rate in _ranked(study, model, records):
+        if failed and rate > min(failed):
+            continue
+        finals = _finals_at(study, model, [rate], records)
+        if len(finals) < len(study.seeds) or not all(record.get("failed") for record in finals):
+            return failed, rate
+        failed.append(rate)
+    return failed, None
+
+
+def _ranked(study: Study, model: str, records: Sequence[Record]) -> list[float]:
+    """The rates that the final runs may have, the best of the search first; none while that goes on."""
     if len(study.rates) == 1:
-        return study.rates[0]
+        return list(study.rates)
     scores = [(_score(record_of(job, records)), job.rate) for job in searched(study, model, records)]
-    found = [(score, rate) for score, rate in scores if score is not None]
-    if len(found) < len(scores) or min(found)[0] == float("inf"):
-        return None
-    return min(found)[1]
+    known = [(score, rate) for score, rate in scores if score is not None]
+    return [rate for score, rate in sorted(known) if score != float("inf")] if len(known) == len(scores) else []
 
 
 def _score(record: Record | None) -> float | None:

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from hybridlm.evaluation.lengths.tokens import Tokens
+from hybridlm.evaluation.positions import position_limit
 
 CALL = 1024
 """Tokens of a window in one call."""
@@ -109,19 +110,6 @@ def impossible(model: PreTrainedModel, length: int, cache: str | None, call: int
             "the cache of this model cannot be carried over several tokens at once, and in one call the predictions "
             f"would take {length * vocabulary * 4 / 2**30:,.0f} GiB"
         )
-    return None
-
-
-def position_limit(model: PreTrainedModel) -> int | None:
-    """Positions of a model that has learned a vector for each, as GPT-2 and OPT have; None for all others."""
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if not isinstance(positions, int):
-        return None
-    words = (model.get_input_embeddings(), model.get_output_embeddings())
-    for module in model.modules():
-        # OPT's table has two rows more than positions.
-        if isinstance(module, nn.Embedding) and module not in words and 0 <= module.num_embeddings - positions <= 2:
-            return positions
     return None
 
 

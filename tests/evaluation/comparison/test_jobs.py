@@ -6,7 +6,7 @@ import json
 import pytest
 from made_up_studies import STUDY, make_study, record
 
-from hybridlm.evaluation.comparison.jobs import Job, best_rate, counted, difference, due, searched
+from hybridlm.evaluation.comparison.jobs import Job, best_rate, counted, difference, due, final_records, searched
 
 
 @pytest.fixture
@@ -80,6 +80,24 @@ def test_a_rate_that_failed_is_never_best(study):
     none = searches(study, dict.fromkeys((0.0025, 0.005, 0.01, 0.02, 0.04)))
     assert best_rate(study, "fading", none) is None
     assert not [job for job in due(study, none) if job.model == "fading"]
+
+
+def test_where_all_final_runs_fail_the_best_rate_below_has_its_turn(study):
+    records = searches(study, {0.01: 2.1, 0.02: 2.0, 0.04: 2.05})
+    failed = [record(study, "fading", "final", 0.02, seed, failed="nan") for seed in study.seeds]
+    assert best_rate(study, "fading", records + failed[:1]) == 0.02  # one seed alone is a result
+    records += failed
+    assert best_rate(study, "fading", records) == 0.01  # and not 0.04, which scored better
+    assert [job for job in asked(due(study, records)) if job[0] == "fading"] == [
+        ("fading", "final", 0.01, seed) for seed in study.seeds
+    ]
+    done = [record(study, "fading", "final", 0.01, seed) for seed in study.seeds]
+    assert counted(study, records + done) == records[:3] + failed + done
+    assert final_records(study, "fading", records + done) == done
+    records += [record(study, "fading", "final", 0.01, seed, failed="nan") for seed in study.seeds]
+    assert best_rate(study, "fading", records) is None
+    assert not [job for job in due(study, records) if job.model == "fading"]
+    assert len(final_records(study, "fading", records)) == 2 * len(study.seeds)
 
 
 def test_a_single_rate_needs_no_search(tmp_path):

@@ -8,7 +8,8 @@ from torch import nn
 from transformers import Mamba2Config, Mamba2ForCausalLM, MambaConfig, MambaForCausalLM, OPTConfig, OPTForCausalLM
 
 from hybridlm.evaluation.lengths.tokens import tokens_of
-from hybridlm.evaluation.lengths.windows import CALL, cache_name, impossible, position_limit, read_windows
+from hybridlm.evaluation.lengths.windows import CALL, cache_name, impossible, read_windows
+from hybridlm.evaluation.positions import position_limit
 
 PATTERNS = ["rglru bmru", "lru attention"]
 
