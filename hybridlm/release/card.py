@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ BENCHMARKS = ".eval_results/hybridlm.yaml"
 WRITTEN = "# Written by `hybridlm card`."
 """First line of BENCHMARKS."""
 
+_MARK = "<!-- Of weights with the hash {} -->"
+_MARKED = re.compile(_MARK.format("([0-9a-f]{64})"))
+
 OPENING, CLOSING = "<!-- title, and how to load it -->", "<!-- the rest -->"
 """Around the part of a full card that an export writes anew."""
 
@@ -58,9 +62,20 @@ def full_card(folder: Path) -> str | None:
     return text if is_full_card(text) else None
 
 
-def moved(text: str, top: str, title: str) -> str:
-    """A full card for another place. top: its new title, and how to load it. Raises UserError where its metadata cannot
-    be read, as `hybridlm card` never wrote them."""
+def mark(weights: str | None) -> str:
+    """What says in a full card which weights it is of, a `weights_digest`; nothing where there are none."""
+    return "" if weights is None else _MARK.format(weights)
+
+
+def marked(text: str) -> str | None:
+    """The `weights_digest` of the weights that a full card is of; None where it does not say."""
+    found = _MARKED.search(text)
+    return found[1] if found is not None else None
+
+
+def moved(text: str, top: str, title: str, weights: str | None) -> str:
+    """A full card for another place. top: its new title, and how to load it; weights: the `weights_digest` of the same
+    weights there. Raises UserError where its metadata cannot be read, as `hybridlm card` never wrote them."""
     try:
         card = ModelCard(text, ignore_metadata_errors=True)
     except (ValueError, TypeError, AttributeError, YAMLError) as error:
@@ -68,6 +83,7 @@ def moved(text: str, top: str, title: str) -> str:
         raise UserError(f"README.md: its metadata cannot be read ({reason}). Remove it, or make it anew.") from None
     before, _, rest = card.text.partition(OPENING)
     _, _, behind = rest.partition(CLOSING)
+    before = _MARKED.sub(mark(weights), before)
     card.text = f"{before}{OPENING}\n\n{top.strip()}\n\n{CLOSING}{behind}"
     data: Any = card.data
     if data.eval_results:

@@ -31,6 +31,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 import hybridlm
 from hybridlm.errors import UserError, did_you_mean
 from hybridlm.evaluation.loading import load_weights, locate, quiet_transformers
+from hybridlm.evaluation.weights import weights_digest
 from hybridlm.files import expanded, remove_dead_writes, write_folder
 from hybridlm.model.code_hybridlm import AUTO_MAP, names_our_classes
 from hybridlm.release.card import (
@@ -41,6 +42,7 @@ from hybridlm.release.card import (
     full_card,
     has_own_card,
     loading_snippet,
+    marked,
     moved,
     title_of,
 )
@@ -158,8 +160,10 @@ def open_source(checkpoint: str | Path) -> Source:
 
 def write_export(source: Source, folder: Path, location: str, name: str) -> Export:
     """Fills an empty `folder`. location: what is reported; name: what the README's example loads. Raises UserError
-    where the checkpoint holds links to places outside of it: their contents would be published."""
+    where the checkpoint holds links to places outside of it: their contents would be published; and where its card is
+    of other weights."""
     _check_links(source)
+    _check_card(source)
     model = load_weights(source.name, str(source.folder), getattr(hybridlm, source.architecture))
     tokenizer = _load_tokenizer(source, model)
     model.carry_code()  # pyright: ignore[reportCallIssue]
@@ -183,6 +187,16 @@ def _check_links(source: Source) -> None:
             )
 
 
+def _check_card(source: Source) -> None:
+    full = full_card(source.folder)
+    told = None if full is None else marked(full)
+    if told is not None and told != weights_digest(source.folder):
+        raise UserError(
+            f"checkpoint {source.name}: README.md was written by `hybridlm card` for other weights than lie there now. "
+            "Make it anew with `hybridlm card`, or remove it."
+        )
+
+
 def _write_card(source: Source, folder: Path, export: Export, name: str) -> None:
     """README.md, and what lies beside it."""
     full = full_card(source.folder)
@@ -196,7 +210,11 @@ def _write_card(source: Source, folder: Path, export: Export, name: str) -> None
             "parameters": export.parameters,
             "tokenizer": export.tokenizer,
         }
-        text = card(name, **facts) if full is None else moved(full, card_top(name, **facts), title_of(name))
+        text = (
+            card(name, **facts)
+            if full is None
+            else moved(full, card_top(name, **facts), title_of(name), weights_digest(folder))
+        )
         (folder / "README.md").write_text(text, encoding="utf-8")
     beside = [BENCHMARKS]
     if PICTURE in (folder / "README.md").read_text(encoding="utf-8", errors="replace"):

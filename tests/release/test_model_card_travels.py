@@ -4,10 +4,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 
 from hybridlm import HybridLMForCausalLM
 from hybridlm.errors import UserError
+from hybridlm.evaluation.weights import weights_digest
 from hybridlm.release import card
 from hybridlm.release.export import export_checkpoint
 from hybridlm.release.model_card.contents import CardOptions
@@ -137,6 +139,21 @@ def test_a_card_of_what_lies_on_the_hub(source, hub):
     text = Path("theirs.md").read_text()
     assert "\n# great\n" in text
     assert 'AutoModelForCausalLM.from_pretrained("owner/great", trust_remote_code=True)' in text
+
+
+def test_a_card_of_other_weights_does_not_travel(source):
+    model = HybridLMForCausalLM.from_pretrained(source)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[0, 0] += 1
+    model.save_pretrained(source, max_shard_size="20KB")  # an export has one file
+    with pytest.raises(UserError, match=r"checkpoint source: README.md was written .* for other weights"):
+        export(source, "other")
+    assert not Path("other").exists()
+    write_card(source, log=print)
+    text, _ = export(source, "other")
+    assert card.marked(text) == weights_digest("other") != weights_digest(source)
+    again, _ = export("other", "third")
+    assert card.marked(again) == weights_digest("third")
 
 
 def test_a_card_that_was_sealed_and_cannot_be_read(source):

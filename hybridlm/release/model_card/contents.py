@@ -72,7 +72,8 @@ class Contents:
         if self.training is not None:
             self.data = sources.read_data(self.training)
             self.measured = evaluation.validation(self.training, _start_symbol(self.folder))
-        model = evaluation.Model(facts["pattern"], facts["parameters"], digest_of(weights))
+        self.weights = digest_of(weights)
+        model = evaluation.Model(facts["pattern"], facts["parameters"], self.weights)
         self.measured += evaluation.measurements(self.folder, source.name, model, self.notes)
         self.mixers = mixers_of(facts["layers"])
         self.memory = "" if options.memory is None else memory_section(options.memory, facts["layers"])
@@ -131,6 +132,7 @@ class Contents:
         notice = self.options.license
         return {
             "seal": card.open_seal("card"),
+            "weights": card.mark(self.weights),
             "opening": card.OPENING,
             "closing": card.CLOSING,
             "top": self._top(),
