@@ -64,8 +64,8 @@ class Chat:
         """Reads a turn and answers it, word by word on `stream`; returns the answer. An empty turn: the answer before
         goes on; as the first one of a base model, a text begins.
 
-        Ctrl-C ends the answer at its next token. A second one, or any error, leaves the conversation as it was. Raises
-        UserError for text that is none, and for an empty turn behind the end of a text.
+        Ctrl-C ends the answer at its next token. A second one, one while the turn is read, or any error leaves the
+        conversation as it was. Raises UserError for text that is none, and for an empty turn behind the end of a text.
         """
         try:
             text.encode()
@@ -175,12 +175,14 @@ class Chat:
 
 class AtNextToken(StoppingCriteria):
     """`with AtNextToken() as interrupt:` Ctrl-C sets it, so that `generate` ends with its next token, where the cache
-    is whole; a second one raises KeyboardInterrupt at once."""
+    is whole; a second one raises KeyboardInterrupt at once, as does one before the first token: a long turn may be
+    read for minutes."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked = self.writing = False
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        self.writing = True
         return torch.full((len(input_ids),), self.asked, device=input_ids.device, dtype=torch.bool)
 
     def __enter__(self) -> AtNextToken:
@@ -196,6 +198,6 @@ class AtNextToken(StoppingCriteria):
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _ask(self, *_: object) -> None:
-        if self.asked:
+        if self.asked or not self.writing:
             raise KeyboardInterrupt
         self.asked = True

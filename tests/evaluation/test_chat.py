@@ -149,6 +149,22 @@ def test_a_second_ctrl_c_leaves_the_conversation_as_it_was(model, tokenizer, tal
     assert talk.say(" but") == other.say(" but")
 
 
+def test_ctrl_c_while_a_turn_is_read_leaves_the_conversation_as_it_was(model, tokenizer, talk):
+    talk.say("Anne had")
+    before = talk.tokens
+    forwards = []
+    hook = model.register_forward_pre_hook(lambda *_: forwards.append(signal.raise_signal(signal.SIGINT)))
+    with pytest.raises(KeyboardInterrupt):
+        talk.say(" been")
+    hook.remove()
+    assert forwards == []  # it ended in the first one
+    assert talk.tokens == before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    other = Chat(model, tokenizer, TextTurns(tokenizer), **SETTINGS)
+    other.say("Anne had")
+    assert talk.say(" been") == other.say(" been")
+
+
 def test_the_end_of_a_text_is_not_read(model, tokenizer, talk):
     hook = ends_at(model, tokenizer, 4)
     answer = talk.say("Anne")
