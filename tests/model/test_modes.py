@@ -284,7 +284,7 @@ def test_int8_weights_with_the_memory_units_left_exact_and_in_bfloat16(tmp_path)
     model, exact = models("(rglru bmru)*2", torch.bfloat16)
     model.save_pretrained(tmp_path)
     config = TorchAoConfig(
-        quantization.Int8WeightOnlyConfig(), modules_to_not_convert=[r".*\.(candidate|threshold)", "lm_head"]
+        quantization.Int8WeightOnlyConfig(), modules_to_not_convert=[r".*\.(candidate|threshold|drive)", "lm_head"]
     )
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16, quantization_config=config)
     plain = {name for name, p in loaded.named_parameters() if type(p.data) is torch.Tensor}
