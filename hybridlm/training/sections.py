@@ -159,7 +159,8 @@ class TrainingConfig:
     too."""
     compile: bool = False
     """Compile the training steps with torch.compile, which takes a while at first; equal to eager up to rounding.
-    Validation and samples, and steps in which epsilon changes, run uncompiled."""
+    Validation and samples, and steps in which epsilon or exploration changes or memory units are counted
+    (logging.memory_every), run uncompiled."""
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Keep an exponential moving average of the weights over about the last 1 / (1 - ema_decay) steps, in fp32. It is
     validated too, and saved at the end as `final-ema`. null: off."""
