@@ -281,16 +281,16 @@ def test_int8_weights(pattern, tmp_path):
 
 def test_int8_weights_with_the_memory_units_left_exact_and_in_bfloat16(tmp_path):
     quantization = pytest.importorskip("torchao.quantization", reason="torchao, of the extra dev, is not installed")
-    model, exact = models("(rglru bmru)*2", torch.bfloat16)
+    model, exact = models("rglru bmru fqbmru bmru", torch.bfloat16)
     model.save_pretrained(tmp_path)
     config = TorchAoConfig(
         quantization.Int8WeightOnlyConfig(), modules_to_not_convert=[r".*\.(candidate|threshold|drive)", "lm_head"]
     )
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16, quantization_config=config)
     plain = {name for name, p in loaded.named_parameters() if type(p.data) is torch.Tensor}
-    assert {name for name in plain if "candidate.weight" in name or "threshold.weight" in name} == {
-        f"model.layers.{i}.mixer.cells.0.{part}.weight" for i in (1, 3) for part in ("candidate", "threshold")
-    }
+    parts = [(1, "candidate"), (1, "threshold"), (2, "drive"), (3, "candidate"), (3, "threshold")]
+    assert {f"model.layers.{i}.mixer.cells.0.{part}.weight" for i, part in parts} <= plain
+    assert "model.layers.2.mixer.out_proj.weight" not in plain  # the rest is int8
     ids = make_ids(2, 12)
     with torch.no_grad():
         difference = loaded(ids).logits - exact(ids).logits
