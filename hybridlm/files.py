@@ -1,6 +1,7 @@
 """Files and folders that are whole under their final name, or not there: written aside, put on the disk, renamed."""
 
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -16,6 +17,12 @@ _ASIDE = re.compile(r"\.(?P<name>.+)\.(?:partial|old)-\d+")
 def expanded(path: str | Path) -> Path:
     """A path with `~` and `~user` as a shell has them: where there is no such user, it is a name like any other."""
     return Path(os.path.expanduser(path))
+
+
+def sha256(path: str | Path) -> str:
+    """Of what a file holds, in hexadecimal, as `sha256sum` prints it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def replace_file(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 says.
 """
 
+import hashlib
 import json
 import shutil
 
@@ -149,6 +150,19 @@ def test_evaluate_options(work, capsys):
     assert main(argv) == 0
     found = {path.name: json.loads(path.read_text())["dtype"] for path in (work / "model" / "evaluation").iterdir()}
     assert found == {"book-8.json": "float32", "book-8-carried-bfloat16.json": "bfloat16"}
+
+
+@pytest.mark.parametrize("how", ["--context=8", "--lengths=8,16"])
+def test_numbers_of_another_text_with_the_same_name_do_not_replace_the_first(work, how):
+    (work / "other").mkdir()
+    (work / "other" / "book.txt").write_text(TEXT[100:])
+    texts = {name: hashlib.sha256((work / name).read_bytes()).hexdigest() for name in ("book.txt", "other/book.txt")}
+    for text in [*texts, *texts]:  # a second time each replaces its own
+        assert main(["evaluate", "model", "--text", text, how]) == 0
+    found = [json.loads(path.read_text()) for path in (work / "model" / "evaluation").glob("book*.json")]
+    names = [facts.get("texts", [facts.get("text")]) for facts in found]
+    hashes = [facts.get("texts_sha256", [facts.get("text_sha256")]) for facts in found]
+    assert sorted(zip(names, hashes, strict=True)) == sorted(([name], [digest]) for name, digest in texts.items())
 
 
 def test_a_place_for_the_numbers_is_looked_at_first(work, capsys, monkeypatch):

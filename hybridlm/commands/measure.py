@@ -93,7 +93,7 @@ def _text(options: argparse.Namespace) -> Measured:
 
     choice = {name: getattr(options, name) for name in ("context", "batch_size", "carry_state", "dtype", "device")}
     facts = report.evaluate_checkpoint(options.checkpoint[0], options.text[0], **choice)
-    return facts, report.render(facts), options.out or _of_dtype(report.default_output(facts), options.dtype)
+    return facts, report.render(facts), options.out or _own_place(report.default_output(facts), options.dtype, facts)
 
 
 def _lengths(options: argparse.Namespace) -> Measured:
@@ -107,7 +107,7 @@ def _lengths(options: argparse.Namespace) -> Measured:
     with progress_line(sys.stderr) as progress:
         facts = evaluate_lengths(options.checkpoint, options.text, lengths, progress=progress, **choice)
     path = report.default_output(options.checkpoint[0], options.text, lengths)
-    return facts, report.render(facts), options.out or _of_dtype(path, options.dtype)
+    return facts, report.render(facts), options.out or _own_place(path, options.dtype, facts)
 
 
 def _tasks(options: argparse.Namespace) -> Measured:
@@ -117,6 +117,13 @@ def _tasks(options: argparse.Namespace) -> Measured:
     choice = {name: getattr(options, name) for name in names}
     facts = harness.evaluate_checkpoint_tasks(options.checkpoint[0], options.tasks.split(","), **choice)
     return facts, harness.render(facts), options.out or _of_dtype(harness.default_output(facts), options.dtype)
+
+
+def _own_place(path: Path, dtype: str, facts: dict[str, Any]) -> Path:
+    """Numbers of other texts lie beside those that are there, too."""
+    from hybridlm.evaluation.report import beside_other_texts
+
+    return beside_other_texts(_of_dtype(path, dtype), facts)
 
 
 def _of_dtype(path: Path, dtype: str) -> Path:

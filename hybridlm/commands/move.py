@@ -44,7 +44,7 @@ def card_options(command: argparse.ArgumentParser) -> None:
     add("--out", metavar="FILE", help="where to write (default: CHECKPOINT/README.md)")
     add("--overwrite", action="store_true", help="replace a card that somebody wrote or changed, too")
     add("--name", metavar="OWNER/MODEL", help="what the example loads; its last part is the title")
-    add("--license", metavar="NAME", help="licence of the weights, as the Hub names it, e.g. apache-2.0")
+    add("--license", metavar="NAME", help="licence of the weights, as the Hub names it (not checked), e.g. apache-2.0")
     add("--language", metavar="CODE[,CODE]", help="languages of the texts, e.g. en")
     add("--memory", metavar="FOLDER", help="records of memory-suite, for a table of the checkpoint's mixers")
     add(
@@ -92,7 +92,7 @@ def push(options: argparse.Namespace) -> None:
     examples:
       hybridlm push runs/demo/run/final my-account/my-model
       hybridlm push runs/demo/run/final my-account/my-model --private --message "Twice the context"
-      hybridlm push runs/demo/run/checkpoints/step-1000 my-account/my-model --revision step-1000
+      hybridlm push runs/demo/run/checkpoints/step-00001000 my-account/my-model --revision step-1000
     """
     from hybridlm.release.push import push_checkpoint
 

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from hybridlm.files import replace_file
+from hybridlm.files import replace_file, sha256
 
 PROGRESS = "progress"
 
@@ -42,7 +42,7 @@ class ShardWriter:
             path = self._note(self._name())
             try:
                 note = json.loads(path.read_text(encoding="utf-8"))
-                whole = all(_sha256(self.folder / file) == sha for file, sha in note["shard"]["sha256"].items())
+                whole = all(sha256(self.folder / file) == sha for file, sha in note["shard"]["sha256"].items())
             except (OSError, ValueError):
                 return
             if not whole:
@@ -96,7 +96,7 @@ class ShardWriter:
             "documents": len(self._bytes),
             "bytes": sum(self._bytes),
             "sources": self._totals,
-            "sha256": {f"{name}.bin": self._hash.hexdigest()} | {file: _sha256(self.folder / file) for file in arrays},
+            "sha256": {f"{name}.bin": self._hash.hexdigest()} | {file: sha256(self.folder / file) for file in arrays},
         }
         self.next_document = self._last + 1
         replace_file(self._note(name), json.dumps({"next_document": self.next_document, "shard": shard}))
@@ -112,8 +112,3 @@ class ShardWriter:
 def finished_shards(folder: Path) -> int:
     """How many shards are noted as finished in a work folder."""
     return len(list((folder / PROGRESS).glob("[!.]*.json")))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

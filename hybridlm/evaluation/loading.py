@@ -127,7 +127,7 @@ def locate(checkpoint: str | Path, field: str = "checkpoint") -> str:
         return str(checkpoint)
     names = [entry.name for entry in path.parent.iterdir() if entry.is_dir()] if path.parent.is_dir() else []
     raise UserError(
-        f"{field} {checkpoint}: there is no such folder{did_you_mean(path.name, names)}. Give the folder of a "
+        f"{field} {checkpoint}: there is no such folder{did_you_mean(path.name, names) or '.'} Give the folder of a "
         "checkpoint, such as "
         "runs/demo/run/final, or OWNER/MODEL on the Hugging Face Hub."
     )
@@ -138,7 +138,7 @@ def torch_dtype(name: str) -> torch.dtype | str:
     if name == "auto":
         return "auto"
     if name not in DTYPES:
-        raise UserError(f"dtype={name!r}: must be auto, {', '.join(DTYPES)}{did_you_mean(name, DTYPES)}.")
+        raise UserError(f"dtype={name!r}: must be auto, {', '.join(DTYPES)}{did_you_mean(name, DTYPES) or '.'}")
     return DTYPES[name]
 
 

@@ -10,7 +10,7 @@ from hybridlm.errors import UserError
 from hybridlm.evaluation.bits_per_byte import evaluate_text, read_file
 from hybridlm.evaluation.loading import load_checkpoint, locate
 from hybridlm.evaluation.weights import weights_digest
-from hybridlm.files import expanded, replace_file
+from hybridlm.files import expanded, replace_file, sha256
 
 
 def evaluate_checkpoint(
@@ -34,7 +34,8 @@ def evaluate_checkpoint(
     if context is None:
         context = trained_length(source) or int(model.config.max_position_embeddings)
     facts = evaluate_text(model, tokenizer, text, context=context, batch_size=batch_size, carry_state=carry_state)
-    return {"checkpoint": source, "weights": weights_digest(source), "text": str(text_file)} | facts
+    told = {"checkpoint": source, "weights": weights_digest(source), "text": str(text_file)}
+    return told | {"text_sha256": sha256(expanded(text_file))} | facts
 
 
 def trained_length(checkpoint: str | Path) -> int | None:
@@ -55,6 +56,26 @@ def default_output(facts: dict[str, Any]) -> Path:
         )
     name = f"{Path(facts['text']).stem}-{facts['context']}{'-carried' if facts['carry_state'] else ''}.json"
     return folder / "evaluation" / name
+
+
+def beside_other_texts(path: Path, facts: dict[str, Any]) -> Path:
+    """`path`; where the numbers of other texts with the same name lie there, a place beside it, named by the hash of
+    these."""
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        same = _hashes(before) == _hashes(facts) or (not _hashes(before) and _names(before) == _names(facts))
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return path
+    return path if same else path.with_name(f"{path.stem}-{'-'.join(each[:8] for each in _hashes(facts))}{path.suffix}")
+
+
+def _hashes(facts: dict[str, Any]) -> list[str]:
+    """Of the texts that numbers are of; empty in files of an older hybridlm."""
+    return facts.get("texts_sha256") or [facts[name] for name in ("text_sha256",) if name in facts]
+
+
+def _names(facts: dict[str, Any]) -> list[str]:
+    return facts.get("texts") or [str(facts.get("text"))]
 
 
 def write_json(path: str | Path, facts: dict[str, Any]) -> Path:

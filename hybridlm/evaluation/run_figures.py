@@ -70,7 +70,7 @@ def _pace(run: RunRecord) -> dict[str, str]:
     median = f"{np.nanmedian(inside):,.0f} tokens per second" if np.isfinite(inside).any() else ""
     mfu = run.column("mfu")
     return {
-        "throughput, all of the run's time": whole,
+        "throughput up to the last step, pauses included": whole,
         "throughput inside the steps, median": median,
         "model FLOPs utilisation, median": f"{np.nanmedian(mfu):.1%}" if np.isfinite(mfu).any() else "",
     }

@@ -5,14 +5,12 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from hybridlm.files import sha256
+
 
 def weight_files(folder: Path) -> dict[str, str]:
     """SHA-256 of each file of weights in a checkpoint's folder, by its name."""
-    found = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+    return {path.name: sha256(path) for path in sorted(folder.glob("*.safetensors"))}
 
 
 def digest_of(files: dict[str, str]) -> str | None:

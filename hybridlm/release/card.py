@@ -37,6 +37,9 @@ WRITTEN = "# Written by `hybridlm card`."
 _MARK = "<!-- Of weights with the hash {} -->"
 _MARKED = re.compile(_MARK.format("([0-9a-f]{64})"))
 
+_NAME = "<!-- Named {} -->"
+_NAMED = re.compile(_NAME.format("(.+)"))
+
 OPENING, CLOSING = "<!-- title, and how to load it -->", "<!-- the rest -->"
 """Around the part of a full card that an export writes anew."""
 
@@ -70,6 +73,17 @@ def mark(weights: str | None) -> str:
 def marked(text: str) -> str | None:
     """The `weights_digest` of the weights that a full card is of; None where it does not say."""
     found = _MARKED.search(text)
+    return found[1] if found is not None else None
+
+
+def mark_name(name: str | None) -> str:
+    """What keeps in a full card the name that it was made with; nothing where there was none."""
+    return "" if name is None else _NAME.format(name)
+
+
+def named(text: str) -> str | None:
+    """The name that a full card was made with."""
+    found = _NAMED.search(text.partition(OPENING)[0])
     return found[1] if found is not None else None
 
 

@@ -44,6 +44,7 @@ from hybridlm.release.card import (
     loading_snippet,
     marked,
     moved,
+    named,
     title_of,
 )
 from hybridlm.safe_loading import FAULTS, NO_CODE, brief, leads_outside
@@ -115,14 +116,16 @@ def export_checkpoint(
     found: list[Export] = []
 
     def fill(folder: Path) -> None:
-        found.append(write_export(source, folder, str(out), target.name))
+        found.append(write_export(source, folder, str(out), named(full_card(source.folder) or "") or target.name))
         if has_own_card(target):
-            log(f"README.md in {out} is your own, and stays")
+            log(f"README.md in {out} was written or changed by somebody, and stays; remove it there to have another")
             _copy(["README.md", PICTURE], target, folder)
 
     try:
         remove_dead_writes(target)
         log(f"Exporting {source.name} ({source.architecture}) to {out}")
+        if not has_own_card(target):
+            tell_of_own_card(source, log)
         write_folder(target, fill)
     except (OSError, SafetensorError) as error:
         raise UserError(f"OUT {out}: it cannot be written ({_reason(error)}). Give another folder.") from error
@@ -152,7 +155,7 @@ def open_source(checkpoint: str | Path) -> Source:
     if architecture not in AUTO_CLASSES:
         raise UserError(
             f"checkpoint {checkpoint}: its config.json says architectures={named!r}; must be one of "
-            f"{', '.join(AUTO_CLASSES)}{did_you_mean(architecture, AUTO_CLASSES)}. Save the model with "
+            f"{', '.join(AUTO_CLASSES)}{did_you_mean(architecture, AUTO_CLASSES) or '.'} Save the model with "
             "save_pretrained, which writes it."
         )
     return Source(str(checkpoint), place, architecture)
@@ -174,6 +177,15 @@ def write_export(source: Source, folder: Path, location: str, name: str) -> Expo
     export = Export(location, source.architecture, model.config.pattern, model.num_parameters(), tokenizer is not None)
     _write_card(source, folder, export, name)
     return export
+
+
+def tell_of_own_card(source: Source, log: Callable[[str], None]) -> None:
+    """Says that a card which somebody wrote or changed goes along as it is, with the way to load that it tells of."""
+    if has_own_card(source.folder):
+        log(
+            f"README.md of {source.name} was written or changed by somebody: it goes along as it is. See that what it "
+            "says of loading the model holds for the new place."
+        )
 
 
 def _check_links(source: Source) -> None:

@@ -26,7 +26,15 @@ from safetensors import SafetensorError
 
 from hybridlm.errors import UserError
 from hybridlm.release.card import BENCHMARKS, PICTURE, WRITTEN, has_own_card, is_full_card, is_own_card
-from hybridlm.release.export import TOKENIZER, WEIGHTS_AND_CODE, Export, Source, open_source, write_export
+from hybridlm.release.export import (
+    TOKENIZER,
+    WEIGHTS_AND_CODE,
+    Export,
+    Source,
+    open_source,
+    tell_of_own_card,
+    write_export,
+)
 
 _AGAIN = " Nothing is half-committed: run the same command again. Weights that have arrived are not sent twice."
 _NO_BRANCH = re.compile(r"^$|^[-./]|[\x00-\x20\x7f~^:?*\[\\]|\.\.|//|/\.|@\{|^@$|\.lock(/|$)|[./]$|^[0-9a-f]{40}$")
@@ -66,6 +74,7 @@ def push_checkpoint(
     with tempfile.TemporaryDirectory(prefix="hybridlm-") as temporary:
         folder = Path(temporary)
         log(f"Exporting {source.name} ({source.architecture})")
+        tell_of_own_card(source, log)
         export = replace(_export_aside(source, folder, repo_id), revision=revision)
         log(f"Uploading {_megabytes(folder)} to {repo_id}")
         message = message or f"Upload {export.architecture} with its code"

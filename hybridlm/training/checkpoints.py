@@ -22,7 +22,6 @@ A rename is all or nothing, so what lies under a final name was whole once. The 
 since: a disk that lost a block, a copy that was cut short, an edit.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -32,7 +31,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from hybridlm.errors import UserError
-from hybridlm.files import write_folder
+from hybridlm.files import sha256, write_folder
 from hybridlm.safe_loading import is_inside
 
 STATE = "training_state"
@@ -93,7 +92,7 @@ def write_sealed(target: Path, fill: Callable[[Path], None], aside: Path | None 
 
     def fill_and_seal(folder: Path) -> None:
         fill(folder)
-        sums = {name: _sha256(folder / name) for name in _files(folder)}
+        sums = {name: sha256(folder / name) for name in _files(folder)}
         (folder / STATE / CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
 
     write_folder(target, fill_and_seal, aside)
@@ -111,7 +110,7 @@ def damage(folder: Path) -> str | None:
                 return f"{STATE}/{CHECKSUMS} names {name!r}, no file of the folder"
             if not (folder / name).is_file():
                 return f"{name} is missing"
-            if _sha256(folder / name) != expected:
+            if sha256(folder / name) != expected:
                 return f"{name} does not fit its checksum"
     except (OSError, ValueError, RecursionError) as error:
         return f"{STATE}/{CHECKSUMS}: {error}"
@@ -164,8 +163,3 @@ def _step(checkpoint: Path) -> int:
 
 def _files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -126,7 +126,7 @@ def _config_of(source: str) -> HybridLMConfig:
     folder = Path(source)
     if not (folder / "config.json").is_file() and is_local(source):
         what = "there is no config.json in that folder" if folder.is_dir() else "there is no such folder"
-        raise UserError(f"training.init_from={source!r}: {what}{_near(folder)}. {_GIVE}")
+        raise UserError(f"training.init_from={source!r}: {what}{_near(folder)} {_GIVE}")
     try:
         with _quiet():
             values, _ = HybridLMConfig.get_config_dict(source)
@@ -147,16 +147,17 @@ def _config_of(source: str) -> HybridLMConfig:
     except (OSError, ValueError) as error:
         if not folder.exists() and folder.parent.is_dir():  # meant as a path, most likely; the Hub has none either
             raise UserError(
-                f"training.init_from={source!r}: there is no such folder in {folder.parent}{_near(folder)}. {_GIVE}"
+                f"training.init_from={source!r}: there is no such folder in {folder.parent}{_near(folder)} {_GIVE}"
             ) from error
         raise UserError(f"training.init_from={source!r}: it cannot be read ({_line(error)}).") from error
 
 
 def _near(folder: Path) -> str:
-    """A guess at which folder beside it was meant."""
+    """The end of the sentence: a guess at which folder beside it was meant, where there is one."""
     if folder.exists() or not expanded(folder).parent.is_dir():
-        return ""
-    return did_you_mean(folder.name, [path.name for path in expanded(folder).parent.iterdir() if path.is_dir()])
+        return "."
+    beside = [path.name for path in expanded(folder).parent.iterdir() if path.is_dir()]
+    return did_you_mean(folder.name, beside) or "."
 
 
 def _other_architecture(theirs: HybridLMConfig, ours: HybridLMConfig) -> list[str]:

@@ -129,7 +129,8 @@ def each_row(path: Path) -> Iterator[dict[str, Any]]:
                 raise ValueError(f"but {line[:20].decode('utf-8', 'replace').strip()}")
         except (ValueError, RecursionError) as error:
             raise UserError(
-                f"{path}:{number} is no JSON object ({error}). Restore the file, or move it away to start a new record."
+                f"{path}:{number} is no JSON object ({error}). Where it is a run's metrics.jsonl, restore it, or move "
+                "it away to start a new record."
             ) from None
         yield row
 

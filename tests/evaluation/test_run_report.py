@@ -222,7 +222,7 @@ def test_the_figures_of_the_table(tmp_path):
     assert table["steps left out (fp16 overflow)"] == "1"
     assert table["tokens read"] == "960"
     assert table["wall time"] == "0:15"
-    assert table["throughput, all of the run's time"] == "64 tokens per second"
+    assert table["throughput up to the last step, pauses included"] == "64 tokens per second"
     assert table["throughput inside the steps, median"] == "128 tokens per second"
 
 

@@ -252,7 +252,7 @@ def test_a_readme_that_was_made_somebodys_own_stays(checkpoint, tmp_path, theirs
     (out / "model.safetensors").write_bytes(b"old")
     export_checkpoint(source, out, overwrite=True, log=said.append)
     assert (out / "README.md").read_bytes() == before
-    assert f"README.md in {out} is your own, and stays" in said
+    assert f"README.md in {out} was written or changed by somebody, and stays; remove it there to have another" in said
     assert (out / "model.safetensors").read_bytes() != b"old"
 
 

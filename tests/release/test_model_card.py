@@ -20,6 +20,7 @@ from hybridlm.evaluation.info import describe
 from hybridlm.evaluation.memory.store import Store
 from hybridlm.evaluation.origin import CONVERTED
 from hybridlm.evaluation.report import evaluate_checkpoint, write_json
+from hybridlm.files import sha256
 from hybridlm.release import card
 from hybridlm.release.model_card import contents as contents_module
 from hybridlm.release.model_card import training as training_module
@@ -142,7 +143,7 @@ def test_every_number_is_that_of_a_file(run):
     assert (
         f"| `book.txt` | bits per byte | {measured['bits_per_byte']:.4f} | 16, state carried on | "
         f"behind `<\\|endoftext\\|>`; end symbol not counted | {measured['n_tokens']:,} tokens, "
-        f"{measured['n_bytes']:,} bytes | float32 on cpu |"
+        f"{measured['n_bytes']:,} bytes (SHA-256 {sha256('book.txt')[:8]}…) | float32 on cpu |"
     ) in text
     command = "hybridlm evaluate runs/small/final --text book.txt --context 16 --carry-state --dtype float32"
     assert command in section(text, "Evaluation")
@@ -163,7 +164,8 @@ def test_the_metadata_are_the_hubs(run, no_picture):
     assert set(results) == {"the validation split of its data", "book.txt"}
     assert results["the validation split of its data"].metric_value == round(last["bits_per_byte"], 6)
     assert results["book.txt"].metric_value == round(facts["bits_per_byte"], 6)
-    assert results["book.txt"].metric_args == {"context": 16, "carry_state": True, "dtype": "float32"}
+    setting = {"context": 16, "carry_state": True, "dtype": "float32", "text_sha256": sha256("book.txt")}
+    assert results["book.txt"].metric_args == setting
     recipe = run / "config.yaml"
     recipe.write_text(recipe.read_text().replace("folder: runs", "folder: runs/group"))
     assert "\n# group/small, best\n" in made(run / "best")[0]

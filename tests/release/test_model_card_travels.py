@@ -62,6 +62,15 @@ def test_an_export_takes_it_along_and_says_how_to_load_the_export(source):
     assert (source / "README.md").read_text() == before
 
 
+def test_the_name_that_it_was_made_with_is_kept(source):
+    write_card(source, options=CardOptions(name="me/great"), log=print)
+    text, _ = export(source, "mine")
+    assert "\n# great\n" in text
+    assert 'from_pretrained("me/great", trust_remote_code=True)' in text
+    twice, _ = export("mine", "other")
+    assert twice == text
+
+
 def test_an_export_of_the_export_and_over_it(source):
     first, _ = export(source, "mine")
     again, said = export(source, "mine", overwrite=True)
@@ -81,11 +90,12 @@ def test_a_changed_one_travels_as_it_is_and_stays_where_it_is(source):
     Path("mine", card.PICTURE).write_bytes(b"my picture")
     kept, said = export(source, "mine", overwrite=True)
     assert kept == text + "My words.\n"
-    assert "README.md in mine is your own, and stays" in said
+    assert "README.md in mine was written or changed by somebody, and stays; remove it there to have another" in said
     assert Path("mine", card.PICTURE).read_bytes() == b"my picture"
     (source / "README.md").write_text((source / "README.md").read_text() + "Theirs.\n")
-    text, _ = export(source, "new")
+    text, said = export(source, "new")
     assert text == (source / "README.md").read_text()
+    assert any("README.md of source was written or changed by somebody: it goes along" in line for line in said)
     assert Path("new", card.PICTURE).read_bytes() == b"a picture"
 
 

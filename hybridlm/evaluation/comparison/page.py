@@ -93,7 +93,10 @@ def _tables(study: Study, records: Sequence[Record]) -> Iterator[str]:
     yield "\n## Commands\n"
     commands = [record["command"] for rows in found.values() for record in rows[:1]]
     yield from (f"- `{command}`" for command in commands)
-    yield "\nOne for each model; other seeds by `training.seed`. Tests: `hybridlm evaluate --lengths` of the `final`.\n"
+    yield (
+        "\nOne for each model; other seeds by `training.seed`; RUNS is a folder of yours for the runs. Tests: "
+        "`hybridlm evaluate --lengths` of the `final`.\n"
+    )
 
 
 def _about_tests(test: dict[str, Any]) -> str:

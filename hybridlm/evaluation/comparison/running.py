@@ -7,7 +7,6 @@ final model is then measured on the test texts, and in generation, again with th
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shlex
@@ -30,7 +29,7 @@ from hybridlm.evaluation.comparison.jobs import Job, Record, counted, difference
 from hybridlm.evaluation.comparison.study import Study
 from hybridlm.evaluation.info import describe
 from hybridlm.evaluation.run_record import read_runs
-from hybridlm.files import append_line, try_folder
+from hybridlm.files import append_line, sha256, try_folder
 from hybridlm.training.halt import REPORT
 from hybridlm.training.result import result_of
 from hybridlm.training.session import cpu_threads
@@ -157,7 +156,7 @@ class _Run:
             raise UserError(f"it ended with exit code {code}: {_last_words(self.log)}")
         found = known | _measured(self.folder)
         if job.stage == "final":
-            found |= {"test": _tested(self.tests, self.texts)} if job.study.lengths else {}
+            found |= {"test": _tested(self.tests)} if job.study.lengths else {}
             found["generation"] = _generated(self.speed)
         return found
 
@@ -218,7 +217,7 @@ def _check_tests(study: Study, records: Sequence[Record], texts: Sequence[str]) 
     given = {
         "texts": [Path(text).name for text in texts],
         "lengths": list(study.lengths),
-        "sha256": [_sha256(text) for text in texts],
+        "sha256": [sha256(text) for text in texts],
     }
     for record in counted(study, records):
         if record["stage"] == "search" or record.get("failed"):
@@ -232,10 +231,6 @@ def _check_tests(study: Study, records: Sequence[Record], texts: Sequence[str]) 
                     f"{record['model']!r}, seed {record['seed']}, is on record with {name} {value}, and now they are "
                     f"{given[name]}. Give the same texts and lengths, or another --out."
                 )
-
-
-def _sha256(file: str) -> str:
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 def line(record: Record) -> str:
@@ -291,14 +286,14 @@ def _stopped_by_itself(run: Path) -> str | None:
         return None
 
 
-def _tested(path: Path, texts: Sequence[str]) -> Record:
+def _tested(path: Path) -> Record:
     """What `hybridlm evaluate --lengths` wrote."""
     facts = json.loads(path.read_text(encoding="utf-8"))
     [found] = facts["checkpoints"]
     kept = ("by_context", "by_position", "still_improves", "stops_improving_at", "worse_from")
     test: Record = {name: found[name] for name in kept}
     test |= {"texts": [Path(text).name for text in facts["texts"]], "n_bytes": facts["target_bytes"]}
-    return test | {"sha256": [_sha256(text) for text in texts]}
+    return test | {"sha256": facts["texts_sha256"]}
 
 
 def _generated(path: Path) -> Record:

@@ -110,8 +110,8 @@ def in_words(course: Course) -> str:
     best = max(beyond, key=lambda length: beyond[length].bits)
     gain = beyond[best]
     text = (
-        f"Stops improving at {course.stops_at:,} tokens: no longer context is better by {course.needed:.1f} standard "
-        f"errors (the best, {best:,}, is {_away(gain)})"
+        f"Stops improving at {course.stops_at:,} tokens: no longer context is better by the {course.needed:.1f} "
+        f"standard errors that make it sure (the nearest, {best:,}, is {_away(gain)})"
     )
     if course.worse_from is not None:
         text += f"; gets worse from {course.worse_from:,} tokens ({_away(beyond[course.worse_from])})"

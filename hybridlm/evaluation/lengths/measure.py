@@ -32,6 +32,7 @@ from hybridlm.evaluation.loading import load_checkpoint, locate
 from hybridlm.evaluation.reading import Progress
 from hybridlm.evaluation.report import trained_length
 from hybridlm.evaluation.weights import weights_digest
+from hybridlm.files import expanded, sha256
 
 
 def evaluate_lengths(
@@ -82,6 +83,7 @@ def evaluate_lengths(
     used = {each.document for each in targets}
     return {
         "texts": names,
+        "texts_sha256": [sha256(expanded(name)) for name in text_files],
         "texts_too_short": [name for at, name in enumerate(names) if at not in used],
         "n_bytes": sum(len(text.encode("utf-8")) for text in texts),
         "target_bytes": int(n_bytes.sum()),

@@ -132,7 +132,7 @@ class Contents:
         notice = self.options.license
         return {
             "seal": card.open_seal("card"),
-            "weights": card.mark(self.weights),
+            "weights": "\n\n".join(filter(None, [card.mark(self.weights), card.mark_name(self.options.name)])),
             "opening": card.OPENING,
             "closing": card.CLOSING,
             "top": self._top(),

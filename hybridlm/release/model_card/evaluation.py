@@ -163,6 +163,7 @@ def _text(facts: dict[str, Any], name: str, model: Model) -> Iterator[Measuremen
     _check(facts, model)
     words = ["hybridlm", "evaluate", name, "--text", facts["text"], "--context", str(facts["context"])]
     words += ["--carry-state"] if facts["carry_state"] else []
+    hashes = [facts["text_sha256"]] if "text_sha256" in facts else []  # not on record in older files
     way = "state carried on" if facts["carry_state"] else "each window begins anew"
     lossless = "" if facts["tokenizer_is_lossless"] else "; the tokenizer is NOT lossless on this text"
     shared = {
@@ -170,11 +171,11 @@ def _text(facts: dict[str, Any], name: str, model: Model) -> Iterator[Measuremen
         "error": None,
         "context": f"{facts['context']:,}, {way}",
         "start": _start(facts),
-        "counted": f"{facts['n_tokens']:,} tokens, {facts['n_bytes']:,} bytes{lossless}",
+        "counted": f"{facts['n_tokens']:,} tokens, {facts['n_bytes']:,} bytes{_hashed(hashes)}{lossless}",
         "dtype": _dtype(facts),
         "command": shlex.join([*words, "--dtype", facts["dtype"]]),
         "reportable": bool(facts["tokenizer_is_lossless"]),
-        "setting": {name: facts[name] for name in ("context", "carry_state", "dtype")},
+        "setting": {name: facts[name] for name in ("context", "carry_state", "dtype")} | _text_setting(hashes),
     }
     yield Measurement(metric="bits per byte", value=float(facts["bits_per_byte"]), **shared)
 
@@ -185,6 +186,7 @@ def _lengths(facts: dict[str, Any], name: str, model: Model) -> Iterator[Measure
     (found,) = facts["checkpoints"]
     _check(found, model)
     texts = [word for text in facts["texts"] for word in ("--text", text)]
+    hashes = facts.get("texts_sha256", [])
     lengths = ",".join(map(str, facts["lengths"]))
     command = shlex.join(["hybridlm", "evaluate", name, *texts, "--lengths", lengths, "--dtype", found["dtype"]])
     for each in found["by_context"]:
@@ -197,12 +199,23 @@ def _lengths(facts: dict[str, Any], name: str, model: Model) -> Iterator[Measure
             error=each["standard_error"],
             context=f"{each['length']:,}, windows begin anew, the same bytes predicted at every length",
             start=f"windows behind {code(found['start_symbol'])}",
-            counted=f"{facts['target_bytes']:,} of {facts['n_bytes']:,} bytes",
+            counted=f"{facts['target_bytes']:,} of {facts['n_bytes']:,} bytes{_hashed(hashes)}",
             dtype=_dtype(found),
             command=command,
             reportable=bool(found["tokenizer_is_lossless"]),
-            setting={"context": each["length"], "carry_state": False, "dtype": found["dtype"], "part": "second halves"},
+            setting={"context": each["length"], "carry_state": False, "dtype": found["dtype"], "part": "second halves"}
+            | {"predicted_bytes": facts["target_bytes"]}
+            | _text_setting(hashes),
         )
+
+
+def _hashed(hashes: list[str]) -> str:
+    """How readers tell the texts from others of the same names."""
+    return f" (SHA-256 {', '.join(f'{each[:8]}…' for each in hashes)})" if hashes else ""
+
+
+def _text_setting(hashes: list[str]) -> dict[str, Any]:
+    return {"text_sha256": ", ".join(hashes)} if hashes else {}
 
 
 def _tasks(facts: dict[str, Any], name: str, model: Model) -> Iterator[Measurement]:

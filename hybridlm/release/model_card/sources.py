@@ -112,7 +112,7 @@ def about(data: Data) -> list[str]:
     lines = []
     if data.manifest is not None:
         made_of = data.manifest["made_of"]
-        lines = [_tokenizer(made_of, data.manifest["vocab_size"]), _held_out(made_of)]
+        lines = [_tokenizer(made_of, data.manifest["vocab_size"]), _held_out(made_of, data.manifest["sources"])]
         if made_of.get("deduplicate"):
             lines.append("Documents that repeat an earlier one were left out.")
     elif data.sources:
@@ -128,12 +128,17 @@ def _tokenizer(made_of: dict[str, Any], size: int) -> str:
     return f"Tokenizer: {size:,} tokens, one that was there before."
 
 
-def _held_out(made_of: dict[str, Any]) -> str:
+def _held_out(made_of: dict[str, Any], entries: list[dict[str, Any]]) -> str:
     chosen = made_of.get("validation") or {}
     if not chosen.get("share"):
         return "Nothing was held out."
     what = "the end of every document" if chosen.get("by") == "position" else "whole documents, drawn"
-    return f"Held out for validation: {what}, {float(chosen['share']):.3g} of the text."
+    asked = f"{float(chosen['share']):.3g} of the text asked for"
+    sizes = [[entry[split].get("bytes") for entry in entries] for split in ("validation", "train")]
+    if not all(type(size) is int for split in sizes for size in split) or not sum(map(sum, sizes)):
+        return f"Held out for validation: {what}, {asked}."
+    held_out, rest = map(sum, sizes)
+    return f"Held out for validation: {what}, {held_out / (held_out + rest):.2%} of the bytes ({asked})."
 
 
 def _name(entry: dict[str, Any]) -> str:

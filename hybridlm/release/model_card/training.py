@@ -150,7 +150,7 @@ def progress(found: Training, epoch_tokens: int | None) -> str:
         "precision": precision(found),
         "seed": str(found.setting("training.seed")) if found.setting("training.seed") is not None else "",
         "began with": beginning(found) or "random weights",
-        "wall time": f"{clock(state.seconds)}, validation and checkpoints included",
+        "wall time": f"{clock(state.seconds)}, validation and checkpoints included{_breaks(found)}",
         **_figures(found),
         **_machines(found),
     }
@@ -228,6 +228,12 @@ def _machines(found: Training) -> dict[str, str]:
         "software": _each(software),
         "commit of hybridlm": _each(commits),
     }
+
+
+def _breaks(found: Training) -> str:
+    """Where the run was taken up again."""
+    later = [f"{row['step']:,}" for row in found.sessions if row["step"] > 0]
+    return f"; taken up again at step {', '.join(later)}" if later else ""
 
 
 def _changed(commit: str) -> str:

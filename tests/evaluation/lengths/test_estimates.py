@@ -62,7 +62,8 @@ def test_a_model_that_stops_improving():
     line = told([2.0, 1.9, 1.9, 1.9])
     assert (line.stops_at, line.worse_from, line.still_improves) == (2048, None, False)
     assert in_words(line).startswith(
-        "Stops improving at 2,048 tokens: no longer context is better by 2.8 standard errors (the best, "
+        "Stops improving at 2,048 tokens: no longer context is better by the 2.8 standard errors that make it "
+        "sure (the nearest, "
     )
 
 
