@@ -1,7 +1,7 @@
 """The shell around a mixer: one residual block serves every cell, so that a cell file holds only its recurrence.
 
     u = norm(x);  v = conv(W_u u)
-    y = W_o((sum of the cells' outputs on v) * silu(W_g u))
+    y = W_o((sum of the cells' outputs on v + d * v) * silu(W_g u))      d * v where `input_skip` is set
     x = x + y;    x = x + mlp(norm(x))                       SwiGLU
 
 Attention and `mamba2` bring their own projections and replace the two inner lines.
@@ -9,6 +9,7 @@ Attention and `mamba2` bring their own projections and replace the two inner lin
 
 import torch
 from torch import Tensor, nn
+from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .cache_hybridlm import HybridRecurrentLayer
@@ -33,6 +34,12 @@ class RecurrentMixer(nn.Module):
         self.out_proj = starting(nn.Linear(N, D, bias=False), scale=config.residual_scale)
         self.conv = ShortConv(N, config.conv_kernel) if config.conv_kernel > 0 else None
         self.cells = nn.ModuleList([CELLS[name](config) for name in block.split("+")])
+        self.skip = nn.Parameter(torch.empty(N)) if config.input_skip else None
+
+    def reset_weights(self) -> None:
+        """d starts at 1."""
+        if self.skip is not None:
+            init.ones_(self.skip)
 
     def forward(
         self, u: Tensor, mask: Tensor | None, reset: Tensor | None, cache: HybridRecurrentLayer | None
@@ -40,6 +47,8 @@ class RecurrentMixer(nn.Module):
         """mask, reset: (B, T) bool or None. The cache, if given, is read and moved on by T tokens."""
         v, window = convolve(self.conv, self.in_proj(u), mask, reset, cache)
         h = advance(self.cells, v, window, mask, reset, cache)  # pyright: ignore[reportArgumentType]
+        if self.skip is not None:
+            h = torch.addcmul(h, self.skip.to(h.dtype), v)
         if self.gate_proj is not None:
             h = silu_gate(self.gate_proj(u), h)
         return self.out_proj(h)
@@ -59,6 +68,8 @@ class RecurrentMixer(nn.Module):
             emitted = step.cell(cell, v, state)  # pyright: ignore[reportArgumentType]
             h = emitted if h is None else step.ops.add(h, emitted, width)
         assert h is not None
+        if self.skip is not None:
+            h = step.ops.add_scaled(h, v, step.own(self.skip))
         if self.gate_proj is not None:
             h = step.ops.gate(step.linear(u, self.gate_proj), h, width)
         return step.linear(h, self.out_proj)

@@ -71,6 +71,7 @@ class HybridLMConfig(PreTrainedConfig):
         state_size (N): width of the recurrences; None: hidden_size.
         intermediate_size: width of the SwiGLU MLP; None: 8/3 hidden_size rounded up to a multiple of 32; 0: no MLP.
         conv_kernel: taps of the short causal convolution in front of the cells; 0: none.
+        input_skip: add d * v to what cells emit for v; d is learned for each channel, and 1 at the start.
         output_gate: multiply what the cells emit with silu(W_g u).
         tie_word_embeddings: the output projection is the embedding.
     Attention and gates
@@ -115,6 +116,7 @@ class HybridLMConfig(PreTrainedConfig):
     state_size: int | None = None
     intermediate_size: int | None = None
     conv_kernel: int = 4
+    input_skip: bool = False
     output_gate: bool = True
     num_attention_heads: int = 8
     num_key_value_heads: int | None = None

@@ -35,9 +35,10 @@ SAMPLE = 64
 _NO_PART_OF_A_STATE = {
     "bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "format_version", "initializer_range",
     "attention_dropout", "classifier_dropout", "decay_min", "decay_max", "phase_max", "threshold_init",
-    "amplitude_init", "surrogate_slope", "tie_word_embeddings",
+    "amplitude_init", "surrogate_slope", "tie_word_embeddings", "input_skip",
 }  # fmt: skip
-"""Fields of the configuration that choose symbols, concern the head, or act in a training alone."""
+"""Fields of the configuration that choose symbols, concern the head, act in a training alone, or show in the names of
+the weights."""
 
 _AGAIN = "Copy it again, or write it again with save_cache or `hybridlm read`."
 _VERSION, _SEAL = "hybridlm_conversation", "header_checksum"

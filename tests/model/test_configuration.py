@@ -28,7 +28,7 @@ def test_it_survives_a_file(tmp_path):
     config = HybridLMConfig(
         pattern="lru+bmru attention", vocab_size=99, hidden_size=24, state_size=12, num_attention_heads=2,
         intermediate_size=0,
-        conv_kernel=0, output_gate=False, threshold_init=0.5, learn_initial_state=True, bos_token_id=1,
+        conv_kernel=0, output_gate=False, input_skip=True, threshold_init=0.5, learn_initial_state=True, bos_token_id=1,
         eos_token_id=[1, 2],
         rope_parameters={"rope_type": "default", "rope_theta": 500.0},
     )  # fmt: skip

@@ -97,7 +97,7 @@ class TestLayers:
     @pytest.mark.parametrize(
         "fields",
         [
-            {"conv_kernel": 0}, {"conv_kernel": 1}, {"conv_kernel": 2}, {"output_gate": False},
+            {"conv_kernel": 0}, {"conv_kernel": 1}, {"conv_kernel": 2}, {"output_gate": False}, {"input_skip": True},
             {"intermediate_size": 0}, {"state_size": 24}, {"learn_initial_state": True},
         ],
         ids=str,

@@ -104,7 +104,7 @@ def take_apart(model: Any, dtype: torch.dtype = torch.float64) -> Heads | None:
     """None where the model is not such a stack. model: a `HybridLMForTokenClassification` in float64. dtype: the one
     that something will be shown of."""
     config = model.config
-    if config.block_types != ("nfsm",) or config.conv_kernel or config.mlp_size:
+    if config.block_types != ("nfsm",) or config.conv_kernel or config.mlp_size or config.input_skip:
         return None
     layer = model.model.layers[0]
     mixer, cell = layer.mixer, layer.mixer.cells[0]

@@ -70,7 +70,9 @@ def test_a_model_is_the_sum_of_its_parts(gate):
     assert not is_sum_of(model, heads)
 
 
-@pytest.mark.parametrize("change", [{"conv_kernel": 2}, {"intermediate_size": 8}, {"pattern": "nfsm*2"}])
+@pytest.mark.parametrize(
+    "change", [{"conv_kernel": 2}, {"intermediate_size": 8}, {"pattern": "nfsm*2"}, {"input_skip": True}]
+)
 def test_other_stacks_are_not_taken_apart(change):
     model, _ = model_of("s3", **change)
     assert take_apart(model) is None
