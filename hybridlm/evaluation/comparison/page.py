@@ -45,11 +45,16 @@ def summary(study: Study, records: Sequence[Record]) -> str:
 
 
 def _about(study: Study, records: Sequence[Record]) -> Iterator[str]:
+    rates = (
+        f"a learning rate is searched for each alike ({_fields(study.search)}), and the search goes on where the best "
+        "one is at an end of it"
+        if len(study.rates) > 1
+        else f"all have the learning rate {study.rates[0]:g}"
+    )
     yield (
         f"Written by `hybridlm compare {study.path.name}` from records of {len(records)} runs. All models are trained "
-        f"by `{study.recipe.name}`, with the fields of `{study.path.name}` for each; a learning rate is searched for "
-        f"each alike ({_fields(study.search)}), and the search goes on where the best one is at an end of it. The runs "
-        f"that count have {_fields(study.final)}."
+        f"by `{study.recipe.name}`, with the fields of `{study.path.name}` for each; {rates}. "
+        f"The runs that count have {_fields(study.final)}."
     )
     versions = sorted({", ".join(f"{k} {v}" for k, v in record["versions"].items()) for record in records})
     if versions:
@@ -80,9 +85,10 @@ def _tables(study: Study, records: Sequence[Record]) -> Iterator[str]:
             f"`generate` writes for one sequence{_behind(found)}, beside other runs on the same machine."
         )
         yield from _positions(found)
-    yield "\n## The search for the learning rate\n"
-    yield from _search(study, records)
-    yield "\nBits per byte of the validation, first seed; the best one in bold."
+    if len(study.rates) > 1:
+        yield "\n## The search for the learning rate\n"
+        yield from _search(study, records)
+        yield "\nBits per byte of the validation, first seed; the best one in bold."
     ends = [model for model in study.models if _is_an_end(study, model, records)]
     if ends:
         yield f"\nA better rate may lie beyond the best one, the lowest or highest that was tried: {', '.join(ends)}."

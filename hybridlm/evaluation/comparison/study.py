@@ -6,7 +6,7 @@ length of the search and of the runs that count.
       rglru: {model.pattern: rglru*6, model.hidden_size: 256}
       hybrid: {model.pattern: (rglru bmru)*3, model.hidden_size: 256}
     rates: [1e-3, 2e-3, 4e-3]        learning rates, ascending; the search goes on beyond an end that is best
-    search: {training.tokens: 1_000_000}
+    search: {training.tokens: 1_000_000}     not needed where there is one rate
     final: {training.tokens: 4_000_000}
     seeds: [0, 1, 2]                 of the final runs; the search has the first
     lengths: [512, 2k, 8k, 32k]      contexts in which the final models are measured on --text
@@ -39,8 +39,8 @@ class _File:
     recipe: str
     models: Annotated[dict[str, Fields], Field(min_length=1)]
     rates: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]
-    search: Fields
     final: Fields
+    search: Fields = Field(default_factory=dict)
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)] = Field(
         default_factory=lambda: [0, 1, 2]
     )
@@ -99,6 +99,10 @@ def read_study(path: str | Path) -> Study:
         lengths = _lengths(path, file.lengths)
     except ValidationError as error:
         raise UserError("\n".join([f"study {path}:", *map(_problem, error.errors(include_url=False))])) from None
+    if len(file.rates) > 1 and not file.search:
+        raise UserError(
+            f"study {path}: search: must be given where there are several rates, e.g. search: {{training.steps: 300}}."
+        )
     for field in ("search", "final"):
         _check_fields(path, field, getattr(file, field))
     folders: dict[str, str] = {}

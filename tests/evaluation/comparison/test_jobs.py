@@ -101,7 +101,8 @@ def test_where_all_final_runs_fail_the_best_rate_below_has_its_turn(study):
 
 
 def test_a_single_rate_needs_no_search(tmp_path):
-    study = make_study(tmp_path, STUDY.replace("[0.01, 0.02, 0.04]", "[0.03]"))
+    given = STUDY.replace("[0.01, 0.02, 0.04]", "[0.03]")
+    study = make_study(tmp_path, given.replace("search: {training.steps: 2}\n", ""))
     jobs = asked(due(study, []))
     assert jobs == [(m, "final", 0.03, s) for s in (5, 6) for m in ("fading", "both")]
 

@@ -1,4 +1,4 @@
-from made_up_studies import make_study, record, with_tests
+from made_up_studies import STUDY, make_study, record, with_tests
 from PIL import Image
 
 from hybridlm.evaluation.comparison.page import summary, write_page
@@ -43,6 +43,17 @@ def test_the_page(tmp_path):
     assert "hybridlm pretrain final-both-lr0.02-seed5" in text
     assert "| model | 1 to 4 | 5 to 8 |" in text
     assert "| `fading` | 1.8000 | 1.7000 |" in text
+
+
+def test_the_page_of_a_study_without_a_search(tmp_path):
+    study = make_study(
+        tmp_path, STUDY.replace("[0.01, 0.02, 0.04]", "[0.02]").replace("search: {training.steps: 2}", "")
+    )
+    made = [record(study, model, "final", 0.02, 5, 1.5, **with_tests(1.6, 1.5)) for model in study.models]
+    text = write_page(study, made, tmp_path / "study.md", None).read_text()
+    assert "for each; all have the learning rate 0.02. The runs" in text
+    assert "search" not in text
+    assert "| `both` | 1,000 | 0.02 | 1 | 1.5000 |" in text
 
 
 def test_what_would_flatter_is_said(tmp_path):

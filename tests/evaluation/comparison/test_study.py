@@ -28,6 +28,7 @@ def test_lengths_may_be_left_out_or_written_short(tmp_path):
         ("rates: [0.01, 0.02, 0.04]", "rates: [0.02, 0.01]", "rates.*must ascend"),
         ("rates: [0.01, 0.02, 0.04]", "rates: []", "rates"),
         ("rates: [0.01, 0.02, 0.04]", "rates: [-1]", r"rates\.0=-1"),
+        ("search: {training.steps: 2}", "", "search: must be given where there are several rates"),
         ("seeds: [5, 6]", "seeds: [5, 5]", "seeds.*must differ"),
         ("recipe: recipe.yaml", "", "recipe: must be given"),
         ("recipe: recipe.yaml", "recipe: none.yaml", "No recipe at .*none.yaml"),
