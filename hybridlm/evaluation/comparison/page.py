@@ -45,11 +45,12 @@ def summary(study: Study, records: Sequence[Record]) -> str:
 
 
 def _about(study: Study, records: Sequence[Record]) -> Iterator[str]:
+    rate, *more = study.rates
     rates = (
         f"a learning rate is searched for each alike ({_fields(study.search)}), and the search goes on where the best "
         "one is at an end of it"
-        if len(study.rates) > 1
-        else f"all have the learning rate {study.rates[0]:g}"
+        if more
+        else f"all have the learning rate {rate:g}"
     )
     yield (
         f"Written by `hybridlm compare {study.path.name}` from records of {len(records)} runs. All models are trained "
